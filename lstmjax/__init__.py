@@ -1,0 +1,12 @@
+"""LSTMs in JAX as pure functions over pytrees of parameters."""
+
+from lstmjax import dense as dense
+from lstmjax import embedding as embedding
+from lstmjax import lstm as lstm
+from lstmjax.inspect import summary as summary
+from lstmjax.lstm import LSTMOptions as LSTMOptions
+from lstmjax.lstm import LSTMParams as LSTMParams
+from lstmjax.lstm import LSTMState as LSTMState
+from lstmjax.time_distributed import time_distributed as time_distributed
+
+__version__ = "0.1.0"

@@ -1,0 +1,125 @@
+"""What is refused, and in which words: the argument, what came, what would be right."""
+
+import operator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import checkify
+
+
+def positive_int(name: str, value: Any) -> int:
+    """Return `value` as an int, or raise unless it is an integer of at least 1."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = 0
+    if number < 1 or isinstance(value, bool):
+        raise ValueError(f"{name} must be an integer of at least 1, got {value!r}.")
+    return number
+
+
+def positive_or_none(name: str, value: float | None) -> None:
+    """Raise unless `value` is None or above 0."""
+    if value is not None and not value > 0:
+        raise ValueError(f"{name} must be above 0, or None for no clipping; got {value!r}.")
+
+
+def floating_dtype(name: str, dtype: Any) -> Any:
+    """Raise unless `dtype` is a floating type."""
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise TypeError(f"{name} must be a floating type such as jnp.float32, got {jnp.dtype(dtype).name}.")
+    return jnp.dtype(dtype)
+
+
+def floating(name: str, array: Any, remedy: str = "Convert it with .astype(jnp.float32).") -> jax.Array:
+    """Return `array` as a JAX array, or raise unless its dtype is floating."""
+    array = _array(name, array)
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        raise TypeError(f"{name} must have a floating dtype, got {array.dtype.name} {array.shape}. {remedy}")
+    return array
+
+
+def shape(name: str, array: jax.Array, expected: tuple[int, ...], meaning: str) -> None:
+    """Raise unless `array` has exactly the expected shape."""
+    if array.shape != expected:
+        raise ValueError(f"{name} must have shape {expected} ({meaning}), got {array.shape}.")
+
+
+def instance(name: str, value: Any, expected: type, source: str) -> None:
+    """Raise unless `value` is an instance of `expected`, which `source` makes."""
+    if not isinstance(value, expected):
+        raise TypeError(f"{name} must be {expected.__name__}, as {source} makes it; got {type(value).__name__}.")
+
+
+def one_of(name: str, value: Any, known: Any) -> None:
+    """Raise unless `value` is one of the known names."""
+    if value not in known:
+        names = ", ".join(repr(k) for k in known)
+        raise ValueError(f"{name} must be one of {names}; got {value!r}.")
+
+
+def features(name: str, array: jax.Array, size: int, axes: str, owner: str) -> None:
+    """Raise unless the last axis of `array` has the size that the parameters were made for."""
+    rank = len(axes.split(", ")) - 1
+    if array.ndim < rank:
+        raise ValueError(f"{name} must have axes [{axes}], at least {rank} of them; got shape {array.shape}.")
+    if array.shape[-1] != size:
+        raise ValueError(
+            f"{name} must have {size} features in its last axis, because {owner}; got shape {array.shape}, "
+            f"read as [{axes}]."
+        )
+
+
+def integers(name: str, value: Any, low: int, high: int, meaning: str) -> jax.Array:
+    """Return `value` as an integer array within [low, high], or raise; `meaning` says what sets the range.
+
+    Values are read where they are concrete. Under a transformation they are not, and only a caller that
+    runs under `jax.experimental.checkify` is told.
+    """
+    array = _array(name, value)
+    if not jnp.issubdtype(array.dtype, jnp.integer):
+        raise TypeError(f"{name} must be integers, got {array.dtype.name} {array.shape}.")
+    message = f"{name} must lie between {low} and {high} ({meaning})"
+    if not isinstance(array, jax.core.Tracer) and array.size:
+        values = np.asarray(array)
+        if values.min() < low or values.max() > high:
+            raise ValueError(f"{message}; got values from {values.min()} to {values.max()}.")
+    checkify.debug_check(jnp.all((array >= low) & (array <= high)), f"{message}.")
+    return array
+
+
+def lengths(value: Any, batch: tuple[int, ...], time: int) -> jax.Array:
+    """Return `value` as integers [*batch] from 0 to time, or raise."""
+    array = integers("lengths", value, 0, time, "the number of time steps of xs")
+    shape("lengths", array, batch, "the batch axes of xs")
+    return array
+
+
+def resets(value: Any, batch: tuple[int, ...], time: int) -> jax.Array:
+    """Return `value` as bool [*batch, time], or raise."""
+    array = _array("resets", value)
+    if array.dtype != jnp.bool_:
+        raise TypeError(
+            f"resets must be bool, True where a step starts afresh; got {array.dtype.name} {array.shape}. "
+            "Convert it with .astype(bool)."
+        )
+    shape("resets", array, (*batch, time), "[*batch, time] of xs")
+    return array
+
+
+def common_leading_axes(arrays: list[Any], count: int, axes: str) -> tuple[int, ...]:
+    """Return the first `count` axes that all arrays share, or raise."""
+    shapes = [jnp.shape(array) for array in arrays]
+    leading = {shape[:count] for shape in shapes}
+    if len(leading) != 1 or len(shapes[0]) < count:
+        raise ValueError(f"arguments must all begin with the same axes [{axes}]; got shapes {shapes}.")
+    return leading.pop()
+
+
+def _array(name: str, value: Any) -> jax.Array:
+    try:
+        return jnp.asarray(value)
+    except TypeError as error:
+        raise TypeError(f"{name} must be an array, got {type(value).__name__}.") from error

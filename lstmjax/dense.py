@@ -1,0 +1,80 @@
+"""A dense layer on the last axis; every other axis is a batch axis, time among them."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.nn import initializers
+from jax.typing import DTypeLike
+from jaxtyping import Array, ArrayLike, Float
+
+from lstmjax import checks
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class DenseParams:
+    """The weights of a dense layer.
+
+    Args:
+        w: [inputs, units].
+        bias: [units].
+    """
+
+    w: Any
+    bias: Any
+
+
+def init(
+    key: Array,
+    inputs: int,
+    units: int,
+    *,
+    w_init: Callable[..., Array] = initializers.glorot_uniform(),
+    bias_init: Callable[..., Array] = initializers.zeros,
+    dtype: DTypeLike = jnp.float32,
+) -> DenseParams:
+    """Make the parameters of a dense layer: units * (inputs + 1) numbers.
+
+    Args:
+        key: a JAX random key.
+        inputs: length of one input vector.
+        units: length of one output vector.
+        w_init: initializer `(key, shape, dtype) -> array` of w.
+        bias_init: likewise of bias.
+        dtype: of both.
+
+    Raises:
+        ValueError: inputs or units is not a positive integer.
+        TypeError: dtype is not floating.
+    """
+    inputs, units = checks.positive_int("inputs", inputs), checks.positive_int("units", units)
+    dtype = checks.floating_dtype("dtype", dtype)
+    w_key, bias_key = jax.random.split(key)
+    return DenseParams(w=w_init(w_key, (inputs, units), dtype), bias=bias_init(bias_key, (units,), dtype))
+
+
+def apply(params: DenseParams, xs: Float[ArrayLike, "*batch inputs"]) -> Float[Array, "*batch units"]:
+    """Compute y = x W + b on the last axis.
+
+    Args:
+        params: DenseParams.
+        xs: [*batch, inputs], floating; time may be one of the batch axes.
+
+    Returns:
+        [*batch, units], in the common dtype of params and xs.
+
+    Raises:
+        ValueError: xs has another number of features; TypeError: xs is not floating.
+
+    >>> params = init(jax.random.key(0), inputs=32, units=2)
+    >>> apply(params, jnp.ones((8, 10, 32))).shape
+    (8, 10, 2)
+    """
+    checks.instance("params", params, DenseParams, "dense.init")
+    xs = checks.floating("xs", xs)
+    checks.features("xs", xs, params.w.shape[0], "*batch, inputs", "params.w has that many rows")
+    ys = xs @ params.w
+    return ys + jnp.broadcast_to(params.bias, ys.shape)

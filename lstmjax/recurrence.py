@@ -1,0 +1,149 @@
+"""The loop over time and its transpose: padding, resets and direction, written once.
+
+    before_t = initial              where resets_t, else state_{t-1}
+    after_t  = cell(before_t, x_t)
+    state_t  = after_t              where valid_t,  else state_{t-1}
+    y_t      = state_t.h            where valid_t,  else 0
+
+With `reverse`, t runs from the last step to the first and t-1 is the step read before it. Inside this
+module arrays are time-major, [time, *batch, ...]; a cell is written for one step of one sequence and
+is mapped over the batch axes here.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial, reduce
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["valid", "resets"],
+    meta_fields=["reverse", "unroll"],
+)
+@dataclasses.dataclass(frozen=True)
+class Clock:
+    """What the loop knows of each step beside its input.
+
+    Args:
+        valid: bool [time, *batch], False on padding; None where every step is valid.
+        resets: bool [time, *batch], True where a step starts from the initial state; None for nowhere.
+        reverse: whether time runs from the last step to the first.
+        unroll: steps in one iteration of the compiled loop.
+    """
+
+    valid: Any
+    resets: Any
+    reverse: bool
+    unroll: int
+
+
+def time_major(
+    xs: Float[Array, "*batch time inputs"],
+    lengths: Int[Array, "*batch"] | None,
+    resets: Bool[Array, "*batch time"] | None,
+    *,
+    reverse: bool,
+    unroll: int,
+) -> tuple[Float[Array, "time *batch inputs"], Clock]:
+    """Put time first, and zeros where padding was, so that nothing read there can reach a gradient."""
+    xs = jnp.moveaxis(xs, -2, 0)
+    valid = None
+    if lengths is not None:
+        valid = jax.vmap(lambda t: t < lengths.astype(jnp.int32))(jnp.arange(xs.shape[0], dtype=jnp.int32))
+        xs = _batched(lambda valid, x: _select(valid, x, jnp.zeros_like(x)), valid.ndim)(valid, xs)
+    if resets is not None:
+        resets = jnp.moveaxis(resets, -1, 0)
+    return xs, Clock(valid, resets, reverse, unroll)
+
+
+def forward(
+    cell: Callable[[Any, Any], tuple[Any, Any]],
+    state: Any,
+    initial: Any,
+    xs: Any,
+    clock: Clock,
+    *,
+    return_sequences: bool,
+) -> tuple[Float[Array, "time *batch units"] | None, Any, Any]:
+    """Run `cell(state, x) -> (state, saved)` over time.
+
+    Args:
+        cell: one step of one sequence; its state has fields h, the output, and c.
+        state: the state before the first step read, leaves [*batch, ...].
+        initial: the state that a reset restores, leaves without batch axes.
+        xs: inputs of the cell, a tree with leaves [time, *batch, ...].
+        clock: padding, resets and direction.
+        return_sequences: whether h of every step is stacked.
+
+    Returns:
+        ys [time, *batch, units] or None; the state after the last step read; what the cell saved,
+        stacked over time.
+    """
+
+    def tick(state, now):
+        x, valid, reset = now
+        before = state if reset is None else _select(reset, initial, state)
+        after, saved = cell(before, x)
+        if valid is not None:
+            after = _select(valid, after, state)
+        y = None
+        if return_sequences:
+            y = after.h if valid is None else _select(valid, after.h, jnp.zeros_like(after.h))
+        return after, (y, saved)
+
+    tick = _batched(tick, state.h.ndim - 1)
+    now = (xs, clock.valid, clock.resets)
+    state, (ys, saved) = jax.lax.scan(tick, state, now, reverse=clock.reverse, unroll=clock.unroll)
+    return ys, state, saved
+
+
+def backward(
+    cell_vjp: Callable[[Any, Any], tuple[Any, Any]],
+    d_state: Any,
+    d_ys: Float[Array, "time *batch units"] | None,
+    saved: Any,
+    clock: Clock,
+) -> tuple[Any, Any]:
+    """Run the transpose of `forward`, whose `initial` is taken as constant, against time.
+
+    Args:
+        cell_vjp: `cell_vjp(d_after, saved) -> (d_before, d_out)` for one step of one sequence, linear in
+            d_after.
+        d_state: cotangent of the final state, leaves [*batch, ...].
+        d_ys: cotangent of ys, or None.
+        saved: what the cell saved, leaves [time, *batch, ...].
+        clock: the one that `forward` had.
+
+    Returns:
+        The cotangent of the state before the first step read, and d_out of every step, 0 on padding.
+    """
+
+    def tick(d_state, now):
+        d_y, saved, valid, reset = now
+        zeros = jax.tree.map(jnp.zeros_like, d_state)
+        d_after = d_state if d_y is None else dataclasses.replace(d_state, h=d_state.h + d_y)
+        if valid is not None:
+            d_after = _select(valid, d_after, zeros)
+        d_before, d_out = cell_vjp(d_after, saved)
+        if reset is not None:
+            d_before = _select(reset, zeros, d_before)
+        if valid is not None:
+            d_before = _select(valid, d_before, d_state)
+        return d_before, d_out
+
+    tick = _batched(tick, d_state.h.ndim - 1)
+    now = (d_ys, saved, clock.valid, clock.resets)
+    return jax.lax.scan(tick, d_state, now, reverse=not clock.reverse, unroll=clock.unroll)
+
+
+def _select(condition: Bool[Array, ""], chosen: Any, other: Any) -> Any:
+    return jax.tree.map(partial(jnp.where, condition), chosen, other)
+
+
+def _batched(function: Callable, axes: int) -> Callable:
+    return reduce(lambda f, _: jax.vmap(f), range(axes), function)
