@@ -1,0 +1,1 @@
+"""Experiments over lstmjax: `python -m experiments run configs/airline.toml`."""

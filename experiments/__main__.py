@@ -1,0 +1,41 @@
+"""Train LSTMs from a config file.
+
+python -m experiments run CONFIG [--train.steps 500 --model.units 64 ...]   train once (--help lists every option)
+python -m experiments sweep CONFIG [overrides]                              train once per combination in [sweep]
+python -m experiments resume RUN                                            continue a stopped or killed run
+python -m experiments evaluate RUN                                          measure the newest checkpoint
+python -m experiments list                                                  show configs/ and runs/
+"""
+
+import sys
+
+from experiments import commands
+from experiments.config import ConfigError
+from experiments.runs import RunError
+
+
+def main(argv: list[str]) -> int:
+    try:
+        match argv:
+            case ["run", config, *overrides] if not config.startswith("-"):
+                return commands.run(config, overrides)
+            case ["sweep", config, *overrides] if not config.startswith("-"):
+                return commands.sweep(config, overrides)
+            case ["resume", run] if not run.startswith("-"):
+                return commands.resume(run)
+            case ["evaluate", run] if not run.startswith("-"):
+                return commands.evaluate(run)
+            case ["list"]:
+                return commands.show()
+            case ["-h" | "--help"]:
+                print(__doc__)
+                return 0
+    except (ConfigError, RunError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    print(f"error: cannot read the command {' '.join(argv)!r}\n\n{__doc__}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

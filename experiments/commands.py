@@ -1,0 +1,203 @@
+"""The commands behind `python -m experiments`; each returns the exit code."""
+
+import contextlib
+import json
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import jax
+from rich.table import Table
+
+import lstmjax
+from experiments import report, runs
+from experiments.checkpoint import Checkpoints
+from experiments.config import Config, ConfigError, dumps, load, load_sweep
+from experiments.data.mnist import DataError
+from experiments.report import console
+from experiments.runs import Run, RunError
+from experiments.task import Task
+from experiments.tasks import TASKS
+from experiments.train import (
+    Hooks,
+    NonFiniteLoss,
+    Outcome,
+    TrainState,
+    criterion_met,
+    initial_state,
+    train,
+)
+
+INTERRUPTED = 130
+
+
+def run(path: str, overrides: list[str]) -> int:
+    return _start(load(path, overrides))[1]
+
+
+def sweep(path: str, overrides: list[str]) -> int:
+    """Runs every combination in turn, then compares them."""
+    started = []
+    for choice, config in load_sweep(path, overrides):
+        folder, code = _start(config)
+        if code:
+            return code
+        started.append((folder, choice))
+    names = list(json.loads(started[0][0].result.read_text())["test"])
+    table = Table("run", *started[0][1], *names, title=f"sweep {path}", title_justify="left")
+    for folder, choice in started:
+        test = json.loads(folder.result.read_text())["test"]
+        table.add_row(str(folder.folder), *map(str, choice.values()), *map(report.number, test.values()))
+    console.print(table)
+    return 0
+
+
+def resume(folder: str) -> int:
+    """Continues from the newest whole checkpoint; what was logged after it is dropped and done again."""
+    run = runs.find(folder)
+    config = load(run.config)
+    if run.result.exists():
+        console.print(f"{run.folder} is finished: nothing to resume. Its result is in {run.result}")
+        return 0
+    task = _task(config)
+    checkpoints, state = Checkpoints(run.checkpoints), initial_state(task, config.train)
+    if checkpoints.latest() is not None:
+        state = checkpoints.restore(state)
+    runs.truncate(run.metrics, int(state.step))
+    console.print(f"{run.folder}: on from step {int(state.step)}")
+    return _train(run, config, task, checkpoints, state)
+
+
+def evaluate(folder: str) -> int:
+    run = runs.find(folder)
+    config = load(run.config)
+    task, checkpoints = _task(config), Checkpoints(run.checkpoints)
+    if checkpoints.latest() is None:
+        raise RunError(f"{run.folder} has no checkpoint yet; start it on with {_command('resume', run)}")
+    state = checkpoints.restore(initial_state(task, config.train))
+    title = f"{run.folder} at step {int(state.step)}"
+    console.print(report.table(task, {"LSTM": _test(task, state)}, title))
+    return 0
+
+
+def show() -> int:
+    """The configs, each by the first line of its head, and the runs, each by its result."""
+    table = Table("config", "what it is")
+    for path in sorted(Path("configs").glob("*.toml")):
+        table.add_row(str(path), path.read_text().splitlines()[0].lstrip("# "))
+    console.print(table)
+    table = Table("run", "steps", "result")
+    for run in runs.all_runs(Path("runs")):
+        lines = runs.read(run.metrics)
+        outcome = "not finished"
+        if run.result.exists():
+            test = json.loads(run.result.read_text())["test"]
+            outcome = "  ".join(f"{name} {report.number(value)}" for name, value in test.items())
+        table.add_row(str(run.folder), str(lines[-1]["step"] if lines else 0), outcome)
+    console.print(table)
+    return 0
+
+
+def _start(config: Config) -> tuple[Run, int]:
+    task = _task(config)
+    run = runs.create(config.out, config.name, dumps(config))
+    state = initial_state(task, config.train)
+    console.print(f"{run.folder}: {config.task} on {jax.devices()[0].device_kind}")
+    console.print(str(lstmjax.summary(state.params)))
+    return run, _train(run, config, task, Checkpoints(run.checkpoints), state)
+
+
+def _train(run: Run, config: Config, task: Task, checkpoints: Checkpoints, state: TrainState) -> int:
+    with (
+        _interrupt() as interrupted,
+        report.progress(config.train.steps, int(state.step)) as shown,
+    ):
+
+        def log(line: dict, rate: float) -> None:
+            runs.append(run.metrics, line)
+            shown(line, rate)
+
+        hooks = Hooks(log=log, save=checkpoints.save, stop=interrupted)
+        try:
+            outcome = train(task, config.train, state, hooks)
+        except NonFiniteLoss as error:
+            good = checkpoints.latest()
+            where = "there is none" if good is None else run.checkpoints / str(good)
+            raise RunError(
+                f"{run.folder}: {error}; the last good checkpoint: {where}. Start again with a lower "
+                f"--train.learning_rate or --train.clip"
+            ) from None
+    times = {"steps": outcome.steps, "compile_seconds": outcome.compile_seconds}
+    runs.append(run.timings, times | {"train_seconds": outcome.train_seconds})
+    if not outcome.finished:
+        console.print(f"stopped and saved at step {int(outcome.state.step)}; to go on:")
+        console.print(f"  {_command('resume', run)}")
+        return INTERRUPTED
+    _finish(run, config, task, outcome)
+    return 0
+
+
+def _finish(run: Run, config: Config, task: Task, outcome: Outcome) -> None:
+    test, state = _test(task, outcome.state), outcome.state
+    sequences = int(state.step) * config.train.batch
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    result = {"task": config.task, "step": int(state.step), "sequences": sequences}
+    result |= {"parameters": parameters, "test": test}
+    result["baselines"] = {name: {k: float(v) for k, v in figures.items()} for name, figures in task.baselines.items()}
+    if task.criterion:
+        result["criterion_met"] = bool(criterion_met(task, state))
+    report.curve(run.curve, task, runs.read(run.metrics), test, f"{run.folder.name}: {config.task}")
+    runs.write(run.result, json.dumps(result, indent=2) + "\n")
+
+    console.print(report.table(task, {"LSTM": test}, str(run.folder)))
+    if task.criterion:
+        met = f"met after {sequences:,} sequences" if result["criterion_met"] else "not met"
+        console.print(f"criterion   {met}, of at most {config.train.steps * config.train.batch:,}")
+    if task.published:
+        console.print(f"published   {task.published}")
+    seconds, steps = outcome.train_seconds, outcome.steps
+    console.print(f"parameters  {parameters:,}")
+    console.print(f"compiling   {outcome.compile_seconds:.1f} s")
+    if steps:
+        console.print(f"training    {seconds:.1f} s, {steps} steps, {steps / seconds:.3g} steps/s")
+    console.print(f"picture     {run.curve}")
+    console.print(f"again       {_command('evaluate', run)}")
+
+
+def _task(config: Config) -> Task:
+    test_key = jax.random.fold_in(jax.random.key(config.train.seed), 1)
+    try:
+        return TASKS[config.task].build(config.data, config.model, config.train.batch, test_key)
+    except DataError as error:
+        raise RunError(str(error)) from None
+    except ValueError as error:
+        raise ConfigError(f"{config.name}: {error}") from None
+
+
+def _test(task: Task, state: TrainState) -> dict[str, float]:
+    figures = jax.jit(task.evaluate)(state.params, task.splits["test"])
+    names = sorted(figures, key=lambda name: (name != task.metric, name))
+    return {name: float(figures[name]) for name in names}
+
+
+def _command(name: str, run: Run) -> str:
+    return f"python -m experiments {name} {run.folder}"
+
+
+@contextlib.contextmanager
+def _interrupt() -> Iterator[Callable[[], bool]]:
+    """Within, the first Ctrl-C only makes what is yielded true; the second is Python's own."""
+    asked = False
+
+    def ask(signum, frame):
+        nonlocal asked
+        asked = True
+        signal.signal(signal.SIGINT, previous)
+        print("stopping after this chunk; once more to stop at once", file=sys.stderr)
+
+    previous = signal.signal(signal.SIGINT, ask)
+    try:
+        yield lambda: asked
+    finally:
+        signal.signal(signal.SIGINT, previous)

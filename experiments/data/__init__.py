@@ -1,0 +1,1 @@
+"""The data sets, and the order in which training reads them."""

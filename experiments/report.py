@@ -1,0 +1,99 @@
+"""What a run shows: progress while it trains, a table and a picture when it is done."""
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from experiments.task import Task
+
+console = Console(highlight=False, soft_wrap=True)
+
+
+@contextlib.contextmanager
+def progress(steps: int, first: int) -> Iterator[Callable[[dict, float], None]]:
+    """A bar on a terminal, ten plain lines elsewhere; call what it yields with each line of metrics."""
+    if not console.is_terminal:
+        tenth = first * 10 // steps
+
+        def say(line: dict, rate: float) -> None:
+            nonlocal tenth
+            if line["step"] * 10 // steps > tenth:
+                tenth = line["step"] * 10 // steps
+                console.print(f"step {line['step']}/{steps}  {_figures(line)}  {rate:.3g} steps/s")
+
+        yield say
+        return
+
+    columns = ("{task.completed:.0f}/{task.total:.0f}", "{task.fields[figures]}", "{task.fields[speed]}")
+    shown = [BarColumn(), *map(TextColumn, columns), TimeRemainingColumn()]
+    with Progress(*shown, console=console) as bar:
+        job = bar.add_task("train", total=steps, completed=first, figures="compiling", speed="")
+
+        def update(line: dict, rate: float) -> None:
+            figures, step = _figures(line), line["step"]
+            bar.update(job, completed=step, figures=figures, speed=f"{rate:.3g} steps/s")
+
+        yield update
+
+
+def table(task: Task, rows: Mapping[str, Mapping[str, float]], title: str) -> Table:
+    """Measured figures beside those of the baselines, on the test split."""
+    names = list(next(iter(rows.values())))
+    shown = Table("test", *names, title=title, title_justify="left")
+    for row, figures in rows.items():
+        shown.add_row(row, *(number(figures.get(name)) for name in names), style="bold")
+    for row, figures in task.baselines.items():
+        shown.add_row(row, *(number(figures.get(name)) for name in names))
+    return shown
+
+
+def number(value: Any) -> str:
+    return "" if value is None else f"{float(value):.4g}"
+
+
+def curve(path: Path, task: Task, lines: list[dict], test: Mapping[str, float], title: str) -> None:
+    """Loss and the task's metric over the training sequences, with baselines as level lines."""
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for axes, metric in ((left, "loss"), (right, task.metric)):
+        _lines(axes, task, lines, test, metric)
+    figure.suptitle(title)
+    figure.savefig(path, dpi=120)
+
+
+def _lines(axes, task: Task, lines: list[dict], test: Mapping[str, float], metric: str) -> None:
+    names = dict.fromkeys(name for line in lines for name in line)
+    for name in names:
+        if name == metric or name.endswith(f"_{metric}"):
+            points = [(line["sequences"], line[name]) for line in lines if name in line]
+            label = "train_loss" if name == "loss" else name
+            axes.plot(*zip(*points, strict=True), label=label.replace("_", " "), marker="." * (len(points) < 40))
+    for color, (name, figures) in zip(("C4", "C5", "C6", "C7"), task.baselines.items(), strict=False):
+        if metric in figures:
+            value = float(figures[metric])
+            axes.axhline(value, color=color, linestyle="--", label=f"{name}, {number(value)}")
+    if metric in test:
+        at = lines[-1]["sequences"]
+        axes.plot(at, test[metric], "k*", markersize=10, label=f"test, {number(test[metric])}")
+    if task.criterion and metric == task.measure:
+        mean = task.criterion.mean
+        axes.axhline(mean, color="grey", linestyle=":", label=f"criterion, mean below {mean}")
+    if metric != "accuracy":
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(LogFormatter())
+        axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1.5, 0.5)))
+    axes.set(xlabel="training sequences", ylabel=metric)
+    axes.legend(fontsize="small")
+    axes.grid(alpha=0.3)
+
+
+def _figures(line: dict) -> str:
+    shown = {k: v for k, v in line.items() if k not in ("step", "sequences")}
+    return "  ".join(f"{name.replace('_', ' ')} {number(value)}" for name, value in shown.items())

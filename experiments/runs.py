@@ -1,0 +1,139 @@
+"""The folder of one run: what was asked, on what machine, and what came out."""
+
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+
+PACKAGES = ("lstmjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+
+
+class RunError(RuntimeError):
+    exit_code = 1
+
+
+@dataclass(frozen=True)
+class Run:
+    """Paths of a run. `metrics` and `result` hold only what the config and the machine determine; times are apart."""
+
+    folder: Path
+
+    @property
+    def config(self) -> Path:
+        return self.folder / "config.toml"
+
+    @property
+    def metrics(self) -> Path:
+        return self.folder / "metrics.jsonl"
+
+    @property
+    def timings(self) -> Path:
+        return self.folder / "timings.jsonl"
+
+    @property
+    def result(self) -> Path:
+        return self.folder / "result.json"
+
+    @property
+    def curve(self) -> Path:
+        return self.folder / "curve.png"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.folder / "checkpoints"
+
+
+def create(out: str, name: str, config: str) -> Run:
+    """A new folder `out/name-NNN` with the resolved config and the environment in it."""
+    parent = Path(out)
+    parent.mkdir(parents=True, exist_ok=True)
+    number = 1
+    while True:
+        run = Run(parent / f"{name}-{number:03d}")
+        try:
+            run.folder.mkdir()
+            break
+        except FileExistsError:
+            number += 1
+    write(run.config, config)
+    write(run.folder / "environment.json", json.dumps(environment(), indent=2) + "\n")
+    return run
+
+
+def find(folder: str) -> Run:
+    run = Run(Path(folder))
+    if not run.config.is_file():
+        known = ", ".join(str(r.folder) for r in all_runs(run.folder.parent)) or "none"
+        raise RunError(f"{folder} is not a run: it has no config.toml; runs beside it: {known}")
+    return run
+
+
+def all_runs(parent: Path) -> list[Run]:
+    return [Run(path.parent) for path in sorted(parent.glob("*/config.toml"))]
+
+
+def write(path: Path, text: str) -> None:
+    """Replaces the whole file at once, so that a kill leaves the old or the new one."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def append(path: Path, line: dict) -> None:
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def read(path: Path) -> list[dict]:
+    """The lines of a .jsonl file; a last line that a kill tore in two is left out."""
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def truncate(path: Path, step: int) -> None:
+    """Drops the metrics written after `step`: the run goes through those steps again."""
+    kept = [line for line in read(path) if line["step"] <= step]
+    write(path, "".join(json.dumps(line) + "\n" for line in kept))
+
+
+def environment() -> dict:
+    device = jax.devices()[0]
+    return {
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in PACKAGES},
+        "platform": platform.platform(),
+        "cpus": os.cpu_count(),
+        "device": device.device_kind,
+        "devices": jax.device_count(),
+        "backend": device.platform,
+        "argv": sys.argv,
+        "git": _git(),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None  # run from a clone that is not installed
+
+
+def _git() -> dict | None:
+    """The commit of this source tree and whether it was changed since; None outside a clone."""
+    here = Path(__file__).parent
+    try:
+        commit, changes = (
+            subprocess.run(["git", *command], cwd=here, capture_output=True, text=True, check=True)
+            for command in (["rev-parse", "HEAD"], ["status", "--porcelain"])
+        )
+    except (FileNotFoundError, subprocess.CalledProcessError):
+        return None
+    return {"commit": commit.stdout.strip(), "dirty": bool(changes.stdout.strip())}

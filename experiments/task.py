@@ -1,0 +1,56 @@
+"""What a task is: plain functions and arrays, all that the training loop needs to know."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from experiments.models import Params
+
+Batch = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Criterion:
+    """Stop when the most recent `sequences` training sequences each err below `each`, and below `mean` on average.
+
+    Hochreiter & Schmidhuber, Long Short-Term Memory, Neural Computation 9(8), 1997, sections 5.4 and 5.6.
+    """
+
+    each: float
+    mean: float
+    sequences: int = 2000
+
+    def start(self) -> Float[Array, " sequences"]:
+        """No sequence seen yet: infinite errors."""
+        return jnp.full(self.sequences, jnp.inf)
+
+    def push(self, recent: Float[Array, " sequences"], errors: Float[Array, " batch"]) -> Float[Array, " sequences"]:
+        return jnp.concatenate([recent, errors])[-self.sequences :]
+
+    def met(self, recent: Float[Array, " sequences"]) -> Bool[Array, ""]:
+        return jnp.all(recent < self.each) & (jnp.mean(recent) < self.mean)
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """A task, ready to train.
+
+    `loss` returns, beside the mean loss, one number per sequence, named by `measure`; the criterion looks at it.
+    `evaluate` returns named figures of a whole split, `metric` first among them. `baselines` gives the same figures
+    for predictors that need no LSTM, and is computed when the task is built.
+    """
+
+    init: Callable[[Array], Params]
+    batches: Callable[[Any, Array, Int[Array, " steps"]], Batch]  # (train split, key, steps)
+    loss: Callable[[Params, Batch], tuple[Float[Array, ""], Float[Array, " batch"]]]
+    evaluate: Callable[[Params, Any], dict[str, Array]]
+    splits: Mapping[str, Any]  # "test", "train" where data is given, not drawn, and others to watch
+    metric: str
+    measure: str
+    baselines: Mapping[str, Mapping[str, float | Array]]
+    watch: tuple[str, ...] = ()  # splits evaluated while training
+    criterion: Criterion | None = None
+    published: str = ""  # what to compare with, and where it is written

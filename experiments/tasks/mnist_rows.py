@@ -1,0 +1,76 @@
+"""Handwritten digits read row by row: 28 steps of 28 pixels, then the digit."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from experiments import models
+from experiments.data import mnist
+from experiments.data.order import shuffled
+from experiments.task import Task
+
+AT_ONCE = 1000
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    pass
+
+
+def build(options: Options, model: models.Model, batch: int, key: Array) -> Task:
+    del options, key
+    splits = {
+        name: {"rows": jnp.asarray(images), "digit": jnp.asarray(digits)}
+        for name, (images, digits) in mnist.load().items()
+    }
+    return Task(
+        init=functools.partial(models.init, inputs=28, outputs=10, model=model),
+        batches=functools.partial(_batches, batch=batch),
+        loss=_loss,
+        evaluate=_evaluate,
+        splits=splits,
+        metric="accuracy",
+        measure="accuracy",
+        baselines=_baselines(splits),
+        watch=("validation",),
+        published="TensorFlow examples, LSTM(128) on 128 test images: 0.9766",
+    )
+
+
+def _batches(train: dict[str, Array], key: Array, steps: Array, batch: int) -> dict[str, Array]:
+    rows = shuffled(key, steps, examples=len(train["digit"]), batch=batch)
+    return {name: column[rows] for name, column in train.items()}
+
+
+def _losses(params: models.Params, batch: dict[str, Array]) -> tuple[Array, Array]:
+    log_outputs = jax.nn.log_softmax(models.last(params, batch["rows"]))
+    right = jnp.take_along_axis(log_outputs, batch["digit"][:, None], axis=-1)[:, 0]
+    return -right, (jnp.argmax(log_outputs, axis=-1) == batch["digit"]).astype(jnp.float32)
+
+
+def _loss(params: models.Params, batch: dict[str, Array]):
+    losses, correct = _losses(params, batch)
+    return jnp.mean(losses), correct
+
+
+def _evaluate(params: models.Params, split: dict[str, Array]):
+    pieces = jax.tree.map(lambda column: column.reshape(-1, AT_ONCE, *column.shape[1:]), split)
+    losses, correct = jax.lax.map(functools.partial(_losses, params), pieces)
+    return {"accuracy": jnp.mean(correct), "loss": jnp.mean(losses)}
+
+
+def _baselines(splits: dict[str, dict[str, Array]]) -> dict[str, dict[str, float]]:
+    """Always the commonest digit; and the digit whose mean training image is nearest."""
+    pixels, digits = (np.asarray(splits["train"][name]) for name in ("rows", "digit"))
+    tested, truth = (np.asarray(splits["test"][name]) for name in ("rows", "digit"))
+    commonest = np.bincount(digits).argmax()
+    means = np.stack([pixels[digits == digit].mean(axis=0) for digit in range(10)]).reshape(10, -1)
+    distances = (means**2).sum(axis=1)[None, :] - 2 * tested.reshape(len(tested), -1) @ means.T
+    return {
+        "commonest digit": {"accuracy": float(np.mean(truth == commonest))},
+        "nearest mean image": {"accuracy": float(np.mean(truth == distances.argmin(axis=1)))},
+    }

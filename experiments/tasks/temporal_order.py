@@ -1,0 +1,103 @@
+"""Temporal order: in which order did X and Y come, many steps ago?
+
+Hochreiter & Schmidhuber, Long Short-Term Memory, Neural Computation 9(8), 1997, section 5.6, tasks 6a and 6b.
+"""
+
+import dataclasses
+import functools
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from experiments import models
+from experiments.data import drawn
+from experiments.task import Criterion, Task
+
+TEST = 2560
+RIGHT = 0.3  # a sequence is classified correctly when every output errs by less
+SYMBOLS = "abcdXYEB"
+SPANS = {"6a": ((10, 20), (50, 60)), "6b": ((10, 20), (33, 43), (66, 76))}
+PUBLISHED = {
+    "6a": "31,390 sequences to criterion, 1 wrong of 2560",
+    "6b": "571,100 sequences to criterion, 2 wrong of 2560",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    variant: Literal["6a", "6b"] = "6a"
+    """6a: two symbols, four classes; 6b: three symbols, eight classes."""
+
+
+def build(options: Options, model: models.Model, batch: int, key: Array) -> Task:
+    spans = SPANS[options.variant]
+    draw = functools.partial(sequence, spans=spans)
+    test = drawn.sequences(draw, key, TEST)
+    classes = 2 ** len(spans)
+    uniform = jnp.full((TEST, classes), 1 / classes)
+    return Task(
+        init=functools.partial(models.init, inputs=len(SYMBOLS), outputs=classes, model=model),
+        batches=lambda train, key, steps: drawn.per_step(draw, key, steps, batch),
+        loss=_loss,
+        evaluate=_evaluate,
+        splits={"test": test},
+        metric="error",
+        measure="error",
+        baselines={"chance": _figures(uniform, test["class"])},
+        criterion=Criterion(each=RIGHT, mean=0.1),
+        published=PUBLISHED[options.variant],
+    )
+
+
+def sequence(key: Array, spans: tuple[tuple[int, int], ...]) -> dict[str, Array]:
+    """One sequence of symbols: E, random a to d, B, with an X or Y somewhere in each of `spans`.
+
+    The class counts in binary, X as 0 and Y as 1, first symbol first: XX, XY, YX, YY are 0, 1, 2, 3.
+    """
+    length_key, fill_key, places_key, kinds_key = jax.random.split(key, 4)
+    steps = jnp.arange(110)
+    length = jax.random.randint(length_key, (), 100, 111)
+    symbols = jax.random.randint(fill_key, (110,), 0, 4)
+    starts, ends = jnp.array(spans).T
+    places = jax.random.randint(places_key, (len(spans),), starts, ends + 1)
+    kinds = jax.random.randint(kinds_key, (len(spans),), 0, 2)
+
+    symbols = symbols.at[places].set(SYMBOLS.index("X") + kinds)
+    symbols = symbols.at[0].set(SYMBOLS.index("E")).at[length - 1].set(SYMBOLS.index("B"))
+    return {
+        "symbols": jnp.where(steps < length, symbols, 0),
+        "length": length,
+        "class": jnp.sum(kinds * 2 ** jnp.arange(len(spans))[::-1]),
+    }
+
+
+def _logits(params: models.Params, batch: dict[str, Array]) -> Array:
+    one_hot = jax.nn.one_hot(batch["symbols"], len(SYMBOLS))
+    return models.last(params, one_hot, batch["length"])
+
+
+def _loss(params: models.Params, batch: dict[str, Array]):
+    log_outputs = jax.nn.log_softmax(_logits(params, batch))
+    right = jnp.take_along_axis(log_outputs, batch["class"][:, None], axis=-1)
+    return -jnp.mean(right), _errors(jnp.exp(log_outputs), batch["class"])
+
+
+def _evaluate(params: models.Params, batch: dict[str, Array]):
+    return _figures(jax.nn.softmax(_logits(params, batch)), batch["class"])
+
+
+def _errors(outputs: Array, classes: Array) -> Array:
+    """Of each sequence, the error of the output that errs most."""
+    targets = jax.nn.one_hot(classes, outputs.shape[-1])
+    return jnp.max(jnp.abs(outputs - targets), axis=-1)
+
+
+def _figures(outputs: Array, classes: Array) -> dict[str, Array]:
+    errors = _errors(outputs, classes)
+    return {
+        "error": jnp.mean(errors),
+        f"wrong of {TEST}": jnp.sum(errors >= RIGHT),
+        "accuracy": jnp.mean(jnp.argmax(outputs, axis=-1) == classes),
+    }

@@ -1,0 +1,195 @@
+"""Training: a jitted chunk of steps inside a Python loop that logs, evaluates and saves.
+
+Everything the next step depends on is in `TrainState`, and which sequences a step reads depends on the step
+alone, so a run that was stopped and resumed ends bit for bit where one that never stopped does.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable
+from typing import Literal
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Bool, Float, Int, UInt32
+
+from experiments.models import Params
+from experiments.task import Task
+
+
+@dataclasses.dataclass(frozen=True)
+class Train:
+    """What [train] in a config may say."""
+
+    seed: int = 0
+    """Decides the first parameters and all data that is drawn or shuffled."""
+    steps: int = 1000
+    """Stop here at the latest."""
+    batch: int = 32
+    """Sequences per step."""
+    learning_rate: float = 1e-3
+    """Of Adam, at the start."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """Keep the learning rate, or bring it to zero over all steps."""
+    clip: float = 1.0
+    """The longest gradient, as a norm over all parameters."""
+    log_every: int = 100
+    """Steps between two lines of metrics; also the steps of one compiled chunk."""
+    evaluate_every: int = 100
+    """Steps between two looks at held-out data; a multiple of log_every."""
+    save_every: int = 500
+    """Steps between two checkpoints; a multiple of log_every."""
+
+    def __post_init__(self):
+        for name in ("steps", "batch", "log_every", "learning_rate", "clip"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"train.{name} is {getattr(self, name)}; it must be above 0")
+        for name in ("evaluate_every", "save_every"):
+            if (every := getattr(self, name)) <= 0 or every % self.log_every:
+                raise ValueError(f"train.{name} is {every}; it must be a multiple of train.log_every, {self.log_every}")
+
+
+@flax.struct.dataclass
+class TrainState:
+    step: Int[Array, ""]
+    params: Params
+    optimizer: optax.OptState
+    key: UInt32[Array, " words"]
+    recent: Float[Array, " sequences"] | None
+    """The errors of the most recent training sequences, where the task has a criterion."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Hooks:
+    """What the loop calls after a chunk."""
+
+    log: Callable[[dict, float], None]
+    """Takes a line of metrics, and the steps per second so far, which is no part of it."""
+    save: Callable[[TrainState], None]
+    stop: Callable[[], bool]
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    state: TrainState
+    finished: bool
+    compile_seconds: float
+    train_seconds: float
+    steps: int
+
+
+class NonFiniteLoss(ArithmeticError):
+    pass
+
+
+def initial_state(task: Task, options: Train) -> TrainState:
+    params_key, data_key = jax.random.split(jax.random.key(options.seed))
+    params = task.init(params_key)
+    return TrainState(
+        step=jnp.int32(0),
+        params=params,
+        optimizer=_optimizer(options).init(params),
+        key=jax.random.key_data(data_key),
+        recent=task.criterion.start() if task.criterion else None,
+    )
+
+
+def train(task: Task, options: Train, state: TrainState, hooks: Hooks) -> Outcome:
+    """Trains from `state` until the criterion is met, the steps are done, or `hooks.stop()` says so."""
+    started = time.perf_counter()
+    first, data = int(state.step), task.splits.get("train")
+    chunk = jax.jit(_chunk(task, options), donate_argnums=0).lower(state, data).compile()
+    evaluate = {name: jax.jit(task.evaluate).lower(state.params, task.splits[name]).compile() for name in task.watch}
+    compiled = time.perf_counter()
+
+    finished, stopped = bool(_finished(state, task, options)), False
+    while not finished and not stopped:
+        before = int(state.step)
+        state, losses, measures = chunk(state, data)
+        step = int(state.step)
+        losses, measures = np.asarray(losses)[: step - before], np.asarray(measures)[: step - before]
+        _check_finite(losses, before)
+        finished = bool(_finished(state, task, options))
+
+        line = {"step": step, "sequences": step * options.batch}
+        line |= {"loss": _mean(losses), f"train_{task.measure}": _mean(measures)}
+        if finished or step % options.evaluate_every == 0:
+            for name, measured in evaluate.items():
+                figures = measured(state.params, task.splits[name])
+                line |= {f"{name}_{k}": float(v) for k, v in figures.items()}
+        hooks.log(line, (step - first) / (time.perf_counter() - compiled))
+        stopped = not finished and hooks.stop()
+        if finished or stopped or step % options.save_every == 0:
+            hooks.save(state)
+
+    done = time.perf_counter()
+    return Outcome(state, finished, compiled - started, done - compiled, int(state.step) - first)
+
+
+def criterion_met(task: Task, state: TrainState) -> Bool[Array, ""]:
+    if task.criterion is None or state.recent is None:
+        return jnp.bool_(False)
+    return task.criterion.met(state.recent)
+
+
+def _chunk(task: Task, options: Train):
+    """`log_every` steps as one program; steps beyond the end of training leave the state as it is.
+
+    A chunk always starts on a multiple of `log_every`, so the same program runs whatever came before.
+    """
+    optimizer = _optimizer(options)
+
+    def update(state: TrainState, batch):
+        gradient = jax.value_and_grad(task.loss, has_aux=True)
+        (loss, measure), grads = gradient(state.params, batch)
+        updates, moments = optimizer.update(grads, state.optimizer, state.params)
+        recent = state.recent
+        if task.criterion is not None and recent is not None:
+            recent = task.criterion.push(recent, measure)
+        state = dataclasses.replace(
+            state,
+            step=state.step + 1,
+            params=optax.apply_updates(state.params, updates),
+            optimizer=moments,
+            recent=recent,
+        )
+        return state, (loss, measure)
+
+    def skip(state: TrainState, batch):
+        del batch
+        return state, (jnp.float32(0), jnp.zeros(options.batch))
+
+    def step(state: TrainState, batch):
+        return jax.lax.cond(_finished(state, task, options), skip, update, state, batch)
+
+    def chunk(state: TrainState, data):
+        steps = state.step + jnp.arange(options.log_every)
+        batches = task.batches(data, jax.random.wrap_key_data(state.key), steps)
+        state, (losses, measures) = jax.lax.scan(step, state, batches)
+        return state, losses, measures
+
+    return chunk
+
+
+def _finished(state: TrainState, task: Task, options: Train) -> Bool[Array, ""]:
+    return (state.step >= options.steps) | criterion_met(task, state)
+
+
+def _optimizer(options: Train) -> optax.GradientTransformation:
+    rate = options.learning_rate
+    schedule = optax.cosine_decay_schedule(rate, options.steps) if options.schedule == "cosine" else rate
+    return optax.chain(optax.clip_by_global_norm(options.clip), optax.adam(schedule))
+
+
+def _check_finite(losses: np.ndarray, before: int) -> None:
+    wrong = np.flatnonzero(~np.isfinite(losses))
+    if wrong.size:
+        step = before + int(wrong[0]) + 1
+        raise NonFiniteLoss(f"the loss is {losses[wrong[0]]} at step {step}")
+
+
+def _mean(values: np.ndarray) -> float:
+    return float(np.mean(values, dtype=np.float64))
