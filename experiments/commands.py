@@ -44,11 +44,12 @@ def sweep(path: str, overrides: list[str]) -> int:
         if code:
             return code
         started.append((folder, choice))
-    names = list(json.loads(started[0][0].result.read_text())["test"])
-    table = Table("run", *started[0][1], *names, title=f"sweep {path}", title_justify="left")
-    for folder, choice in started:
-        test = json.loads(folder.result.read_text())["test"]
-        table.add_row(str(folder.folder), *map(str, choice.values()), *map(report.number, test.values()))
+    results = [json.loads(folder.result.read_text()) for folder, _ in started]
+    columns = ["run", *started[0][1], "sequences", *results[0]["test"]]
+    table = Table(*columns, title=f"sweep {path}", title_justify="left")
+    for (folder, choice), result in zip(started, results, strict=True):
+        figures = (f"{result['sequences']:,}", *map(report.number, result["test"].values()))
+        table.add_row(str(folder.folder), *map(str, choice.values()), *figures)
     console.print(table)
     return 0
 

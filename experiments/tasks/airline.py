@@ -93,7 +93,10 @@ def baselines(series: np.ndarray, train: int) -> dict[str, dict[str, float]]:
         "seasonal naive": series[months - SEASON],
         "AR(13) on the log": np.exp(_autoregression(np.log(series), train, order=13)),
     }
-    return {name: _errors(forecast - series[months]) for name, forecast in forecasts.items()}
+    return {
+        name: {key: float(value) for key, value in _errors(forecast - series[months]).items()}
+        for name, forecast in forecasts.items()
+    }
 
 
 def _autoregression(series: np.ndarray, train: int, order: int) -> np.ndarray:

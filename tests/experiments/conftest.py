@@ -1,0 +1,51 @@
+"""The experiments' annotations are checked as they run, and the command line is run as a user runs it."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jaxtyping
+import pytest
+
+CHECKED = ["experiments.data", "experiments.models", "experiments.task", "experiments.tasks"]
+
+with jaxtyping.install_import_hook(CHECKED, "beartype.beartype"):
+    import experiments.tasks  # noqa: F401
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="session")
+def configs():
+    return ROOT / "configs"
+
+
+@pytest.fixture(scope="session")
+def launch():
+    """Starts `python -m experiments ...` in a folder, with warnings as errors."""
+
+    def start(folder: Path, *arguments: object, **env: str) -> subprocess.Popen:
+        settings = {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "error", "COLUMNS": "120"}
+        return subprocess.Popen(
+            [sys.executable, "-m", "experiments", *map(str, arguments)],
+            cwd=folder,
+            env=os.environ | settings | env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def call(launch):
+    """Runs a command to its end; gives (exit code, stdout, stderr)."""
+
+    def run(folder: Path, *arguments: object, **env: str) -> tuple[int, str, str]:
+        process = launch(folder, *arguments, **env)
+        out, err = process.communicate(timeout=300)
+        return process.returncode, out, err
+
+    return run

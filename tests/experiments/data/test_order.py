@@ -1,0 +1,34 @@
+"""The order of reading: each epoch a permutation, and the same whatever the chunks."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments.data.order import shuffled
+
+KEY = jax.random.key(3)
+
+
+def test_each_epoch_reads_every_row_once():
+    rows = np.asarray(shuffled(KEY, jnp.arange(15), examples=20, batch=4))
+    epochs = rows.reshape(3, 20)
+    np.testing.assert_array_equal(np.sort(epochs), np.tile(np.arange(20), (3, 1)))
+    assert len({tuple(epoch) for epoch in epochs}) == 3
+
+
+def test_rows_left_over_are_not_read_twice():
+    rows = np.asarray(shuffled(KEY, jnp.arange(8), examples=11, batch=5)).reshape(4, 10)
+    assert all(len(set(epoch)) == 10 and epoch.max() < 11 for epoch in rows)
+
+
+@pytest.mark.parametrize("size", [1, 3, 7])
+def test_order_is_a_function_of_the_step_alone(size):
+    whole = shuffled(KEY, jnp.arange(21), examples=10, batch=3)
+    pieces = [shuffled(KEY, jnp.arange(s, s + size), 10, 3) for s in range(0, 21, size)]
+    np.testing.assert_array_equal(np.concatenate(pieces), whole)
+
+
+def test_batch_larger_than_the_data_is_refused():
+    with pytest.raises(ValueError, match=r"train\.batch is 12; there are only 10"):
+        shuffled(KEY, jnp.arange(2), examples=10, batch=12)
