@@ -1,0 +1,199 @@
+"""The command line as a user meets it: every config runs, and what was stopped goes on as if it never was."""
+
+import json
+import signal
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import commands, runs
+from experiments.checkpoint import Checkpoints
+from experiments.config import load
+from experiments.data import mnist
+from experiments.train import initial_state
+
+pytestmark = pytest.mark.training
+
+LONG = """
+task = "adding"
+[data]
+length = 22
+[model]
+units = 8
+[train]
+steps = 6000
+batch = 4
+schedule = "cosine"
+log_every = 50
+evaluate_every = 50
+save_every = 500
+"""
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, call):
+    """A run that nothing stopped."""
+    folder = tmp_path_factory.mktemp("whole")
+    (folder / "long.toml").write_text(LONG)
+    code, out, err = call(folder, "run", "long.toml")
+    assert code == 0, err
+    return runs.Run(folder / "runs" / "long-001"), out
+
+
+def final_state(run):
+    config = load(run.config)
+    start = initial_state(commands._task(config), config.train)
+    return Checkpoints(run.checkpoints).restore(start)
+
+
+def assert_same_end(run, other):
+    for name in ("metrics", "result", "config"):
+        assert getattr(run, name).read_bytes() == getattr(other, name).read_bytes(), name
+    ours, theirs = (jax.tree.leaves(final_state(r)) for r in (run, other))
+    assert [np.asarray(a).tobytes() for a in ours] == [np.asarray(b).tobytes() for b in theirs]
+    assert int(final_state(run).step) == 6000
+
+
+def wait_for(condition, process, seconds=120):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline, "nothing happened"
+        time.sleep(0.005)
+
+
+def test_run_leaves_all_that_is_needed_to_judge_and_repeat_it(whole):
+    run, out = whole
+    lines = runs.read(run.metrics)
+    assert [line["step"] for line in lines] == list(range(50, 6001, 50))
+    assert set(lines[0]) == {"step", "sequences", "loss", "train_error"}
+    assert run.curve.read_bytes().startswith(b"\x89PNG")
+    result = json.loads(run.result.read_text())
+    assert (result["sequences"], result["criterion_met"]) == (24000, False)
+    assert result["parameters"] == 4 * 8 * (2 + 8 + 1) + 9
+    for word in ("always 0.5", "criterion", "compiling", "training", "evaluate runs/long-001", "361"):
+        assert word in out
+    seconds = runs.read(run.timings)
+    assert [set(t) for t in seconds] == [{"steps", "compile_seconds", "train_seconds"}]
+
+
+def test_kill_9_then_resume_ends_bit_for_bit_where_the_whole_run_does(whole, launch, call, tmp_path):
+    (tmp_path / "long.toml").write_text(LONG)
+    run = runs.Run(tmp_path / "runs" / "long-001")
+    process = launch(tmp_path, "run", "long.toml")
+    wait_for(lambda: (run.checkpoints / "1500").is_dir(), process)
+    process.kill()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    assert not run.result.exists()
+    with run.metrics.open("a") as file:
+        file.write('{"step": 59')  # what a kill in the middle of a line leaves
+
+    saved = Checkpoints(run.checkpoints).latest()
+    assert 1500 <= saved < 6000
+    code, out, err = call(tmp_path, "resume", "runs/long-001")
+    assert code == 0, err
+    assert f"on from step {saved}" in out
+    assert_same_end(run, whole[0])
+
+    before = run.metrics.read_bytes()
+    code, out, _ = call(tmp_path, "resume", "runs/long-001")
+    assert code == 0
+    assert "is finished: nothing to resume" in out
+    assert run.metrics.read_bytes() == before
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(whole, launch, call, tmp_path):
+    (tmp_path / "long.toml").write_text(LONG)
+    run = runs.Run(tmp_path / "runs" / "long-001")
+    process = launch(tmp_path, "run", "long.toml")
+    wait_for(lambda: len(runs.read(run.metrics)) > 3, process)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    saved = Checkpoints(run.checkpoints).latest()
+    assert f"stopped and saved at step {saved}" in out
+    assert "python -m experiments resume runs/long-001" in out
+    assert 150 < saved < 6000
+    assert runs.read(run.metrics)[-1]["step"] == saved
+    code, _, err = call(tmp_path, "resume", "runs/long-001")
+    assert code == 0, err
+    assert_same_end(run, whole[0])
+
+
+def test_resume_before_the_first_checkpoint_starts_over(whole, launch, call, tmp_path):
+    (tmp_path / "long.toml").write_text(LONG)
+    run = runs.Run(tmp_path / "runs" / "long-001")
+    process = launch(tmp_path, "run", "long.toml")
+    wait_for(run.config.exists, process)
+    process.kill()
+    process.communicate()
+    code, out, err = call(tmp_path, "resume", "runs/long-001", "--train.steps", "3")
+    assert code == 2
+    code, out, err = call(tmp_path, "resume", "runs/long-001")
+    assert code == 0, err
+    assert "on from step" in out
+    assert_same_end(run, whole[0])
+
+
+CONFIGS = sorted(p.name for p in (Path(__file__).parents[2] / "configs").glob("*.toml"))
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_config_runs(name, configs, call, tmp_path):
+    if "mnist" in name and mnist.locate() is None:
+        pytest.skip("MNIST is not on this machine; running configs/mnist_rows.toml once fetches it")
+    code, out, err = call(tmp_path, "run", configs / name, "--train.steps", "2")
+    assert code == 0, err
+    run = runs.all_runs(tmp_path / "runs")[0]
+    assert json.loads(run.result.read_text())["step"] == 2
+    assert (configs / name).read_text().startswith("# ")
+    shown, out, err = call(tmp_path, "evaluate", run.folder)
+    assert shown == 0, err
+    test = json.loads(run.result.read_text())["test"]
+    row = next(line for line in out.splitlines() if "LSTM" in line)
+    assert all(f"{value:.4g}" in row for value in test.values())
+
+
+def test_sweep_runs_every_combination_and_compares_them(configs, call, tmp_path):
+    text = f'base = "{configs / "airline.toml"}"\n[train]\nsteps = 2\n[sweep]\nmodel.units = [3, 5]\n'
+    (tmp_path / "s.toml").write_text(text)
+    code, out, err = call(tmp_path, "sweep", "s.toml")
+    assert code == 0, err
+    results = [json.loads(r.result.read_text()) for r in runs.all_runs(tmp_path / "runs")]
+    assert [r["parameters"] for r in results] == [4 * u * (u + 2) + u + 1 for u in (3, 5)]
+    table = out[out.index("sweep s.toml") :]
+    for number, result in enumerate(results, 1):
+        row = next(line for line in table.splitlines() if f"s-00{number}" in line)
+        assert f"{result['test']['rmse']:.4g}" in row
+    code, out, _ = call(tmp_path, "list")
+    assert code == 0
+    assert "s-001" in out
+    assert f"{results[0]['test']['rmse']:.4g}" in out
+
+
+def test_loss_that_is_no_number_ends_the_run_with_the_step_and_the_remedy(configs, call, tmp_path):
+    arguments = ("--train.learning-rate", "1e38", "--train.clip", "1e38")
+    code, _, err = call(tmp_path, "run", configs / "airline.toml", *arguments)
+    assert code == 1
+    assert "the loss is " in err
+    assert "at step " in err
+    assert "the last good checkpoint: there is none" in err
+    assert "lower --train.learning_rate" in err
+
+
+def test_evaluate_without_a_checkpoint_is_an_error(tmp_path, call, configs):
+    run = runs.create(str(tmp_path), "a", (configs / "airline.toml").read_text())
+    code, _, err = call(tmp_path, "evaluate", run.folder)
+    assert code == 1
+    assert "no checkpoint yet" in err
+
+
+def test_help_lists_every_option_with_its_value(configs, call, tmp_path):
+    code, out, _ = call(tmp_path, "run", configs / "airline.toml", "--help")
+    assert code == 0
+    for option in ("--train.steps", "--model.units", "--data.look-back", "--train.learning-rate", "--out"):
+        assert option in out

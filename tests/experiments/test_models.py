@@ -1,0 +1,46 @@
+"""The models: what they read and where they start."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import models
+from experiments.models import Model
+
+XS = jax.random.normal(jax.random.key(1), (3, 7, 2))
+
+
+def test_last_says_what_every_says_at_the_last_step():
+    params = models.init(jax.random.key(0), 2, 5, Model(units=4))
+    np.testing.assert_allclose(models.last(params, XS), models.every(params, XS)[:, -1], rtol=1e-6)
+
+
+def test_last_reads_each_sequence_to_its_length():
+    params = models.init(jax.random.key(0), 2, 5, Model(units=4))
+    lengths = jnp.array([2, 7, 4])
+    every = models.every(params, XS)
+    noise = jnp.where((jnp.arange(7)[None] < lengths[:, None])[..., None], XS, jnp.nan)
+    expected = [every[b, n - 1] for b, n in enumerate(lengths)]
+    np.testing.assert_allclose(models.last(params, noise, lengths), np.stack(expected), rtol=1e-5)
+
+
+def test_chrono_gates_remember_for_one_to_the_longest_gap():
+    bias = np.asarray(models.init(jax.random.key(0), 2, 1, Model(units=500, chrono=100))["lstm"].bias)
+    i, f, g, o = np.split(bias, 4)
+    assert 0 <= f.min() < 1
+    assert np.log(95) < f.max() < np.log(99)
+    np.testing.assert_array_equal(i, -f)
+    assert not g.any()
+    assert not o.any()
+
+
+def test_forget_bias_is_used_without_chrono():
+    bias = models.init(jax.random.key(0), 2, 1, Model(units=2, forget_bias=3.0))["lstm"].bias
+    np.testing.assert_array_equal(bias, [0, 0, 3, 3, 0, 0, 0, 0])
+
+
+@pytest.mark.parametrize(("field", "value"), [("units", 0), ("chrono", 2), ("chrono", -1)])
+def test_impossible_model_is_refused(field, value):
+    with pytest.raises(ValueError, match=rf"model\.{field} is {value}; it must be"):
+        Model(**{field: value})

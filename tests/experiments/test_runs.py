@@ -1,0 +1,62 @@
+"""The run's folder: never clobbered, never torn."""
+
+import json
+import subprocess
+
+import pytest
+
+from experiments import runs
+
+
+def test_every_run_gets_a_folder_of_its_own(tmp_path):
+    made = [runs.create(str(tmp_path / "runs"), "a", f"name = {i}") for i in range(3)]
+    assert [run.folder.name for run in made] == ["a-001", "a-002", "a-003"]
+    assert [run.config.read_text() for run in made] == ["name = 0", "name = 1", "name = 2"]
+    assert runs.all_runs(tmp_path / "runs") == made
+
+
+def test_environment_says_what_ran(tmp_path):
+    run = runs.create(str(tmp_path), "a", "")
+    said = json.loads((run.folder / "environment.json").read_text())
+    assert said["packages"]["jax"] == runs.jax.__version__
+    assert (said["backend"], said["devices"]) == ("cpu", 4)
+    assert said["argv"] == runs.sys.argv
+
+
+def test_git_is_the_commit_of_the_source_or_none(tmp_path, monkeypatch):
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "runs.py").write_text("")
+    monkeypatch.setattr(runs, "__file__", str(source / "runs.py"))
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
+    assert runs._git() is None
+
+    def git(*command):
+        identity = ["-c", "user.name=n", "-c", "user.email=e"]
+        done = subprocess.run(["git", *identity, *command], cwd=source, capture_output=True, check=True)
+        return done.stdout.decode().strip()
+
+    git("init", "-q")
+    git("add", ".")
+    git("commit", "-qm", "first")
+    assert runs._git() == {"commit": git("rev-parse", "HEAD"), "dirty": False}
+    (source / "runs.py").write_text("changed")
+    assert runs._git()["dirty"]
+
+
+def test_truncate_drops_later_lines_and_the_torn_one(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    for step in (10, 20, 30):
+        runs.append(path, {"step": step, "loss": 0.1 + step})
+    before = path.read_bytes().splitlines(keepends=True)
+    with path.open("a") as file:
+        file.write('{"step": 40, "lo')
+    runs.truncate(path, 20)
+    assert path.read_bytes() == b"".join(before[:2])
+    assert [p.name for p in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+def test_folder_that_is_no_run_is_answered_with_those_that_are(tmp_path):
+    run = runs.create(str(tmp_path), "a", "")
+    with pytest.raises(runs.RunError, match=rf"a-002 is not a run: it has no config.toml; .*{run.folder.name}"):
+        runs.find(str(tmp_path / "a-002"))

@@ -1,0 +1,134 @@
+"""The loop against a plain one: same steps, same figures, and a stop where the criterion or a NaN says so."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import models
+from experiments.models import Model
+from experiments.task import Criterion
+from experiments.tasks import adding, airline
+from experiments.train import Hooks, NonFiniteLoss, Train, criterion_met, initial_state, train
+
+AIRLINE = airline.build(airline.Options(), Model(units=3), 8, jax.random.key(0))
+ADDING = adding.build(adding.Options(length=22), Model(units=3), 4, jax.random.key(0))
+OPTIONS = Train(steps=25, batch=8, log_every=10, evaluate_every=20, save_every=20, learning_rate=0.01)
+
+
+def trained(task, options, state=None, stop=lambda: False):
+    lines, saved = [], []
+    hooks = Hooks(
+        log=lambda line, rate: lines.append(line),
+        save=lambda state: saved.append(int(state.step)),
+        stop=stop,
+    )
+    return train(task, options, state or initial_state(task, options), hooks), lines, saved
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine"])
+def test_loop_takes_the_steps_a_plain_loop_takes(schedule):
+    options = dataclasses.replace(OPTIONS, schedule=schedule, clip=0.1)
+    outcome, lines, saved = trained(AIRLINE, options)
+
+    state = initial_state(AIRLINE, options)
+    key, params = jax.random.wrap_key_data(state.key), state.params
+    moments = (jax.tree.map(jnp.zeros_like, params),) * 2
+    losses = []
+    for step in range(25):
+        batches = AIRLINE.batches(AIRLINE.splits["train"], key, jnp.array([step]))
+        batch = jax.tree.map(lambda column: column[0], batches)
+        (loss, _), grads = jax.value_and_grad(AIRLINE.loss, has_aux=True)(params, batch)
+        losses.append(float(loss))
+        norm = np.sqrt(sum(float(jnp.sum(g**2)) for g in jax.tree.leaves(grads)))
+        grads = jax.tree.map(lambda g, n=norm: g * min(1.0, 0.1 / n), grads)
+        rate = 0.01 * (0.5 + 0.5 * np.cos(np.pi * step / 25) if schedule == "cosine" else 1.0)
+        first = jax.tree.map(lambda m, g: 0.9 * m + 0.1 * g, moments[0], grads)
+        second = jax.tree.map(lambda m, g: 0.999 * m + 0.001 * g**2, moments[1], grads)
+        scales = (1 - 0.9 ** (step + 1), 1 - 0.999 ** (step + 1))
+        params = jax.tree.map(
+            lambda p, m, v, r=rate, s=scales: p - r * (m / s[0]) / (jnp.sqrt(v / s[1]) + 1e-8),
+            params,
+            first,
+            second,
+        )
+        moments = (first, second)
+
+    assert [line["step"] for line in lines] == [10, 20, 25]
+    assert [line["sequences"] for line in lines] == [80, 160, 200]
+    means = [np.mean(losses[:10]), np.mean(losses[10:20]), np.mean(losses[20:])]
+    np.testing.assert_allclose([line["loss"] for line in lines], means, rtol=1e-3)
+    assert ["train_rmse" in line for line in lines] == [False, True, True]
+    assert saved == [20, 25]
+    assert outcome.finished
+    for ours, plain in zip(jax.tree.leaves(outcome.state.params), jax.tree.leaves(params), strict=True):
+        np.testing.assert_allclose(ours, plain, rtol=2e-3, atol=2e-4)
+
+
+def test_criterion_stops_the_run_at_its_step():
+    """With a criterion that anything meets, after as many sequences as it looks at."""
+    task = dataclasses.replace(ADDING, criterion=Criterion(each=9.0, mean=9.0, sequences=52))
+    options = dataclasses.replace(OPTIONS, batch=4, steps=100)
+    outcome, lines, saved = trained(task, options)
+    assert int(outcome.state.step) == 13
+    assert [line["sequences"] for line in lines] == [40, 52]
+    assert outcome.finished
+    assert saved == [13]
+    assert criterion_met(task, outcome.state)
+    assert not criterion_met(AIRLINE, initial_state(AIRLINE, OPTIONS))
+
+    shorter = dataclasses.replace(options, steps=13)
+    plain = dataclasses.replace(ADDING, criterion=None)
+    for ours, other in zip(
+        jax.tree.leaves(outcome.state.params),
+        jax.tree.leaves(trained(plain, shorter)[0].state.params),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(ours, other)
+
+
+def test_errors_before_the_update_fill_the_window():
+    options = dataclasses.replace(OPTIONS, batch=4, steps=1)
+    start = initial_state(ADDING, options)
+    key = jax.random.wrap_key_data(start.key)
+    batch = jax.tree.map(lambda c: c[0], ADDING.batches(None, key, jnp.array([0])))
+    outputs = models.last(start.params, batch["pairs"], batch["length"])[:, 0]
+    outcome, _, _ = trained(ADDING, options)
+    assert np.isinf(outcome.state.recent[:-4]).all()
+    np.testing.assert_allclose(outcome.state.recent[-4:], abs(outputs - batch["target"]), rtol=1e-5)
+
+
+def test_stop_ends_on_a_chunk_and_going_on_is_bit_for_bit():
+    whole, lines, _ = trained(AIRLINE, OPTIONS)
+    first, head, saved = trained(AIRLINE, OPTIONS, stop=lambda: True)
+    assert (int(first.state.step), first.finished, saved) == (10, False, [10])
+    rest, tail, _ = trained(AIRLINE, OPTIONS, state=first.state)
+    assert head + tail == lines
+    for ours, other in zip(jax.tree.leaves(rest.state), jax.tree.leaves(whole.state), strict=True):
+        assert np.asarray(ours).tobytes() == np.asarray(other).tobytes()
+
+
+def test_loss_that_is_no_number_is_named_with_its_step():
+    def loss(params, batch):
+        value, measure = AIRLINE.loss(params, batch)
+        return jnp.where(batch["target"][0] == poison, jnp.nan, value), measure
+
+    state = initial_state(AIRLINE, OPTIONS)
+    key = jax.random.wrap_key_data(state.key)
+    targets = AIRLINE.batches(AIRLINE.splits["train"], key, jnp.arange(20))["target"][:, 0]
+    poison = targets[13]
+    expected = int(jnp.argmax(targets == poison)) + 1
+    task = dataclasses.replace(AIRLINE, loss=loss)
+    with pytest.raises(NonFiniteLoss, match=f"the loss is nan at step {expected}$"):
+        trained(task, OPTIONS)
+
+
+def test_seed_decides_the_parameters_and_the_data():
+    def end(seed):
+        state = trained(AIRLINE, dataclasses.replace(OPTIONS, seed=seed))[0].state
+        return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(state.params)])
+
+    np.testing.assert_array_equal(end(1), end(1))
+    assert not np.allclose(end(1), end(2))
