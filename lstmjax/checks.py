@@ -4,6 +4,7 @@ import operator
 from typing import Any
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import checkify
@@ -41,10 +42,10 @@ def floating(name: str, array: Any, remedy: str = "Convert it with .astype(jnp.f
     return array
 
 
-def shape(name: str, array: jax.Array, expected: tuple[int, ...], meaning: str) -> None:
+def shape(name: str, array: Any, expected: tuple[int, ...], meaning: str) -> None:
     """Raise unless `array` has exactly the expected shape."""
-    if array.shape != expected:
-        raise ValueError(f"{name} must have shape {expected} ({meaning}), got {array.shape}.")
+    if jnp.shape(array) != expected:
+        raise ValueError(f"{name} must have shape {expected} ({meaning}), got {jnp.shape(array)}.")
 
 
 def instance(name: str, value: Any, expected: type, source: str) -> None:
@@ -73,7 +74,7 @@ def features(name: str, array: jax.Array, size: int, axes: str, owner: str) -> N
 
 
 def integers(name: str, value: Any, low: int, high: int, meaning: str) -> jax.Array:
-    """Return `value` as an integer array within [low, high], or raise; `meaning` says what sets the range.
+    """Return `value` as an int32 array within [low, high], or raise; `meaning` says what sets the range.
 
     Values are read where they are concrete. Under a transformation they are not, and only a caller that
     runs under `jax.experimental.checkify` is told.
@@ -86,12 +87,13 @@ def integers(name: str, value: Any, low: int, high: int, meaning: str) -> jax.Ar
         values = np.asarray(array)
         if values.min() < low or values.max() > high:
             raise ValueError(f"{message}; got values from {values.min()} to {values.max()}.")
+    array = array.astype(jnp.int32)
     checkify.debug_check(jnp.all((array >= low) & (array <= high)), f"{message}.")
     return array
 
 
 def lengths(value: Any, batch: tuple[int, ...], time: int) -> jax.Array:
-    """Return `value` as integers [*batch] from 0 to time, or raise."""
+    """Return `value` as int32 [*batch] from 0 to time, or raise."""
     array = integers("lengths", value, 0, time, "the number of time steps of xs")
     shape("lengths", array, batch, "the batch axes of xs")
     return array

@@ -289,8 +289,8 @@ def explain(
     scan runs
     fused does not: it computes the standard cell only, not activation='relu'
     """
+    jax.eval_shape(lambda: apply(params, xs, state, options=options, implementation=implementation, **arguments))
     chosen = _choose(implementation, options)
-    jax.eval_shape(partial(apply, options=options, implementation=implementation, **arguments), params, xs, state)
     lines = [f"{chosen} runs"]
     for name in takewhile(lambda name: name != chosen, IMPLEMENTATIONS):
         reason = IMPLEMENTATIONS[name].refuses(options) or f"implementation={implementation!r} was asked for"
@@ -335,7 +335,8 @@ def _apply(
     implementation,
     unroll,
 ):
-    params, xs, state = _promote(params, xs, state)
+    arguments = (*_promote(params, xs, state), lengths, resets)
+    params, xs, state, lengths, resets = recurrence.varying_alike(arguments)
     xs, clock = recurrence.time_major(xs, lengths, resets, reverse=reverse, unroll=unroll)
     initial = initial_state(params)
     run = IMPLEMENTATIONS[implementation].run
@@ -363,7 +364,7 @@ def _fused(params, xs, state, initial, clock, options, return_sequences):
 class Implementation(NamedTuple):
     """How the loop runs, and why it cannot with some options (None where it can)."""
 
-    run: Callable[..., tuple[Array | None, LSTMState]]
+    run: Callable[..., Any]
     refuses: Callable[[LSTMOptions], str | None]
 
 
@@ -389,9 +390,13 @@ def _check(params: Any, name: str, x: Any, axes: str, options: Any) -> Array:
     checks.instance("params", params, LSTMParams, "lstm.init")
     checks.instance("options", options, LSTMOptions, "LSTMOptions(...)")
     inputs, units = params.inputs, params.units
-    checks.shape("params.w_x", params.w_x, (inputs, 4 * units), "inputs, 4*units")
-    checks.shape("params.w_h", params.w_h, (units, 4 * units), "units, 4*units")
-    checks.shape("params.bias", params.bias, (4 * units,), "4*units")
+    for leaf, shape, meaning in (
+        ("w_x", (inputs, 4 * units), "inputs, 4*units"),
+        ("w_h", (units, 4 * units), "units, 4*units"),
+        ("bias", (4 * units,), "4*units"),
+    ):
+        weights = checks.floating(f"params.{leaf}", getattr(params, leaf))
+        checks.shape(f"params.{leaf}", weights, shape, meaning)
     x = checks.floating(name, x)
     checks.features(name, x, inputs, axes, "params.w_x has that many rows")
     return x

@@ -54,11 +54,26 @@ def time_major(
     xs = jnp.moveaxis(xs, -2, 0)
     valid = None
     if lengths is not None:
-        valid = jax.vmap(lambda t: t < lengths.astype(jnp.int32))(jnp.arange(xs.shape[0], dtype=jnp.int32))
+        valid = jax.vmap(lambda t: t < lengths)(jnp.arange(xs.shape[0], dtype=jnp.int32))
         xs = _batched(lambda valid, x: _select(valid, x, jnp.zeros_like(x)), valid.ndim)(valid, xs)
     if resets is not None:
         resets = jnp.moveaxis(resets, -1, 0)
     return xs, Clock(valid, resets, reverse, unroll)
+
+
+def varying_alike(tree: Any) -> Any:
+    """Let every array vary over each mesh axis that any of them varies over, where `shard_map` is at work.
+
+    A loop's carry must vary as its inputs do; and weights that are replicated get the sum over the mesh as
+    their gradient, taken once and not at every step.
+    """
+    axes = frozenset().union(*(jax.typeof(leaf).manual_axis_type.varying for leaf in jax.tree.leaves(tree)))
+
+    def vary(leaf):
+        missing = tuple(axes - jax.typeof(leaf).manual_axis_type.varying)
+        return jax.lax.pcast(leaf, missing, to="varying") if missing else leaf
+
+    return jax.tree.map(vary, tree)
 
 
 def forward(

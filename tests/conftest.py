@@ -1,0 +1,34 @@
+"""Every test runs with four CPU devices, rank promotion refused, and shapes checked against annotations."""
+
+import os
+
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4"
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["MPLBACKEND"] = "agg"
+
+import hypothesis
+import jax
+import jaxtyping
+import pytest
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+with jaxtyping.install_import_hook("lstmjax", "beartype.beartype"):
+    import lstmjax  # noqa: F401
+
+hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
+hypothesis.settings.load_profile("ci")
+
+
+@pytest.fixture
+def untyped():
+    """Without the run-time shape checks, so that the package's own errors are seen."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture
+def x64():
+    with jax.enable_x64(True):
+        yield

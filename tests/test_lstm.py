@@ -1,0 +1,344 @@
+import itertools
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import reference
+from jax.experimental import checkify
+
+from lstmjax import LSTMOptions, LSTMParams, LSTMState, lstm
+
+KEY = jax.random.key(0)
+
+
+@pytest.mark.parametrize(("inputs", "units", "count"), [(1, 1, 12), (2, 3, 72), (20, 50, 4 * 50 * 71)])
+def test_number_of_parameters(inputs, units, count):
+    params = lstm.init(KEY, inputs=inputs, units=units)
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == count
+    assert (params.inputs, params.units) == (inputs, units)
+
+
+def test_initial_weights_of_each_gate():
+    params = lstm.init(KEY, inputs=30, units=20)
+    bound = np.sqrt(6 / (30 + 20))
+    gates = [np.split(np.asarray(w), 4, axis=-1) for w in (params.w_x, params.w_h, params.bias)]
+    for w_x, w_h in zip(*gates[:2], strict=True):
+        assert 0.9 * bound < np.abs(w_x).max() <= bound
+        np.testing.assert_allclose(w_h.T @ w_h, np.eye(20), atol=1e-5)
+    for blocks in gates[:2]:
+        assert not any(np.array_equal(a, b) for a, b in itertools.combinations(blocks, 2))
+    np.testing.assert_array_equal(params.bias, np.repeat([0, 1, 0, 0], 20))
+
+
+def test_initializers_are_replaceable():
+    params = lstm.init(
+        KEY,
+        inputs=2,
+        units=3,
+        forget_bias=0.5,
+        w_x_init=lambda key, shape, dtype: jnp.full(shape, shape[0], dtype),
+        w_h_init=lambda key, shape, dtype: jnp.full(shape, 10 * shape[0], dtype),
+        bias_init=lambda key, shape, dtype: jnp.full(shape, 7, dtype),
+    )
+    assert (params.w_x == 2).all()
+    assert (params.w_h == 30).all()
+    np.testing.assert_array_equal(params.bias, np.repeat([7, 7.5, 7, 7], 3))
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16, "float32"])
+def test_dtype_of_parameters(dtype):
+    params = lstm.init(KEY, inputs=2, units=3, dtype=dtype)
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype(dtype)}
+    state = lstm.initial_state(params, batch=(2,))
+    assert (state.h.dtype, state.c.dtype) == (jnp.dtype(dtype), jnp.float32)
+
+
+def test_float64_parameters(x64):
+    params = lstm.init(KEY, inputs=2, units=3, dtype=jnp.float64)
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype(jnp.float64)}
+    assert lstm.initial_state(params).c.dtype == jnp.float64
+    block = params.w_h[:, :3]
+    np.testing.assert_allclose(block.T @ block, np.eye(3), atol=1e-14)
+
+
+def test_old_style_keys():
+    assert lstm.init(jax.random.PRNGKey(0), inputs=2, units=3).w_x.shape == (2, 12)
+
+
+def test_init_under_jit_and_vmap():
+    make = partial(lstm.init, inputs=2, units=3)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), jax.jit(make)(KEY), make(KEY))
+    assert jax.vmap(make)(jax.random.split(KEY, 5)).w_x.shape == (5, 2, 12)
+
+
+def test_paths_of_the_leaves():
+    tree = {"encoder": lstm.init(KEY, 2, 3), "state": lstm.initial_state(lstm.init(KEY, 2, 3))}
+    names = [
+        jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in jax.tree_util.tree_leaves_with_path(tree)
+    ]
+    assert names == ["encoder/w_x", "encoder/w_h", "encoder/bias", "state/h", "state/c"]
+
+
+def test_numpy_parameters_and_inputs():
+    params = lstm.init(KEY, 2, 3)
+    xs = np.ones((4, 2), np.float32)
+    expected, _ = lstm.apply(params, jnp.asarray(xs))
+    actual, _ = lstm.apply(jax.tree.map(np.asarray, params), xs)
+    np.testing.assert_array_equal(actual, expected)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"activation": "relu"},
+        {"recurrent_activation": "hard_sigmoid"},
+        {"recurrent_activation": "keras2_hard_sigmoid", "activation": "sigmoid"},
+        {"cell_clip": 0.3},
+        {"preactivation_clip": 0.4},
+        {"cell_clip": 0.5, "preactivation_clip": 1.0, "activation": "tanh"},
+    ],
+)
+def test_options_against_the_reference(options):
+    rng = np.random.default_rng(0)
+    arrays = [rng.normal(size=shape) for shape in [(3, 16), (4, 16), (16,), (2, 6, 3), (2, 4), (2, 4)]]
+    arrays = [a.astype(np.float32).astype(np.float64) for a in arrays]
+    w_x, w_h, bias, xs, h, c = (jnp.asarray(a, jnp.float32) for a in arrays)
+    lengths = np.array([6, 4])
+    expected = reference.apply(*arrays, lengths=lengths, **options)
+    plain = reference.apply(*arrays, lengths=lengths)
+    assert np.abs(expected[0] - plain[0]).max() > 1e-2
+
+    params, state = LSTMParams(w_x, w_h, bias), LSTMState(h, c)
+    ys, end = lstm.apply(params, xs, state, lengths=lengths, options=LSTMOptions(**options))
+    for a, e in zip((ys, end.h, end.c), expected, strict=True):
+        np.testing.assert_allclose(a, e, rtol=2e-6, atol=2e-6)
+    y, _ = lstm.step(params, xs[:, 0], state, options=LSTMOptions(**options))
+    np.testing.assert_allclose(y, expected[0][:, 0], rtol=2e-6, atol=2e-6)
+
+    weights = rng.normal(size=ys.shape)
+    slopes = reference.gradients(
+        lambda *a: (reference.apply(*a, lengths=lengths, **options)[0] * weights).sum(), arrays
+    )
+    actual = jax.grad(
+        lambda p, xs, s: (lstm.apply(p, xs, s, lengths=lengths, options=LSTMOptions(**options))[0] * weights).sum(),
+        argnums=(0, 1, 2),
+    )(params, xs, state)
+    for a, e in zip(jax.tree.leaves(actual), slopes, strict=True):
+        np.testing.assert_allclose(a, e, rtol=0, atol=1e-5 * np.abs(e).max())
+
+
+def test_promotion_of_mixed_dtypes():
+    params = lstm.init(KEY, 2, 3)
+    ys, state = lstm.apply(params, jnp.ones((4, 2), jnp.bfloat16))
+    assert ys.dtype == state.h.dtype == jnp.float32
+    np.testing.assert_array_equal(ys, lstm.apply(params, jnp.ones((4, 2)))[0])
+
+
+def test_strict_promotion_of_one_dtype():
+    with jax.numpy_dtype_promotion("strict"):
+        for dtype in (jnp.float32, jnp.bfloat16):
+            params = lstm.init(KEY, 2, 3, dtype=dtype)
+            xs, lengths = jnp.ones((2, 4, 2), dtype), jnp.array([4, 2], jnp.uint8)
+            loss = lambda p: lstm.apply(p, xs, lengths=lengths)[0].sum()  # noqa: E731, B023
+            assert jax.grad(loss)(params).w_x.dtype == dtype
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int32, np.int64])
+def test_every_integer_type_serves_for_lengths(dtype):
+    params, xs = lstm.init(KEY, 2, 3), jnp.ones((2, 200, 2))
+    error, (ys, _) = checkify.checkify(lstm.apply)(params, xs, lengths=np.array([100, 3], dtype))
+    error.throw()
+    assert np.asarray(ys).any(axis=-1).sum(axis=-1).tolist() == [100, 3]
+
+
+def test_explain():
+    params, xs = lstm.init(KEY, 2, 3), jnp.ones((4, 2))
+    assert lstm.explain(params, xs) == "fused runs"
+    assert lstm.explain(params, xs, implementation="scan") == (
+        "scan runs\nfused does not: implementation='scan' was asked for"
+    )
+    assert lstm.explain(params, xs, options=LSTMOptions(cell_clip=3.0)) == (
+        "scan runs\nfused does not: it computes the standard cell only, not cell_clip=3.0"
+    )
+
+
+def test_auto_runs_what_explain_says():
+    params, xs = lstm.init(KEY, 2, 3), jnp.ones((4, 2))
+    program = partial(lambda options, p, x: str(jax.make_jaxpr(partial(lstm.apply, options=options))(p, x)))
+    assert "custom_vjp" in program(LSTMOptions(), params, xs)
+    assert "custom_vjp" not in program(LSTMOptions(activation="relu"), params, xs)
+
+
+def refused(error, text):
+    return pytest.raises(error, match=text)
+
+
+XS = jnp.ones((2, 5, 3))
+
+
+@pytest.mark.usefixtures("untyped")
+class TestRefusals:
+    params = lstm.init(KEY, inputs=3, units=4)
+    state = lstm.initial_state(params, batch=(2,))
+
+    @pytest.mark.parametrize(
+        ("arguments", "error", "text"),
+        [
+            (
+                {"xs": jnp.ones(3)},
+                ValueError,
+                r"xs must have axes \[\*batch, time, inputs\], at least 2 of them; got shape \(3,\)",
+            ),
+            (
+                {"xs": jnp.ones((2, 5, 4))},
+                ValueError,
+                r"xs must have 3 features in its last axis, because params.w_x has that many rows; got shape "
+                r"\(2, 5, 4\)",
+            ),
+            (
+                {"xs": jnp.ones((2, 5, 3), jnp.int32)},
+                TypeError,
+                r"xs must have a floating dtype, got int32 \(2, 5, 3\)\. Convert it with \.astype\(jnp\.float32\)",
+            ),
+            ({"xs": XS + 1j}, TypeError, "xs must have a floating dtype, got complex64"),
+            ({"xs": "words"}, TypeError, "xs must be an array, got str"),
+            (
+                {"lengths": jnp.array([1, 2, 3])},
+                ValueError,
+                r"lengths must have shape \(2,\) \(the batch axes of xs\), got \(3,\)",
+            ),
+            (
+                {"lengths": jnp.array([1.0, 2.0])},
+                TypeError,
+                r"lengths must be integers, got float32 \(2,\)",
+            ),
+            (
+                {"lengths": jnp.ones((2, 5), bool)},
+                TypeError,
+                r"lengths must be integers, got bool \(2, 5\)",
+            ),
+            (
+                {"lengths": jnp.array([6, 2])},
+                ValueError,
+                r"lengths must lie between 0 and 5 \(the number of time steps of xs\); got values from 2 to 6",
+            ),
+            ({"lengths": jnp.array([-1, 2])}, ValueError, r"between 0 and 5 .*; got values from -1 to 2"),
+            (
+                {"resets": jnp.zeros((2, 4), bool)},
+                ValueError,
+                r"resets must have shape \(2, 5\) \(\[\*batch, time\] of xs\), got \(2, 4\)",
+            ),
+            (
+                {"resets": jnp.zeros((2, 5))},
+                TypeError,
+                r"resets must be bool, .* got float32 \(2, 5\)\. Convert it with \.astype\(bool\)",
+            ),
+            (
+                {"state": (jnp.ones((2, 4)), jnp.ones((2, 4)))},
+                TypeError,
+                r"state must be LSTMState, as lstm\.initial_state makes it; got tuple",
+            ),
+            (
+                {"state": LSTMState(jnp.ones((3, 4)), jnp.ones((2, 4)))},
+                ValueError,
+                r"state\.h must have shape \(2, 4\) \(the batch axes of the input, then units\), got \(3, 4\)",
+            ),
+            (
+                {"state": LSTMState(jnp.ones((2, 4)), jnp.ones(4))},
+                ValueError,
+                r"state\.c must have shape \(2, 4\)",
+            ),
+            (
+                {"params": {"w_x": 1}},
+                TypeError,
+                r"params must be LSTMParams, as lstm\.init makes it; got dict",
+            ),
+            (
+                {"params": LSTMParams(jnp.ones((3, 16)), jnp.ones((4, 12)), jnp.ones(16))},
+                ValueError,
+                r"params\.w_h must have shape \(4, 16\) \(units, 4\*units\), got \(4, 12\)",
+            ),
+            (
+                {"params": LSTMParams(jnp.ones((3, 16)), jnp.ones((4, 16)), jnp.ones(16, int))},
+                TypeError,
+                r"params\.bias must have a floating dtype, got int32",
+            ),
+            (
+                {"implementation": "cudnn"},
+                ValueError,
+                r"implementation must be one of 'auto', 'fused', 'scan'; got 'cudnn'",
+            ),
+            (
+                {"implementation": "fused", "options": LSTMOptions(cell_clip=1.0)},
+                ValueError,
+                r"implementation='fused' cannot run: it computes the standard cell only, not cell_clip=1\.0\. "
+                r'Use implementation="auto"',
+            ),
+            ({"options": {"activation": "relu"}}, TypeError, r"options must be LSTMOptions, .* got dict"),
+            ({"unroll": 0}, ValueError, "unroll must be an integer of at least 1, got 0"),
+            ({"unroll": 1.5}, ValueError, r"unroll must be an integer of at least 1, got 1\.5"),
+        ],
+    )
+    @pytest.mark.parametrize("entrance", [lstm.apply, lstm.explain])
+    def test_apply(self, entrance, arguments, error, text):
+        with refused(error, text):
+            entrance(**{"params": self.params, "xs": XS, **arguments})
+
+    def test_unknown_argument(self):
+        with refused(TypeError, "lenghts"):
+            lstm.apply(self.params, XS, lenghts=jnp.array([1, 2]))
+
+    def test_step(self):
+        with refused(ValueError, r"x must have 3 features in its last axis.*read as \[\*batch, inputs\]"):
+            lstm.step(self.params, jnp.ones((2, 5)), self.state)
+        with refused(ValueError, r"state\.h must have shape \(3, 4\)"):
+            lstm.step(self.params, jnp.ones((3, 3)), self.state)
+        with refused(ValueError, r"x must have axes \[\*batch, inputs\], at least 1 of them; got shape \(\)"):
+            lstm.step(self.params, jnp.ones(()), self.state)
+
+    @pytest.mark.parametrize(
+        ("arguments", "error", "text"),
+        [
+            ({"inputs": 0}, ValueError, "inputs must be an integer of at least 1, got 0"),
+            ({"units": -3}, ValueError, "units must be an integer of at least 1, got -3"),
+            ({"units": 2.5}, ValueError, r"units must be an integer of at least 1, got 2\.5"),
+            ({"units": True}, ValueError, "units must be an integer of at least 1, got True"),
+            ({"dtype": jnp.int32}, TypeError, r"dtype must be a floating type such as jnp\.float32, got int32"),
+        ],
+    )
+    def test_init(self, arguments, error, text):
+        with refused(error, text):
+            lstm.init(**{"key": KEY, "inputs": 2, "units": 3, **arguments})
+
+    def test_initial_state(self):
+        with refused(TypeError, r"batch must be a tuple of sizes such as \(8,\).*got 8"):
+            lstm.initial_state(self.params, batch=8)
+
+    @pytest.mark.parametrize(
+        ("arguments", "text"),
+        [
+            (
+                {"activation": "tahn"},
+                r"activation must be one of 'tanh', 'sigmoid', 'relu', 'hard_sigmoid', 'keras2_hard_sigmoid'; "
+                r"got 'tahn'",
+            ),
+            ({"recurrent_activation": None}, r"recurrent_activation must be one of .*; got None"),
+            ({"cell_clip": 0.0}, r"cell_clip must be above 0, or None for no clipping; got 0\.0"),
+            ({"preactivation_clip": float("nan")}, r"preactivation_clip must be above 0.*got nan"),
+        ],
+    )
+    def test_options(self, arguments, text):
+        with refused(ValueError, text):
+            LSTMOptions(**arguments)
+
+    def test_lengths_above_time_under_jit(self):
+        """Their values cannot be read: checkify reports them; without it they count as `time`."""
+        call = jax.jit(lambda lengths: lstm.apply(self.params, XS, lengths=lengths)[0])
+        np.testing.assert_array_equal(call(jnp.array([9, 5])), call(jnp.array([5, 5])))
+        error, _ = checkify.checkify(call)(jnp.array([9, 5]))
+        with refused(ValueError, r"lengths must lie between 0 and 5"):
+            error.throw()
+        error, _ = checkify.checkify(call)(jnp.array([0, 5]))
+        error.throw()
