@@ -26,6 +26,7 @@ from experiments.train import (
     TrainState,
     criterion_met,
     initial_state,
+    keys,
     train,
 )
 
@@ -167,7 +168,7 @@ def _finish(run: Run, config: Config, task: Task, outcome: Outcome) -> None:
 
 
 def _task(config: Config) -> Task:
-    test_key = jax.random.fold_in(jax.random.key(config.train.seed), 1)
+    _, _, test_key = keys(config.train.seed)
     try:
         return TASKS[config.task].build(config.data, config.model, config.train.batch, test_key)
     except DataError as error:

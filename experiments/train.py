@@ -85,9 +85,15 @@ class NonFiniteLoss(ArithmeticError):
     pass
 
 
+def keys(seed: int) -> tuple[Array, Array, Array]:
+    """For the first parameters, for the training data, and for test sequences where they are drawn."""
+    params, data, test = jax.random.split(jax.random.key(seed), 3)
+    return params, data, test
+
+
 def initial_state(task: Task, options: Train) -> TrainState:
-    params_key, data_key = jax.random.split(jax.random.key(options.seed))
-    params = task.init(params_key)
+    params_key, data_key, _ = keys(options.seed)
+    params = jax.jit(task.init)(params_key)
     return TrainState(
         step=jnp.int32(0),
         params=params,

@@ -1,5 +1,6 @@
 """Sequences drawn as training goes: those of a step are a function of the key and the step alone."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -16,5 +17,6 @@ def per_step(draw: Callable[[Array], Any], key: Array, steps: Int[Array, " steps
     return jax.vmap(of_step)(steps)
 
 
+@functools.partial(jax.jit, static_argnums=(0, 2))
 def sequences(draw: Callable[[Array], Any], key: Array, count: int) -> Any:
     return jax.vmap(draw)(jax.random.split(key, count))

@@ -55,12 +55,11 @@ def sequence(key: Array, length: int) -> dict[str, Array]:
     The first marked pair is among the first ten, the second among the first T/2 - 1 others; the first and last
     markers are -1. Should the first pair be marked, its value is 0. The target is 0.5 + (X1 + X2)/4.
     """
-    values_key, length_key, first_key, second_key = jax.random.split(key, 4)
+    values_key, picks_key = jax.random.split(key)
     longest = length + length // 10
     steps = jnp.arange(longest)
-    valid = jax.random.randint(length_key, (), length, longest + 1)
-    first = jax.random.randint(first_key, (), 0, 10)
-    second = jax.random.randint(second_key, (), 0, length // 2 - 1)
+    above = jnp.array([longest + 1, 10, length // 2 - 1])
+    valid, first, second = jax.random.randint(picks_key, (3,), jnp.array([length, 0, 0]), above)
     second = jnp.where(second >= first, second + 1, second)
 
     marked = (steps == first) | (steps == second)

@@ -56,13 +56,12 @@ def sequence(key: Array, spans: tuple[tuple[int, int], ...]) -> dict[str, Array]
 
     The class counts in binary, X as 0 and Y as 1, first symbol first: XX, XY, YX, YY are 0, 1, 2, 3.
     """
-    length_key, fill_key, places_key, kinds_key = jax.random.split(key, 4)
+    fill_key, picks_key = jax.random.split(key)
     steps = jnp.arange(110)
-    length = jax.random.randint(length_key, (), 100, 111)
+    ranges = jnp.array([(100, 110), *spans, *[(0, 1)] * len(spans)])
+    picks = jax.random.randint(picks_key, (len(ranges),), ranges[:, 0], ranges[:, 1] + 1)
+    length, places, kinds = picks[0], picks[1 : 1 + len(spans)], picks[1 + len(spans) :]
     symbols = jax.random.randint(fill_key, (110,), 0, 4)
-    starts, ends = jnp.array(spans).T
-    places = jax.random.randint(places_key, (len(spans),), starts, ends + 1)
-    kinds = jax.random.randint(kinds_key, (len(spans),), 0, 2)
 
     symbols = symbols.at[places].set(SYMBOLS.index("X") + kinds)
     symbols = symbols.at[0].set(SYMBOLS.index("E")).at[length - 1].set(SYMBOLS.index("B"))

@@ -24,12 +24,12 @@ length = 22
 [model]
 units = 8
 [train]
-steps = 6000
+steps = 3000
 batch = 4
 schedule = "cosine"
 log_every = 50
 evaluate_every = 50
-save_every = 500
+save_every = 250
 """
 
 
@@ -54,7 +54,7 @@ def assert_same_end(run, other):
         assert getattr(run, name).read_bytes() == getattr(other, name).read_bytes(), name
     ours, theirs = (jax.tree.leaves(final_state(r)) for r in (run, other))
     assert [np.asarray(a).tobytes() for a in ours] == [np.asarray(b).tobytes() for b in theirs]
-    assert int(final_state(run).step) == 6000
+    assert int(final_state(run).step) == 3000
 
 
 def wait_for(condition, process, seconds=120):
@@ -68,11 +68,11 @@ def wait_for(condition, process, seconds=120):
 def test_run_leaves_all_that_is_needed_to_judge_and_repeat_it(whole):
     run, out = whole
     lines = runs.read(run.metrics)
-    assert [line["step"] for line in lines] == list(range(50, 6001, 50))
+    assert [line["step"] for line in lines] == list(range(50, 3001, 50))
     assert set(lines[0]) == {"step", "sequences", "loss", "train_error"}
     assert run.curve.read_bytes().startswith(b"\x89PNG")
     result = json.loads(run.result.read_text())
-    assert (result["sequences"], result["criterion_met"]) == (24000, False)
+    assert (result["sequences"], result["criterion_met"]) == (12000, False)
     assert result["parameters"] == 4 * 8 * (2 + 8 + 1) + 9
     for word in ("always 0.5", "criterion", "compiling", "training", "evaluate runs/long-001", "361"):
         assert word in out
@@ -84,16 +84,16 @@ def test_kill_9_then_resume_ends_bit_for_bit_where_the_whole_run_does(whole, lau
     (tmp_path / "long.toml").write_text(LONG)
     run = runs.Run(tmp_path / "runs" / "long-001")
     process = launch(tmp_path, "run", "long.toml")
-    wait_for(lambda: (run.checkpoints / "1500").is_dir(), process)
+    wait_for(lambda: (run.checkpoints / "750").is_dir(), process)
     process.kill()
     process.communicate()
     assert process.returncode == -signal.SIGKILL
     assert not run.result.exists()
     with run.metrics.open("a") as file:
-        file.write('{"step": 59')  # what a kill in the middle of a line leaves
+        file.write('{"step": 29')  # what a kill in the middle of a line leaves
 
     saved = Checkpoints(run.checkpoints).latest()
-    assert 1500 <= saved < 6000
+    assert 750 <= saved < 3000
     code, out, err = call(tmp_path, "resume", "runs/long-001")
     assert code == 0, err
     assert f"on from step {saved}" in out
@@ -117,26 +117,28 @@ def test_ctrl_c_saves_and_says_how_to_go_on(whole, launch, call, tmp_path):
     saved = Checkpoints(run.checkpoints).latest()
     assert f"stopped and saved at step {saved}" in out
     assert "python -m experiments resume runs/long-001" in out
-    assert 150 < saved < 6000
+    assert 150 < saved < 3000
     assert runs.read(run.metrics)[-1]["step"] == saved
     code, _, err = call(tmp_path, "resume", "runs/long-001")
     assert code == 0, err
     assert_same_end(run, whole[0])
 
 
-def test_resume_before_the_first_checkpoint_starts_over(whole, launch, call, tmp_path):
+def test_resume_before_the_first_checkpoint_starts_over(whole, launch, tmp_path):
     (tmp_path / "long.toml").write_text(LONG)
     run = runs.Run(tmp_path / "runs" / "long-001")
     process = launch(tmp_path, "run", "long.toml")
-    wait_for(run.config.exists, process)
+    wait_for((run.folder / "environment.json").exists, process)
     process.kill()
     process.communicate()
-    code, out, err = call(tmp_path, "resume", "runs/long-001", "--train.steps", "3")
-    assert code == 2
-    code, out, err = call(tmp_path, "resume", "runs/long-001")
-    assert code == 0, err
-    assert "on from step" in out
-    assert_same_end(run, whole[0])
+    assert not runs.read(run.metrics)
+
+    process = launch(tmp_path, "resume", "runs/long-001")
+    wait_for(lambda: len(runs.read(run.metrics)) >= 3, process)
+    process.kill()
+    out, _ = process.communicate()
+    assert "on from step 0" in out
+    assert runs.read(run.metrics)[:3] == runs.read(whole[0].metrics)[:3]
 
 
 CONFIGS = sorted(p.name for p in (Path(__file__).parents[2] / "configs").glob("*.toml"))
@@ -146,16 +148,22 @@ CONFIGS = sorted(p.name for p in (Path(__file__).parents[2] / "configs").glob("*
 def test_config_runs(name, configs, call, tmp_path):
     if "mnist" in name and mnist.locate() is None:
         pytest.skip("MNIST is not on this machine; running configs/mnist_rows.toml once fetches it")
-    code, out, err = call(tmp_path, "run", configs / name, "--train.steps", "2")
+    text = (configs / name).read_text()
+    command = "sweep" if "[sweep]" in text else "run"
+    code, _, err = call(tmp_path, command, configs / name, "--train.steps", "2")
     assert code == 0, err
     run = runs.all_runs(tmp_path / "runs")[0]
     assert json.loads(run.result.read_text())["step"] == 2
-    assert (configs / name).read_text().startswith("# ")
-    shown, out, err = call(tmp_path, "evaluate", run.folder)
-    assert shown == 0, err
-    test = json.loads(run.result.read_text())["test"]
+    assert text.startswith("# ")
+
+
+def test_evaluate_measures_what_the_run_measured(whole, call):
+    run, _ = whole
+    code, out, err = call(run.folder.parent.parent, "evaluate", "runs/long-001")
+    assert code == 0, err
     row = next(line for line in out.splitlines() if "LSTM" in line)
-    assert all(f"{value:.4g}" in row for value in test.values())
+    assert all(f"{value:.4g}" in row for value in json.loads(run.result.read_text())["test"].values())
+    assert "long-001 at step 3000" in out
 
 
 def test_sweep_runs_every_combination_and_compares_them(configs, call, tmp_path):

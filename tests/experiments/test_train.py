@@ -11,7 +11,7 @@ from experiments import models
 from experiments.models import Model
 from experiments.task import Criterion
 from experiments.tasks import adding, airline
-from experiments.train import Hooks, NonFiniteLoss, Train, criterion_met, initial_state, train
+from experiments.train import Hooks, NonFiniteLoss, Train, criterion_met, initial_state, keys, train
 
 AIRLINE = airline.build(airline.Options(), Model(units=3), 8, jax.random.key(0))
 ADDING = adding.build(adding.Options(length=22), Model(units=3), 4, jax.random.key(0))
@@ -123,6 +123,15 @@ def test_loss_that_is_no_number_is_named_with_its_step():
     task = dataclasses.replace(AIRLINE, loss=loss)
     with pytest.raises(NonFiniteLoss, match=f"the loss is nan at step {expected}$"):
         trained(task, OPTIONS)
+
+
+def test_test_sequences_are_none_of_the_training_sequences():
+    _, data, test = keys(0)
+    task = adding.build(adding.Options(length=22), Model(units=3), 4, test)
+    trained_on = task.batches(None, data, jnp.arange(500))["pairs"].reshape(2000, -1)
+    tested_on = task.splits["test"]["pairs"].reshape(2560, -1)
+    rows = {row.tobytes() for row in np.asarray(trained_on)} | {row.tobytes() for row in np.asarray(tested_on)}
+    assert len(rows) == 4560
 
 
 def test_seed_decides_the_parameters_and_the_data():
