@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogFormatter
+from matplotlib.ticker import NullFormatter
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -38,8 +38,8 @@ def progress(steps: int, first: int) -> Iterator[Callable[[dict, float], None]]:
         job = bar.add_task("train", total=steps, completed=first, figures="compiling", speed="")
 
         def update(line: dict, rate: float) -> None:
-            figures, step = _figures(line), line["step"]
-            bar.update(job, completed=step, figures=figures, speed=f"{rate:.3g} steps/s")
+            figures = f"loss {number(line['loss'])}"
+            bar.update(job, completed=line["step"], figures=figures, speed=f"{rate:.3g} steps/s")
 
         yield update
 
@@ -79,18 +79,20 @@ def _lines(axes, task: Task, lines: list[dict], test: Mapping[str, float], metri
     for color, (name, figures) in zip(("C4", "C5", "C6", "C7"), task.baselines.items(), strict=False):
         if metric in figures:
             value = float(figures[metric])
-            axes.axhline(value, color=color, linestyle="--", label=f"{name}, {number(value)}")
+            axes.axhline(value, color=color, linestyle="--", label=f"{name} on test, {number(value)}")
     if metric in test:
         at = lines[-1]["sequences"]
-        axes.plot(at, test[metric], "k*", markersize=10, label=f"test, {number(test[metric])}")
+        axes.plot(at, test[metric], "k*", markersize=10, label=f"LSTM on test, {number(test[metric])}")
     if task.criterion and metric == task.measure:
         mean = task.criterion.mean
         axes.axhline(mean, color="grey", linestyle=":", label=f"criterion, mean below {mean}")
     if metric != "accuracy":
         axes.set_yscale("log")
-        axes.yaxis.set_major_formatter(LogFormatter())
-        axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1.5, 0.5)))
-    axes.set(xlabel="training sequences", ylabel=metric)
+        low, high = axes.get_ylim()
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("{x:g}" if high < 20 * low else NullFormatter())
+    unit = f", {task.unit}" if task.unit and metric == task.metric else ""
+    axes.set(xlabel="training sequences", ylabel=metric + unit)
     axes.legend(fontsize="small")
     axes.grid(alpha=0.3)
 

@@ -52,5 +52,6 @@ class Task:
     measure: str
     baselines: Mapping[str, Mapping[str, float | Array]]
     watch: tuple[str, ...] = ()  # splits evaluated while training
+    unit: str = ""  # of `metric`
     criterion: Criterion | None = None
     published: str = ""  # what to compare with, and where it is written

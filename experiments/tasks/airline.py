@@ -62,6 +62,7 @@ def build(options: Options, model: models.Model, batch: int, key: Array) -> Task
         evaluate=functools.partial(_evaluate, to_passengers=to_passengers),
         splits=splits,
         metric="rmse",
+        unit="thousands of passengers",
         measure="mae",
         baselines=baselines(PASSENGERS, TRAIN),
         watch=tuple(name for name in months if name != "test"),

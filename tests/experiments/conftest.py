@@ -22,11 +22,18 @@ def configs():
 
 
 @pytest.fixture(scope="session")
-def launch():
-    """Starts `python -m experiments ...` in a folder, with warnings as errors."""
+def launch(tmp_path_factory):
+    """Starts `python -m experiments ...` in a folder, with warnings as errors; what one compiled, the others read."""
+    compiled = str(tmp_path_factory.mktemp("compiled"))
 
     def start(folder: Path, *arguments: object, **env: str) -> subprocess.Popen:
-        settings = {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "error", "COLUMNS": "120"}
+        settings = {
+            "PYTHONPATH": str(ROOT),
+            "PYTHONWARNINGS": "error",
+            "COLUMNS": "120",
+            "JAX_COMPILATION_CACHE_DIR": compiled,
+        }
+        settings["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
         return subprocess.Popen(
             [sys.executable, "-m", "experiments", *map(str, arguments)],
             cwd=folder,

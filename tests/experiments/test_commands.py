@@ -15,6 +15,9 @@ from experiments.config import load
 from experiments.data import mnist
 from experiments.train import initial_state
 
+# A kill may tear the file of a compiled program; and resuming must not need one.
+ANEW = {"JAX_ENABLE_COMPILATION_CACHE": "false"}
+
 pytestmark = pytest.mark.training
 
 LONG = """
@@ -94,7 +97,7 @@ def test_kill_9_then_resume_ends_bit_for_bit_where_the_whole_run_does(whole, lau
 
     saved = Checkpoints(run.checkpoints).latest()
     assert 750 <= saved < 3000
-    code, out, err = call(tmp_path, "resume", "runs/long-001")
+    code, out, err = call(tmp_path, "resume", "runs/long-001", **ANEW)
     assert code == 0, err
     assert f"on from step {saved}" in out
     assert_same_end(run, whole[0])
@@ -127,7 +130,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(whole, launch, call, tmp_path):
 def test_resume_before_the_first_checkpoint_starts_over(whole, launch, tmp_path):
     (tmp_path / "long.toml").write_text(LONG)
     run = runs.Run(tmp_path / "runs" / "long-001")
-    process = launch(tmp_path, "run", "long.toml")
+    process = launch(tmp_path, "run", "long.toml", **ANEW)
     wait_for((run.folder / "environment.json").exists, process)
     process.kill()
     process.communicate()
