@@ -118,7 +118,7 @@ def _fill(cls: type, table: Table, schema: dict, origins: dict, at: tuple[str, .
     values = {}
     for key, value in table.items():
         here = (*at, key)
-        where = next((f for k, f in origins.items() if k[: len(here)] == here), "command line")
+        where = next((f for k, f in origins.items() if k[: len(here)] == here), "default")
         place = f"[{'.'.join(at)}]" if at else "the top level"
         if key not in types:
             kind = "table" if isinstance(value, dict) else "key"

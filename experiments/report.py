@@ -60,10 +60,11 @@ def number(value: Any) -> str:
 
 
 def curve(path: Path, task: Task, lines: list[dict], test: Mapping[str, float], title: str) -> None:
-    """Loss and the task's metric over the training sequences, with baselines as level lines."""
+    """Loss, and the task's metric or measure, over the training sequences, with baselines as level lines."""
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2)
-    for axes, metric in ((left, "loss"), (right, task.metric)):
+    beside = task.metric if task.metric != "loss" else task.measure
+    for axes, metric in ((left, "loss"), (right, beside)):
         _lines(axes, task, lines, test, metric)
     figure.suptitle(title)
     figure.savefig(path, dpi=120)

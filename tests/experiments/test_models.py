@@ -28,7 +28,7 @@ def test_last_reads_each_sequence_to_its_length():
 def test_chrono_gates_remember_for_one_to_the_longest_gap():
     bias = np.asarray(models.init(jax.random.key(0), 2, 1, Model(units=100, chrono=100))["lstm"].bias)
     i, f, g, o = np.split(bias, 4)
-    assert 0 <= f.min() < 1
+    assert 0 <= f.min() < np.log(8)
     assert np.log(90) < f.max() < np.log(99)
     np.testing.assert_array_equal(i, -f)
     assert not g.any()
