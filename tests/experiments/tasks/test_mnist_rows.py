@@ -1,0 +1,58 @@
+"""MNIST by rows, on a small stand-in for the data: what is read, measured and compared with."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import models
+from experiments.models import Model
+from experiments.tasks import mnist_rows
+
+RNG = np.random.default_rng(0)
+
+
+@pytest.fixture(scope="module")
+def data():
+    """Noise around one pattern per digit, with digit 7 the commonest to train on."""
+    patterns = RNG.random((10, 28, 28), np.float32)
+
+    def split(count):
+        digits = np.where(RNG.random(count) < 0.3, 7, RNG.integers(0, 10, count)).astype(np.int32)
+        return patterns[digits] + RNG.normal(0, 2.0, (count, 28, 28)).astype(np.float32), digits
+
+    return {"train": split(200), "validation": split(20), "test": split(40)}
+
+
+@pytest.fixture
+def task(data, monkeypatch):
+    monkeypatch.setattr(mnist_rows.mnist, "load", lambda: data)
+    monkeypatch.setattr(mnist_rows, "AT_ONCE", 10)
+    return mnist_rows.build(mnist_rows.Options(), Model(units=4), 8, jax.random.key(0))
+
+
+def test_split_measured_in_pieces_is_the_split_measured_whole(task, data):
+    params = task.init(jax.random.key(1))
+    images, digits = data["test"]
+    logits = np.asarray(models.last(params, jnp.asarray(images)), np.float64)
+    outputs = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    figures = task.evaluate(params, task.splits["test"])
+    assert float(figures["accuracy"]) == pytest.approx(np.mean(logits.argmax(axis=1) == digits))
+    assert float(figures["loss"]) == pytest.approx(-np.mean(np.log(outputs[np.arange(40), digits])), rel=1e-5)
+
+
+def test_baselines_recomputed_image_by_image(task, data):
+    (images, digits), (tested, truth) = data["train"], data["test"]
+    means = [images[digits == digit].mean(axis=0) for digit in range(10)]
+    nearest = [min(range(10), key=lambda d, i=image: ((i - means[d]) ** 2).sum()) for image in tested]
+    assert task.baselines["nearest mean image"]["accuracy"] == pytest.approx(np.mean(nearest == truth))
+    assert task.baselines["commonest digit"]["accuracy"] == pytest.approx(np.mean(truth == 7))
+
+
+def test_batches_keep_each_image_with_its_digit(task, data):
+    batches = task.batches(task.splits["train"], jax.random.key(2), jnp.arange(25))
+    images, digits = data["train"]
+    known = {image.tobytes(): digit for image, digit in zip(images, digits, strict=True)}
+    rows = np.asarray(batches["rows"]).reshape(-1, 28, 28)
+    assert [known[row.tobytes()] for row in rows] == np.asarray(batches["digit"]).ravel().tolist()
+    assert len({row.tobytes() for row in rows}) == 200
