@@ -21,17 +21,49 @@ def positive_int(name: str, value: Any) -> int:
     return number
 
 
-def positive_or_none(name: str, value: float | None) -> None:
-    """Raise unless `value` is None or above 0."""
-    if value is not None and not value > 0:
+def boolean(name: str, value: Any) -> bool:
+    """Return `value` as a bool, or raise unless it is one."""
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError(f"{name} must be True or False, known before tracing; got {value!r}.")
+    return bool(value)
+
+
+def number(name: str, value: Any) -> float:
+    """Return `value` as a float, or raise unless it is a real number."""
+    if isinstance(value, bool | np.bool_) or not isinstance(value, int | float | np.number):
+        raise TypeError(f"{name} must be a number, got {value!r}.")
+    return float(value)
+
+
+def bound(name: str, value: Any) -> float | None:
+    """Return `value` as a float above 0 or None, or raise."""
+    if value is None:
+        return None
+    if not number(name, value) > 0:
         raise ValueError(f"{name} must be above 0, or None for no clipping; got {value!r}.")
+    return float(value)
 
 
 def floating_dtype(name: str, dtype: Any) -> Any:
     """Raise unless `dtype` is a floating type."""
     if not jnp.issubdtype(dtype, jnp.floating):
         raise TypeError(f"{name} must be a floating type such as jnp.float32, got {jnp.dtype(dtype).name}.")
+    if jax.dtypes.canonicalize_dtype(dtype) != dtype:
+        raise ValueError(f"{name} {jnp.dtype(dtype).name} needs 64-bit JAX: set jax_enable_x64.")
     return jnp.dtype(dtype)
+
+
+def at_least_float32(dtype: Any) -> Any:
+    """The dtype in which to draw or to add up: float32, or the given one where that is wider."""
+    return jnp.dtype(dtype) if jnp.finfo(dtype).bits >= 32 else jnp.dtype(jnp.float32)
+
+
+def drawn(name: str, initializer: Any, key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+    """Call an initializer in at least float32, since some cannot draw narrower; raise if its shape is off."""
+    array = initializer(key, shape, at_least_float32(dtype))
+    if jnp.shape(array) != shape:
+        raise ValueError(f"{name} must return shape {shape}, which it was called with; got {jnp.shape(array)}.")
+    return jnp.asarray(array, dtype)
 
 
 def floating(name: str, array: Any, remedy: str = "Convert it with .astype(jnp.float32).") -> jax.Array:
@@ -48,6 +80,15 @@ def shape(name: str, array: Any, expected: tuple[int, ...], meaning: str) -> Non
         raise ValueError(f"{name} must have shape {expected} ({meaning}), got {jnp.shape(array)}.")
 
 
+def weights(name: str, array: Any, *axes: str) -> jax.Array:
+    """Return a parameter as a JAX array, or raise unless it is floating and has just these axes."""
+    array = floating(name, array)
+    if array.ndim != len(axes):
+        hint = " Map over stacked parameters with jax.vmap." if array.ndim > len(axes) else ""
+        raise ValueError(f"{name} must have axes [{', '.join(axes)}], got shape {array.shape}.{hint}")
+    return array
+
+
 def instance(name: str, value: Any, expected: type, source: str) -> None:
     """Raise unless `value` is an instance of `expected`, which `source` makes."""
     if not isinstance(value, expected):
@@ -56,7 +97,7 @@ def instance(name: str, value: Any, expected: type, source: str) -> None:
 
 def one_of(name: str, value: Any, known: Any) -> None:
     """Raise unless `value` is one of the known names."""
-    if value not in known:
+    if not isinstance(value, str) or value not in known:
         names = ", ".join(repr(k) for k in known)
         raise ValueError(f"{name} must be one of {names}; got {value!r}.")
 
@@ -76,17 +117,20 @@ def features(name: str, array: jax.Array, size: int, axes: str, owner: str) -> N
 def integers(name: str, value: Any, low: int, high: int, meaning: str) -> jax.Array:
     """Return `value` as an int32 array within [low, high], or raise; `meaning` says what sets the range.
 
-    Values are read where they are concrete. Under a transformation they are not, and only a caller that
-    runs under `jax.experimental.checkify` is told.
+    Values are read where they are concrete and all on this process. Under a transformation they are not,
+    and only a caller that runs under `jax.experimental.checkify` is told.
     """
     array = _array(name, value)
     if not jnp.issubdtype(array.dtype, jnp.integer):
-        raise TypeError(f"{name} must be integers, got {array.dtype.name} {array.shape}.")
+        raise TypeError(
+            f"{name} must be integers, got {array.dtype.name} {array.shape}. Convert with .astype(jnp.int32)."
+        )
     message = f"{name} must lie between {low} and {high} ({meaning})"
-    if not isinstance(array, jax.core.Tracer) and array.size:
-        values = np.asarray(array)
-        if values.min() < low or values.max() > high:
+    if not isinstance(value, jax.core.Tracer) and getattr(value, "is_fully_addressable", True):
+        values = np.asarray(value)  # before JAX narrowed them to 32 bits
+        if values.size and (values.min() < low or values.max() > high):
             raise ValueError(f"{message}; got values from {values.min()} to {values.max()}.")
+        return array.astype(jnp.int32)
     array = array.astype(jnp.int32)
     checkify.debug_check(jnp.all((array >= low) & (array <= high)), f"{message}.")
     return array
@@ -123,5 +167,5 @@ def common_leading_axes(arrays: list[Any], count: int, axes: str) -> tuple[int, 
 def _array(name: str, value: Any) -> jax.Array:
     try:
         return jnp.asarray(value)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise TypeError(f"{name} must be an array, got {type(value).__name__}.") from error

@@ -14,7 +14,7 @@ from lstmjax import checks
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class DenseParams:
     """The weights of a dense layer.
 
@@ -47,13 +47,16 @@ def init(
         dtype: of both.
 
     Raises:
-        ValueError: inputs or units is not a positive integer.
+        ValueError: inputs or units is not a positive integer, or an initializer returns another shape.
         TypeError: dtype is not floating.
     """
     inputs, units = checks.positive_int("inputs", inputs), checks.positive_int("units", units)
     dtype = checks.floating_dtype("dtype", dtype)
     w_key, bias_key = jax.random.split(key)
-    return DenseParams(w=w_init(w_key, (inputs, units), dtype), bias=bias_init(bias_key, (units,), dtype))
+    return DenseParams(
+        w=checks.drawn("w_init", w_init, w_key, (inputs, units), dtype),
+        bias=checks.drawn("bias_init", bias_init, bias_key, (units,), dtype),
+    )
 
 
 def apply(params: DenseParams, xs: Float[ArrayLike, "*batch inputs"]) -> Float[Array, "*batch units"]:
@@ -74,7 +77,12 @@ def apply(params: DenseParams, xs: Float[ArrayLike, "*batch inputs"]) -> Float[A
     (8, 10, 2)
     """
     checks.instance("params", params, DenseParams, "dense.init")
+    w, bias = (
+        checks.weights("params.w", params.w, "inputs", "units"),
+        checks.weights("params.bias", params.bias, "units"),
+    )
+    checks.shape("params.bias", bias, w.shape[1:], "units, the columns of params.w")
     xs = checks.floating("xs", xs)
-    checks.features("xs", xs, params.w.shape[0], "*batch, inputs", "params.w has that many rows")
-    ys = xs @ params.w
-    return ys + jnp.broadcast_to(params.bias, ys.shape)
+    checks.features("xs", xs, w.shape[0], "*batch, inputs", "params.w has that many rows")
+    ys = xs @ w
+    return ys + jnp.broadcast_to(bias, ys.shape)

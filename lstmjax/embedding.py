@@ -15,7 +15,7 @@ from lstmjax import checks
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class EmbeddingParams:
     """One vector for each token.
 
@@ -44,11 +44,12 @@ def init(
         dtype: of the table.
 
     Raises:
-        ValueError: vocabulary or features is not a positive integer.
+        ValueError: vocabulary or features is not a positive integer, or table_init returns another shape.
         TypeError: dtype is not floating.
     """
     shape = checks.positive_int("vocabulary", vocabulary), checks.positive_int("features", features)
-    return EmbeddingParams(table=table_init(key, shape, checks.floating_dtype("dtype", dtype)))
+    dtype = checks.floating_dtype("dtype", dtype)
+    return EmbeddingParams(table=checks.drawn("table_init", table_init, key, shape, dtype))
 
 
 def apply(params: EmbeddingParams, tokens: Integer[ArrayLike, "*batch"]) -> Float[Array, "*batch features"]:
@@ -70,5 +71,6 @@ def apply(params: EmbeddingParams, tokens: Integer[ArrayLike, "*batch"]) -> Floa
     (2, 3, 4)
     """
     checks.instance("params", params, EmbeddingParams, "embedding.init")
-    tokens = checks.integers("tokens", tokens, 0, params.table.shape[0] - 1, "the vocabulary of params.table")
-    return params.table.at[tokens].get(mode="fill", fill_value=np.nan, wrap_negative_indices=False)
+    table = checks.weights("params.table", params.table, "vocabulary", "features")
+    tokens = checks.integers("tokens", tokens, 0, table.shape[0] - 1, "the vocabulary of params.table")
+    return table.at[tokens].get(mode="fill", fill_value=np.nan, wrap_negative_indices=False)

@@ -1,12 +1,14 @@
-"""The standard cell with a backward pass of its own.
+"""The standard cell with derivatives of its own.
 
-The loop against time emits only dz, the gradient of the gates' pre-activations; the gradients of all
-parameters and inputs are then one matrix product each (a scan's own gradient would add a rank-`batch`
-update of W_h at every step):
+The loop keeps the gates, and the tangent of a step is (ẋ and so on being tangents)
 
-    dW_x = sum_t x_t^T dz_t    dW_h = sum_t h_{t-1}^T dz_t    db = sum_t dz_t    dx_t = dz_t W_x^T
+    ż_t = ẋ_t W_x + x_t Ẇ_x + h_{t-1} Ẇ_h + ḃ + ḣ_{t-1} W_h       only the last product needs the loop
+    ċ_t = ḟ c_{t-1} + f ċ_{t-1} + i̇ g + i ġ
+    ḣ_t = ȯ tanh(c_t) + o (1 - tanh²(c_t)) ċ_t
 
-Forward-mode differentiation (jax.jvp, jax.hessian) is not defined here: `implementation="scan"` has it.
+JAX transposes this for reverse mode: a loop against time that emits only the gradient of z_t, then one matrix
+product each for W_h, W_x and x, and one sum for b. A scan's own gradient would instead add a product of rank
+`batch` to the gradients of W_h and W_x at every step.
 """
 
 import dataclasses
@@ -15,9 +17,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float
 
-from lstmjax import recurrence
+from lstmjax import placement, recurrence
 
 
 def refuses(options: Any) -> str | None:
@@ -30,7 +33,7 @@ def refuses(options: Any) -> str | None:
     return f"it computes the standard cell only, not {', '.join(differing)}" if differing else None
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(5,))
+@partial(jax.custom_jvp, nondiff_argnums=(5,))
 def run(
     params: Any,
     xs: Float[Array, "time *batch inputs"],
@@ -45,7 +48,7 @@ def run(
         params: LSTMParams in the dtype of xs.
         xs: inputs [time, *batch, inputs], 0 on padding.
         state: LSTMState [*batch, units] before the first step read.
-        initial: LSTMState [units] that a reset restores, taken as constant.
+        initial: LSTMState [units] that a reset restores.
         clock: padding, resets and direction.
         return_sequences: whether outputs are stacked over time.
 
@@ -56,44 +59,35 @@ def run(
     return ys, state
 
 
-def _run_fwd(params, xs, state, initial, clock, return_sequences):
+@partial(run.defjvp, symbolic_zeros=True)
+def _run_jvp(return_sequences, primals, tangents):
+    params, xs, state, initial, clock = primals
+    d_params, d_xs, d_state, d_initial, _ = tangents
     ys, final, saved = _forward(params, xs, state, initial, clock, return_sequences, save=True)
-    return (ys, final), (params, xs, clock, saved)
+    befores, _ = saved
 
+    terms = [_product(d_xs, params.w_x, state)] if _given(d_xs) else []
+    terms += [_weighted(xs, d_params.w_x, state)] if _given(d_params.w_x) else []
+    terms += [_weighted(befores.h, d_params.w_h, state)] if _given(d_params.w_h) else []
+    d_z = sum(terms, start=jnp.zeros((*xs.shape[:-1], 4 * befores.h.shape[-1]), state.c.dtype))
+    if _given(d_params.bias):
+        d_z += jnp.broadcast_to(d_params.bias.astype(d_z.dtype), d_z.shape)
 
-def _run_bwd(return_sequences, residuals, cotangents):
-    del return_sequences
-    params, xs, clock, saved = residuals
-    d_ys, d_final = cotangents
-
-    def cell_vjp(d_after, saved):
-        before, (i, f, g, o) = saved
+    @partial(jax.checkpoint, prevent_cse=False)  # keeps the gates alone, not every slope made from them
+    def cell(d_state, now):
+        d_z, (before, (i, f, g, o)) = now
         tanh_c = jnp.tanh(f * before.c + i * g)
-        d_h = d_after.h.astype(d_after.c.dtype)
-        d_c = d_after.c + d_h * o * (1 - tanh_c**2)
-        d_z = jnp.concatenate(
-            [
-                d_c * g * i * (1 - i),
-                d_c * before.c * f * (1 - f),
-                d_c * i * (1 - g**2),
-                d_h * tanh_c * o * (1 - o),
-            ]
-        ).astype(xs.dtype)
-        return dataclasses.replace(d_after, h=d_z @ params.w_h.T, c=d_c * f), d_z
+        d_z_i, d_z_f, d_z_g, d_z_o = jnp.split(d_z + _product(d_state.h, params.w_h, state), 4)
+        d_i, d_f, d_o = i * (1 - i) * d_z_i, f * (1 - f) * d_z_f, o * (1 - o) * d_z_o
+        d_g = (1 - g**2) * d_z_g
+        d_c = d_f * before.c + f * d_state.c + d_i * g + i * d_g
+        d_h = d_o * tanh_c + o * (1 - tanh_c**2) * d_c
+        return dataclasses.replace(d_state, h=d_h.astype(d_state.h.dtype), c=d_c), None
 
-    d_state, d_z = recurrence.backward(cell_vjp, d_final, d_ys, saved, clock)
-    steps = tuple(range(d_z.ndim - 1))
-    total = partial(jnp.tensordot, axes=(steps, steps), preferred_element_type=d_final.c.dtype)
-    d_params = dataclasses.replace(
-        params,
-        w_x=total(xs, d_z).astype(xs.dtype),
-        w_h=total(saved[0].h, d_z).astype(xs.dtype),
-        bias=jnp.sum(d_z, axis=steps, dtype=d_final.c.dtype).astype(xs.dtype),
-    )
-    return d_params, d_z @ params.w_x.T, d_state, None, None
-
-
-run.defvjp(_run_fwd, _run_bwd)
+    d_state, d_initial = jax.tree.map(_instantiate, (d_state, d_initial), is_leaf=lambda d: not _given(d))
+    d_state, d_initial, now = placement.varying_alike((d_state, d_initial, (d_z, saved)))
+    d_ys, d_final, _ = recurrence.forward(cell, d_state, d_initial, now, clock, return_sequences=return_sequences)
+    return (ys, final), (d_ys, d_final)
 
 
 def _forward(params, xs, state, initial, clock, return_sequences, *, save):
@@ -102,18 +96,18 @@ def _forward(params, xs, state, initial, clock, return_sequences, *, save):
     One product ahead of the loop keeps an accelerator's matrix unit busy; on CPU its result
     (4 * units floats for every step) falls out of cache, and a product inside each step wins.
     """
-    product = partial(jnp.matmul, preferred_element_type=state.c.dtype)
 
     def project(xs):
-        projected = product(xs, params.w_x)
+        projected = _product(xs, params.w_x, state)
         return projected + jnp.broadcast_to(params.bias.astype(projected.dtype), projected.shape)
 
-    def cell(state, z_x):
-        i, f, g, o = jnp.split(z_x + product(state.h, params.w_h), 4)
+    def cell(before, projected):
+        i, f, g, o = jnp.split(projected + _product(before.h, params.w_h, state), 4)
         gates = i, f, g, o = jax.nn.sigmoid(i), jax.nn.sigmoid(f), jnp.tanh(g), jax.nn.sigmoid(o)
-        c = f * state.c + i * g
-        h = (o * jnp.tanh(c)).astype(state.h.dtype)
-        return dataclasses.replace(state, h=h, c=c), (state, gates) if save else None
+        c = f * before.c + i * g
+        h = o * jnp.tanh(c)
+        after = dataclasses.replace(before, h=h.astype(before.h.dtype), c=c)
+        return after, (before, gates) if save else None
 
     run = partial(recurrence.forward, clock=clock, return_sequences=return_sequences)
     return jax.lax.platform_dependent(
@@ -123,3 +117,27 @@ def _forward(params, xs, state, initial, clock, return_sequences, *, save):
         cpu=lambda state, initial, xs: run(lambda s, x: cell(s, project(x)), state, initial, xs),
         default=lambda state, initial, xs: run(cell, state, initial, project(xs)),
     )
+
+
+def _product(xs, weights, state):
+    """xs @ weights, accumulated as widely as c is kept."""
+    return jnp.matmul(xs, weights, preferred_element_type=state.c.dtype)
+
+
+def _weighted(xs, d_weights, state):
+    """xs @ d_weights, linear in d_weights, whose transpose is the product of all steps' xs and dz.
+
+    That product comes out as [gates, features]. Without the barrier XLA folds the transposition into it,
+    and on CPU runs it a third slower.
+    """
+    transposed = jax.lax.optimization_barrier(d_weights.T)
+    contract = ((xs.ndim - 1,), (1,)), ((), ())
+    return jax.lax.dot_general(xs, transposed, contract, preferred_element_type=state.c.dtype)
+
+
+def _given(tangent):
+    return not isinstance(tangent, SymbolicZero)
+
+
+def _instantiate(tangent):
+    return tangent if _given(tangent) else jnp.zeros(tangent.shape, tangent.dtype)

@@ -22,7 +22,7 @@ from jax.nn import initializers
 from jax.typing import DTypeLike
 from jaxtyping import Array, ArrayLike, Bool, Float, Integer
 
-from lstmjax import checks, fused, recurrence
+from lstmjax import checks, fused, placement, recurrence
 
 ACTIVATIONS = {
     "tanh": jnp.tanh,
@@ -34,7 +34,7 @@ ACTIVATIONS = {
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class LSTMParams:
     """The weights of one LSTM, as `init` makes them; columns in the order of the gates i, f, g, o.
 
@@ -60,7 +60,7 @@ class LSTMParams:
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class LSTMState:
     """What an LSTM carries from one step to the next.
 
@@ -98,8 +98,8 @@ class LSTMOptions:
     def __post_init__(self):
         checks.one_of("activation", self.activation, ACTIVATIONS)
         checks.one_of("recurrent_activation", self.recurrent_activation, ACTIVATIONS)
-        checks.positive_or_none("cell_clip", self.cell_clip)
-        checks.positive_or_none("preactivation_clip", self.preactivation_clip)
+        object.__setattr__(self, "cell_clip", checks.bound("cell_clip", self.cell_clip))
+        object.__setattr__(self, "preactivation_clip", checks.bound("preactivation_clip", self.preactivation_clip))
 
 
 def init(
@@ -131,8 +131,8 @@ def init(
         LSTMParams with 4 * units * (inputs + units + 1) numbers.
 
     Raises:
-        ValueError: inputs or units is not a positive integer.
-        TypeError: dtype is not floating.
+        ValueError: inputs or units is not a positive integer, or an initializer returns another shape.
+        TypeError: dtype is not floating, or forget_bias no number.
 
     >>> params = init(jax.random.key(0), inputs=2, units=3)
     >>> params.w_x.shape, params.w_h.shape, params.bias.shape
@@ -140,24 +140,24 @@ def init(
     """
     inputs, units = checks.positive_int("inputs", inputs), checks.positive_int("units", units)
     dtype = checks.floating_dtype("dtype", dtype)
-    drawn = _at_least_float32(dtype)
+    forget_bias = checks.number("forget_bias", forget_bias)
     keys = jax.random.split(key, (3, 4))
 
-    def draw(keys, initializer, *shape):
-        gates = [initializer(key, shape, drawn) for key in keys]
-        return jnp.concatenate(gates, axis=-1).astype(dtype)
+    def draw(keys, name, initializer, *shape):
+        return [checks.drawn(name, initializer, key, shape, dtype) for key in keys]
 
-    is_forget = jnp.repeat(jnp.arange(4) == 1, units)
-    bias = draw(keys[2], bias_init, units)
+    b_i, b_f, b_g, b_o = draw(keys[2], "bias_init", bias_init, units)
     return LSTMParams(
-        w_x=draw(keys[0], w_x_init, inputs, units),
-        w_h=draw(keys[1], w_h_init, units, units),
-        bias=jnp.where(is_forget, bias + jnp.asarray(forget_bias, dtype), bias),
+        w_x=jnp.concatenate(draw(keys[0], "w_x_init", w_x_init, inputs, units), axis=-1),
+        w_h=jnp.concatenate(draw(keys[1], "w_h_init", w_h_init, units, units), axis=-1),
+        bias=jnp.concatenate([b_i, b_f + jnp.asarray(forget_bias, dtype), b_g, b_o]),
     )
 
 
 def initial_state(params: LSTMParams, batch: tuple[int, ...] = ()) -> LSTMState:
     """Make the state before the first step: zeros.
+
+    Its dtype is that of params. To carry a state through a loop of your own whose inputs are wider, widen h.
 
     Args:
         params: LSTMParams.
@@ -176,7 +176,7 @@ def initial_state(params: LSTMParams, batch: tuple[int, ...] = ()) -> LSTMState:
     if not isinstance(batch, tuple):
         raise TypeError(f"batch must be a tuple of sizes such as (8,), or () for one sequence; got {batch!r}.")
     shape, dtype = (*batch, params.units), jnp.result_type(params.w_h)
-    return LSTMState(h=jnp.zeros(shape, dtype), c=jnp.zeros(shape, _at_least_float32(dtype)))
+    return LSTMState(h=jnp.zeros(shape, dtype), c=jnp.zeros(shape, checks.at_least_float32(dtype)))
 
 
 def step(
@@ -259,8 +259,8 @@ def apply(
     arguments = _checked(params, xs, state, lengths=lengths, resets=resets, options=options, unroll=unroll)
     return _apply(
         *arguments,
-        reverse=bool(reverse),
-        return_sequences=bool(return_sequences),
+        reverse=checks.boolean("reverse", reverse),
+        return_sequences=checks.boolean("return_sequences", return_sequences),
         options=options,
         implementation=_choose(implementation, options),
         unroll=unroll,
@@ -313,40 +313,36 @@ def _cell(params: LSTMParams, x: Array, state: LSTMState, options: LSTMOptions) 
 
 @partial(jax.jit, static_argnames="options")
 def _step(params, x, state, options):
-    params, x, state = _promote(params, x, state)
     cell = partial(_cell, options=options)
     for _ in range(x.ndim - 1):
         cell = jax.vmap(cell, in_axes=(None, 0, 0))
-    state = cell(params, x, state)
+    state = placement.automatic(lambda *arguments: cell(*_promote(*arguments)), x.ndim - 1)(params, x, state)
     return state.h, state
 
 
 @partial(jax.jit, static_argnames=("reverse", "return_sequences", "options", "implementation", "unroll"))
-def _apply(
-    params,
-    xs,
-    state,
-    lengths,
-    resets,
-    *,
-    reverse,
-    return_sequences,
-    options,
-    implementation,
-    unroll,
-):
-    arguments = (*_promote(params, xs, state), lengths, resets)
-    params, xs, state, lengths, resets = recurrence.varying_alike(arguments)
-    xs, clock = recurrence.time_major(xs, lengths, resets, reverse=reverse, unroll=unroll)
-    initial = initial_state(params)
-    run = IMPLEMENTATIONS[implementation].run
-    ys, state = run(params, xs, state, initial, clock, options, return_sequences)
-    return (jnp.moveaxis(ys, 0, -2) if return_sequences else state.h), state
+def _apply(params, xs, state, lengths, resets, *, reverse, return_sequences, options, implementation, unroll):
+    def run(params, xs, state, lengths, resets):
+        arguments = (*_promote(params, xs, state), lengths, resets)
+        params, xs, state, lengths, resets = placement.varying_alike(arguments)
+        xs, clock = recurrence.time_major(xs, lengths, resets, reverse=reverse, unroll=unroll)
+        initial = initial_state(params)
+        ys, state = IMPLEMENTATIONS[implementation].run(params, xs, state, initial, clock, options, return_sequences)
+        return (jnp.moveaxis(ys, 0, -2) if return_sequences else state.h), state
+
+    return placement.automatic(run, xs.ndim - 2)(params, xs, state, lengths, resets)
 
 
 def _scan(params, xs, state, initial, clock, options, return_sequences):
+    # Widened outside the loop and narrowed in it, so that the weights' gradients add up over time as widely as c does.
+    wide = jax.tree.map(lambda leaf: leaf.astype(state.c.dtype), params)
+
+    def cell(state, x):
+        narrow = jax.tree.map(lambda leaf: leaf.astype(x.dtype), wide)
+        return _cell(narrow, x, state, options), None
+
     ys, state, _ = recurrence.forward(
-        lambda state, x: (_cell(params, x, state, options), None),
+        cell,
         state,
         initial,
         xs,
@@ -389,14 +385,13 @@ def _choose(implementation: str, options: LSTMOptions) -> str:
 def _check(params: Any, name: str, x: Any, axes: str, options: Any) -> Array:
     checks.instance("params", params, LSTMParams, "lstm.init")
     checks.instance("options", options, LSTMOptions, "LSTMOptions(...)")
+    checks.weights("params.w_x", params.w_x, "inputs", "4*units")
+    checks.weights("params.w_h", params.w_h, "units", "4*units")
+    checks.weights("params.bias", params.bias, "4*units")
     inputs, units = params.inputs, params.units
-    for leaf, shape, meaning in (
-        ("w_x", (inputs, 4 * units), "inputs, 4*units"),
-        ("w_h", (units, 4 * units), "units, 4*units"),
-        ("bias", (4 * units,), "4*units"),
-    ):
-        weights = checks.floating(f"params.{leaf}", getattr(params, leaf))
-        checks.shape(f"params.{leaf}", weights, shape, meaning)
+    checks.shape("params.w_x", params.w_x, (inputs, 4 * units), "inputs, 4*units, with the units of params.w_h")
+    checks.shape("params.w_h", params.w_h, (units, 4 * units), "units, 4*units")
+    checks.shape("params.bias", params.bias, (4 * units,), "4*units, with the units of params.w_h")
     x = checks.floating(name, x)
     checks.features(name, x, inputs, axes, "params.w_x has that many rows")
     return x
@@ -426,13 +421,9 @@ def _check_state(params: LSTMParams, state: Any, batch: tuple[int, ...]) -> LSTM
 def _promote(params: LSTMParams, x: Array, state: LSTMState) -> tuple[LSTMParams, Array, LSTMState]:
     """Bring all to their common dtype, and c to at least float32: nothing is rounded that was not."""
     dtype = jnp.result_type(x, state.h, *jax.tree.leaves(params))
-    wide = jnp.result_type(state.c, _at_least_float32(dtype))
+    wide = jnp.result_type(state.c, checks.at_least_float32(dtype))
     params = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
     return params, x.astype(dtype), LSTMState(h=state.h.astype(dtype), c=state.c.astype(wide))
-
-
-def _at_least_float32(dtype: DTypeLike) -> Any:
-    return jnp.dtype(dtype) if jnp.finfo(dtype).bits >= 32 else jnp.dtype(jnp.float32)
 
 
 def _clip(x: Array, bound: float | None) -> Array:

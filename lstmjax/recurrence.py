@@ -1,4 +1,4 @@
-"""The loop over time and its transpose: padding, resets and direction, written once.
+"""The loop over time: padding, resets and direction, written once.
 
     before_t = initial              where resets_t, else state_{t-1}
     after_t  = cell(before_t, x_t)
@@ -61,21 +61,6 @@ def time_major(
     return xs, Clock(valid, resets, reverse, unroll)
 
 
-def varying_alike(tree: Any) -> Any:
-    """Let every array vary over each mesh axis that any of them varies over, where `shard_map` is at work.
-
-    A loop's carry must vary as its inputs do; and weights that are replicated get the sum over the mesh as
-    their gradient, taken once and not at every step.
-    """
-    axes = frozenset().union(*(jax.typeof(leaf).manual_axis_type.varying for leaf in jax.tree.leaves(tree)))
-
-    def vary(leaf):
-        missing = tuple(axes - jax.typeof(leaf).manual_axis_type.varying)
-        return jax.lax.pcast(leaf, missing, to="varying") if missing else leaf
-
-    return jax.tree.map(vary, tree)
-
-
 def forward(
     cell: Callable[[Any, Any], tuple[Any, Any]],
     state: Any,
@@ -115,45 +100,6 @@ def forward(
     now = (xs, clock.valid, clock.resets)
     state, (ys, saved) = jax.lax.scan(tick, state, now, reverse=clock.reverse, unroll=clock.unroll)
     return ys, state, saved
-
-
-def backward(
-    cell_vjp: Callable[[Any, Any], tuple[Any, Any]],
-    d_state: Any,
-    d_ys: Float[Array, "time *batch units"] | None,
-    saved: Any,
-    clock: Clock,
-) -> tuple[Any, Any]:
-    """Run the transpose of `forward`, whose `initial` is taken as constant, against time.
-
-    Args:
-        cell_vjp: `cell_vjp(d_after, saved) -> (d_before, d_out)` for one step of one sequence, linear in
-            d_after.
-        d_state: cotangent of the final state, leaves [*batch, ...].
-        d_ys: cotangent of ys, or None.
-        saved: what the cell saved, leaves [time, *batch, ...].
-        clock: the one that `forward` had.
-
-    Returns:
-        The cotangent of the state before the first step read, and d_out of every step, 0 on padding.
-    """
-
-    def tick(d_state, now):
-        d_y, saved, valid, reset = now
-        zeros = jax.tree.map(jnp.zeros_like, d_state)
-        d_after = d_state if d_y is None else dataclasses.replace(d_state, h=d_state.h + d_y)
-        if valid is not None:
-            d_after = _select(valid, d_after, zeros)
-        d_before, d_out = cell_vjp(d_after, saved)
-        if reset is not None:
-            d_before = _select(reset, zeros, d_before)
-        if valid is not None:
-            d_before = _select(valid, d_before, d_state)
-        return d_before, d_out
-
-    tick = _batched(tick, d_state.h.ndim - 1)
-    now = (d_ys, saved, clock.valid, clock.resets)
-    return jax.lax.scan(tick, d_state, now, reverse=not clock.reverse, unroll=clock.unroll)
 
 
 def _select(condition: Bool[Array, ""], chosen: Any, other: Any) -> Any:

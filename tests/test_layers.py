@@ -35,6 +35,15 @@ def test_embedding_looks_up_rows():
     np.testing.assert_array_equal(slope, np.bincount(tokens.ravel(), minlength=10)[:, None] * np.ones((10, 4)))
 
 
+def test_narrow_parameters_are_drawn_in_float32():
+    """Some initializers, orthogonal among them, cannot draw bfloat16 themselves."""
+    orthogonal = jax.nn.initializers.orthogonal()
+    wide, narrow = (dense.init(KEY, 8, 8, w_init=orthogonal, dtype=dtype) for dtype in (jnp.float32, jnp.bfloat16))
+    assert narrow.w.dtype == narrow.bias.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(narrow.w, wide.w.astype(jnp.bfloat16))
+    assert embedding.init(KEY, 8, 8, table_init=orthogonal, dtype=jnp.bfloat16).table.dtype == jnp.bfloat16
+
+
 @pytest.mark.parametrize("token", [10, -1])
 def test_embedding_never_gives_a_wrong_row(token, untyped):
     params = embedding.init(KEY, vocabulary=10, features=4)
@@ -48,6 +57,12 @@ def test_embedding_never_gives_a_wrong_row(token, untyped):
 def test_refusals(untyped):
     with pytest.raises(TypeError, match=r"tokens must be integers, got float32 \(3,\)"):
         embedding.apply(embedding.init(KEY, 10, 4), jnp.ones(3))
+    with pytest.raises(ValueError, match="tokens must lie between 0 and 9"):
+        embedding.apply(embedding.init(KEY, 10, 4), np.array([2**32 + 3]))
+    with pytest.raises(ValueError, match=r"params\.bias must have shape \(4,\) \(units, the columns of params\.w\)"):
+        dense.apply(dense.DenseParams(jnp.ones((3, 4)), jnp.ones(1)), jnp.ones((2, 3)))
+    with pytest.raises(TypeError, match=r"params\.table must be an array, got NoneType"):
+        embedding.apply(embedding.EmbeddingParams(None), jnp.array([1]))
     with pytest.raises(ValueError, match="vocabulary must be an integer of at least 1, got 0"):
         embedding.init(KEY, 0, 4)
     with pytest.raises(ValueError, match=r"xs must have 3 features in its last axis, because params\.w has"):

@@ -153,6 +153,11 @@ def test_every_integer_type_serves_for_lengths(dtype):
     assert np.asarray(ys).any(axis=-1).sum(axis=-1).tolist() == [100, 3]
 
 
+def test_equal_options_are_equal(untyped):
+    assert LSTMOptions(cell_clip=3) == LSTMOptions(cell_clip=np.float32(3.0))
+    assert hash(LSTMOptions(cell_clip=3)) == hash(LSTMOptions(cell_clip=np.float32(3.0)))
+
+
 def test_explain():
     params, xs = lstm.init(KEY, 2, 3), jnp.ones((4, 2))
     assert lstm.explain(params, xs) == "fused runs"
@@ -167,8 +172,8 @@ def test_explain():
 def test_auto_runs_what_explain_says():
     params, xs = lstm.init(KEY, 2, 3), jnp.ones((4, 2))
     program = partial(lambda options, p, x: str(jax.make_jaxpr(partial(lstm.apply, options=options))(p, x)))
-    assert "custom_vjp" in program(LSTMOptions(), params, xs)
-    assert "custom_vjp" not in program(LSTMOptions(activation="relu"), params, xs)
+    assert "name=run" in program(LSTMOptions(), params, xs)
+    assert "name=run" not in program(LSTMOptions(activation="relu"), params, xs)
 
 
 def refused(error, text):
@@ -261,6 +266,24 @@ class TestRefusals:
                 r"params\.w_h must have shape \(4, 16\) \(units, 4\*units\), got \(4, 12\)",
             ),
             (
+                {"params": LSTMParams(None, jnp.ones((4, 16)), jnp.ones(16))},
+                TypeError,
+                r"params\.w_x must be an array, got NoneType",
+            ),
+            (
+                {"params": jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), params)},
+                ValueError,
+                r"params\.w_x must have axes \[inputs, 4\*units\], got shape \(2, 3, 16\)\. Map over stacked "
+                r"parameters with jax\.vmap",
+            ),
+            (
+                {"lengths": np.full(2, 2**32 + 3)},
+                ValueError,
+                r"lengths must lie between 0 and 5 .*; got values from 4294967299 to 4294967299",
+            ),
+            ({"reverse": "no"}, TypeError, r"reverse must be True or False, known before tracing; got 'no'"),
+            ({"return_sequences": None}, TypeError, r"return_sequences must be True or False.*; got None"),
+            (
                 {"params": LSTMParams(jnp.ones((3, 16)), jnp.ones((4, 16)), jnp.ones(16, int))},
                 TypeError,
                 r"params\.bias must have a floating dtype, got int32",
@@ -312,6 +335,16 @@ class TestRefusals:
         with refused(error, text):
             lstm.init(**{"key": KEY, "inputs": 2, "units": 3, **arguments})
 
+    def test_initializers(self):
+        with refused(ValueError, r"w_x_init must return shape \(2, 3\), which it was called with; got \(7, 7\)"):
+            lstm.init(KEY, 2, 3, w_x_init=lambda key, shape, dtype: jnp.ones((7, 7), dtype))
+        with refused(ValueError, r"bias_init must return shape \(3,\), .* got \(\)"):
+            lstm.init(KEY, 2, 3, bias_init=lambda key, shape, dtype: 0.0)
+        with refused(TypeError, r"forget_bias must be a number, got Array"):
+            lstm.init(KEY, 2, 3, forget_bias=jnp.ones(3))
+        with refused(ValueError, r"dtype float64 needs 64-bit JAX: set jax_enable_x64"):
+            lstm.init(KEY, 2, 3, dtype=jnp.float64)
+
     def test_initial_state(self):
         with refused(TypeError, r"batch must be a tuple of sizes such as \(8,\).*got 8"):
             lstm.initial_state(self.params, batch=8)
@@ -326,11 +359,14 @@ class TestRefusals:
             ),
             ({"recurrent_activation": None}, r"recurrent_activation must be one of .*; got None"),
             ({"cell_clip": 0.0}, r"cell_clip must be above 0, or None for no clipping; got 0\.0"),
+            ({"activation": ["tanh"]}, r"activation must be one of .*; got \['tanh'\]"),
             ({"preactivation_clip": float("nan")}, r"preactivation_clip must be above 0.*got nan"),
+            ({"cell_clip": "3"}, r"cell_clip must be a number, got '3'"),
+            ({"cell_clip": True}, r"cell_clip must be a number, got True"),
         ],
     )
     def test_options(self, arguments, text):
-        with refused(ValueError, text):
+        with refused((ValueError, TypeError), text):
             LSTMOptions(**arguments)
 
     def test_lengths_above_time_under_jit(self):
