@@ -29,6 +29,7 @@ def main() -> None:
         ("x W_x + b inside each step, ahead of the loop, in blocks of steps; a plain loop, forward", projections()),
         ("the same in the fused path; value and gradients of params and xs", fused_projections()),
         ("derivatives of its own against the scan's; value and gradients of params and xs", backward_passes()),
+        ("weight gradients behind a barrier and folded; value and gradients of params and xs", weight_gradients()),
         ("batch axes against jax.vmap; value and gradients of params and xs", batchings()),
     ):
         print(f"\n{title}\n\n| B, T, inputs, units | " + " | ".join(variants) + " |")
@@ -102,6 +103,14 @@ def fused_projections() -> dict[str, Callable]:
             return lstm.apply(params, xs, implementation="fused")
 
     return {"inside": value_and_grad(partial(on, "cpu")), "ahead": value_and_grad(partial(on, "default"))}
+
+
+def weight_gradients() -> dict[str, Callable]:
+    def folded(params, xs):
+        with mock.patch.object(jax.lax, "optimization_barrier", lambda weights: weights):
+            return lstm.apply(params, xs, implementation="fused")
+
+    return {"barrier": value_and_grad(partial(lstm.apply, implementation="fused")), "folded": value_and_grad(folded)}
 
 
 def backward_passes() -> dict[str, Callable]:

@@ -102,8 +102,8 @@ def _forward(params, xs, state, initial, clock, return_sequences, *, save):
         return projected + jnp.broadcast_to(params.bias.astype(projected.dtype), projected.shape)
 
     def cell(before, projected):
-        i, f, g, o = jnp.split(projected + _product(before.h, params.w_h, state), 4)
-        gates = i, f, g, o = jax.nn.sigmoid(i), jax.nn.sigmoid(f), jnp.tanh(g), jax.nn.sigmoid(o)
+        z_i, z_f, z_g, z_o = jnp.split(projected + _product(before.h, params.w_h, state), 4)
+        gates = i, f, g, o = jax.nn.sigmoid(z_i), jax.nn.sigmoid(z_f), jnp.tanh(z_g), jax.nn.sigmoid(z_o)
         c = f * before.c + i * g
         h = o * jnp.tanh(c)
         after = dataclasses.replace(before, h=h.astype(before.h.dtype), c=c)
@@ -127,8 +127,8 @@ def _product(xs, weights, state):
 def _weighted(xs, d_weights, state):
     """xs @ d_weights, linear in d_weights, whose transpose is the product of all steps' xs and dz.
 
-    That product comes out as [gates, features]. Without the barrier XLA folds the transposition into it,
-    and on CPU runs it a third slower.
+    That product comes out as [gates, features]; without the barrier XLA folds the transposition into it, which
+    is slower on CPU (`python -m benchmarks.choices`).
     """
     transposed = jax.lax.optimization_barrier(d_weights.T)
     contract = ((xs.ndim - 1,), (1,)), ((), ())

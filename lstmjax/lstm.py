@@ -238,8 +238,8 @@ def apply(
         reverse: read valid steps last to first; each output still stands at its own step.
         return_sequences: False returns the final h as ys and stacks nothing over time.
         options: LSTMOptions.
-        implementation: "scan", "fused" (the standard cell with its own backward pass; no forward-mode
-            derivative) or "auto"; `explain` tells which one runs.
+        implementation: "scan", "fused" (the standard cell with derivatives of its own) or "auto"; `explain`
+            tells which one runs.
         unroll: steps in one iteration of the compiled loop.
 
     Returns:
