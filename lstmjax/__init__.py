@@ -4,9 +4,9 @@ from lstmjax import dense as dense
 from lstmjax import embedding as embedding
 from lstmjax import lstm as lstm
 from lstmjax.inspect import summary as summary
-from lstmjax.lstm import LSTMOptions as LSTMOptions
 from lstmjax.lstm import LSTMParams as LSTMParams
 from lstmjax.lstm import LSTMState as LSTMState
+from lstmjax.options import LSTMOptions as LSTMOptions
 from lstmjax.time_distributed import time_distributed as time_distributed
 
 __version__ = "0.1.0"
