@@ -73,7 +73,6 @@ def _run_jvp(return_sequences, primals, tangents):
     if _given(d_params.bias):
         d_z += jnp.broadcast_to(d_params.bias.astype(d_z.dtype), d_z.shape)
 
-    @partial(jax.checkpoint, prevent_cse=False)  # keeps the gates alone, not every slope made from them
     def cell(d_state, now):
         d_z, (before, (i, f, g, o)) = now
         tanh_c = jnp.tanh(f * before.c + i * g)
@@ -86,7 +85,15 @@ def _run_jvp(return_sequences, primals, tangents):
 
     d_state, d_initial = jax.tree.map(_instantiate, (d_state, d_initial), is_leaf=lambda d: not _given(d))
     d_state, d_initial, now = placement.varying_alike((d_state, d_initial, (d_z, saved)))
-    d_ys, d_final, _ = recurrence.forward(cell, d_state, d_initial, now, clock, return_sequences=return_sequences)
+    d_ys, d_final, _ = recurrence.forward(
+        cell,
+        d_state,
+        d_initial,
+        now,
+        clock,
+        return_sequences=return_sequences,
+        recompute=True,  # keep the gates alone, not every slope made from them
+    )
     return (ys, final), (d_ys, d_final)
 
 

@@ -69,6 +69,7 @@ def forward(
     clock: Clock,
     *,
     return_sequences: bool,
+    recompute: bool = False,
 ) -> tuple[Float[Array, "time *batch units"] | None, Any, Any]:
     """Run `cell(state, x) -> (state, saved)` over time.
 
@@ -79,6 +80,7 @@ def forward(
         xs: inputs of the cell, a tree with leaves [time, *batch, ...].
         clock: padding, resets and direction.
         return_sequences: whether h of every step is stacked.
+        recompute: whether the gradient recomputes what lies inside a step instead of keeping it.
 
     Returns:
         ys [time, *batch, units] or None; the state after the last step read; what the cell saved,
@@ -97,6 +99,8 @@ def forward(
         return after, (y, saved)
 
     tick = _batched(tick, state.h.ndim - 1)
+    if recompute:
+        tick = jax.checkpoint(tick, prevent_cse=False)
     now = (xs, clock.valid, clock.resets)
     state, (ys, saved) = jax.lax.scan(tick, state, now, reverse=clock.reverse, unroll=clock.unroll)
     return ys, state, saved

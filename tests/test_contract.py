@@ -360,6 +360,14 @@ def test_outputs_are_stacked_only_where_asked(implementation, return_sequences):
     assert (f"f32[1000,2,{UNITS}]" in program) == return_sequences
 
 
+@masks
+def test_the_gradient_takes_two_loops(lengths, resets):
+    arrays, times = example(23, (2,), 5, lengths=lengths, resets=resets)
+    slope = jax.grad(lambda a: run(a, **times, implementation="fused")[0].sum())
+    program = jax.jit(slope).lower(cast(arrays, jnp.float32)).compile().as_text()
+    assert program.count(" while(") == 2
+
+
 @every_implementation
 @pytest.mark.parametrize("unroll", [2, 100])
 def test_unroll_changes_nothing(implementation, unroll):
