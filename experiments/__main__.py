@@ -33,6 +33,9 @@ def main(argv: list[str]) -> int:
     except (ConfigError, RunError) as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+    except KeyboardInterrupt as stop:
+        print(stop if stop.args else "stopped", file=sys.stderr)
+        return commands.INTERRUPTED
     print(f"error: cannot read the command {' '.join(argv)!r}\n\n{__doc__}", file=sys.stderr)
     return 2
 

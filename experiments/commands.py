@@ -39,8 +39,11 @@ def run(path: str, overrides: list[str]) -> int:
 
 def sweep(path: str, overrides: list[str]) -> int:
     """Runs every combination in turn, then compares them."""
+    members = load_sweep(path, overrides)
+    for _, config in members:
+        _task(config)  # what cannot run is found before anything does
     started = []
-    for choice, config in load_sweep(path, overrides):
+    for choice, config in members:
         folder, code = _start(config)
         if code:
             return code
@@ -67,8 +70,11 @@ def resume(folder: str) -> int:
     if checkpoints.latest() is not None:
         state = checkpoints.restore(state)
     runs.truncate(run.metrics, int(state.step))
+    for key, (then, now) in runs.differences(run).items():
+        console.print(f"{key} was {then} when the run began and is {now}: the end need not be the same bit for bit")
     console.print(f"{run.folder}: on from step {int(state.step)}")
-    return _train(run, config, task, checkpoints, state)
+    with _resumable(run):
+        return _train(run, config, task, checkpoints, state)
 
 
 def evaluate(folder: str) -> int:
@@ -87,27 +93,36 @@ def show() -> int:
     """The configs, each by the first line of its head, and the runs, each by its result."""
     table = Table("config", "what it is")
     for path in sorted(Path("configs").glob("*.toml")):
-        table.add_row(str(path), path.read_text().splitlines()[0].lstrip("# "))
+        table.add_row(str(path), path.read_text().partition("\n")[0].lstrip("# "))
     console.print(table)
     table = Table("run", "steps", "result")
     for run in runs.all_runs(Path("runs")):
-        lines = runs.read(run.metrics)
-        outcome = "not finished"
-        if run.result.exists():
-            test = json.loads(run.result.read_text())["test"]
-            outcome = "  ".join(f"{name} {report.number(value)}" for name, value in test.items())
-        table.add_row(str(run.folder), str(lines[-1]["step"] if lines else 0), outcome)
+        table.add_row(str(run.folder), *_standing(run))
     console.print(table)
     return 0
+
+
+def _standing(run: Run) -> tuple[str, str]:
+    """How many steps a run has logged, and its result."""
+    try:
+        lines = runs.read(run.metrics)
+        steps = str(lines[-1]["step"] if lines else 0)
+        if not run.result.exists():
+            return steps, "not finished"
+        test = json.loads(run.result.read_text())["test"]
+    except (ValueError, KeyError) as error:
+        return "", f"cannot be read: {error!r}"
+    return steps, "  ".join(f"{name} {report.number(value)}" for name, value in test.items())
 
 
 def _start(config: Config) -> tuple[Run, int]:
     task = _task(config)
     run = runs.create(config.out, config.name, dumps(config))
-    state = initial_state(task, config.train)
-    console.print(f"{run.folder}: {config.task} on {jax.devices()[0].device_kind}")
-    console.print(str(lstmjax.summary(state.params)))
-    return run, _train(run, config, task, Checkpoints(run.checkpoints), state)
+    with _resumable(run):
+        state = initial_state(task, config.train)
+        console.print(f"{run.folder}: {config.task} on {jax.devices()[0].device_kind}")
+        console.print(str(lstmjax.summary(state.params)))
+        return run, _train(run, config, task, Checkpoints(run.checkpoints), state)
 
 
 def _train(run: Run, config: Config, task: Task, checkpoints: Checkpoints, state: TrainState) -> int:
@@ -150,7 +165,7 @@ def _finish(run: Run, config: Config, task: Task, outcome: Outcome) -> None:
     if task.criterion:
         result["criterion_met"] = bool(criterion_met(task, state))
     report.curve(run.curve, task, runs.read(run.metrics), test, f"{run.folder.name}: {config.task}")
-    runs.write(run.result, json.dumps(result, indent=2) + "\n")
+    runs.write(run.result, json.dumps(result, indent=2, allow_nan=False) + "\n")
 
     console.print(report.table(task, {"LSTM": test}, str(run.folder)))
     if task.criterion:
@@ -185,6 +200,15 @@ def _test(task: Task, state: TrainState) -> dict[str, float]:
 
 def _command(name: str, run: Run) -> str:
     return f"python -m experiments {name} {run.folder}"
+
+
+@contextlib.contextmanager
+def _resumable(run: Run) -> Iterator[None]:
+    """Within, a Ctrl-C that nothing else takes up still says how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"stopped at once; to go on:\n  {_command('resume', run)}") from None
 
 
 @contextlib.contextmanager

@@ -39,6 +39,10 @@ class Config:
     out: str = "runs"
     """Folder that receives the run's folder."""
 
+    def __post_init__(self):
+        if not self.name or Path(self.name).name != self.name:
+            raise ValueError(f"name is {self.name!r}; it must be the name of a folder, without any / in it")
+
 
 def load(path: str | Path, overrides: list[str] | None = None) -> Config:
     """Reads one run's config; a file with a `[sweep]` table is for `load_sweep`."""
@@ -54,13 +58,19 @@ def load_sweep(path: str | Path, overrides: list[str] | None = None) -> list[tup
     varied = _lists(table.pop("sweep", {}), Path(path))
     if not varied:
         raise ConfigError(f"{path}: there is no [sweep] table of lists; start it with `run {path}`")
+    if "task" in varied:
+        raise ConfigError(f"{path}: in [sweep], task is varied; the runs of a sweep are compared, so it is one for all")
+    for word in overrides or []:
+        key = word.removeprefix("--").partition("=")[0].replace("-", "_")
+        if word.startswith("--") and key in varied:
+            raise ConfigError(f"{word} is varied by [sweep] in {path}; change it there, or start one run with `run`")
     runs = []
     for values in itertools.product(*varied.values()):
         choice = dict(zip(varied, values, strict=True))
         merged = table
         for key, value in choice.items():
             merged = _merge(merged, _nest(key, value))
-            origins[tuple(key.split("."))] = f"{path}, in [sweep],"
+            origins[tuple(key.split("."))] = f"{path}, in [sweep]"
         config = _build(merged, origins, Path(path))
         runs.append((choice, _override(config, overrides or [], f"sweep {path}")))
     return runs
@@ -102,6 +112,8 @@ def _read(path: Path, above: tuple[Path, ...] = ()) -> tuple[Table, dict]:
 
 def _build(table: Table, origins: dict, path: Path) -> Config:
     if "task" not in table:
+        for key in set(table) - {field.name for field in dataclasses.fields(Config)}:
+            raise ConfigError(f"{path}: the top level has no key {key!r}{_nearest(key, ['task'])}")
         raise ConfigError(f'{path}: says no task; add `task = "{next(iter(tasks.TASKS))}"` at its top')
     task = table["task"]
     if not isinstance(task, str) or task not in tasks.TASKS:

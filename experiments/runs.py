@@ -1,5 +1,6 @@
 """The folder of one run: what was asked, on what machine, and what came out."""
 
+import hashlib
 import importlib.metadata
 import json
 import os
@@ -29,6 +30,10 @@ class Run:
         return self.folder / "config.toml"
 
     @property
+    def environment(self) -> Path:
+        return self.folder / "environment.json"
+
+    @property
     def metrics(self) -> Path:
         return self.folder / "metrics.jsonl"
 
@@ -52,17 +57,14 @@ class Run:
 def create(out: str, name: str, config: str) -> Run:
     """A new folder `out/name-NNN` with the resolved config and the environment in it."""
     parent = Path(out)
-    parent.mkdir(parents=True, exist_ok=True)
-    number = 1
-    while True:
-        run = Run(parent / f"{name}-{number:03d}")
-        try:
-            run.folder.mkdir()
-            break
-        except FileExistsError:
-            number += 1
-    write(run.config, config)
-    write(run.folder / "environment.json", json.dumps(environment(), indent=2) + "\n")
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        run = _fresh(parent, name)
+        write(run.config, config)
+        described = {"config_sha256": _sha256(run.config)} | environment()
+        write(run.environment, json.dumps(described, indent=2) + "\n")
+    except OSError as error:
+        raise RunError(f"no folder for the run can be made in {out}: {error}") from None
     return run
 
 
@@ -71,7 +73,15 @@ def find(folder: str) -> Run:
     if not run.config.is_file():
         known = ", ".join(str(r.folder) for r in all_runs(run.folder.parent)) or "none"
         raise RunError(f"{folder} is not a run: it has no config.toml; runs beside it: {known}")
+    if json.loads(run.environment.read_text())["config_sha256"] != _sha256(run.config):
+        raise RunError(f"{run.config} was changed after the run began; to train what it says now, `run` that file")
     return run
+
+
+def differences(run: Run) -> dict[str, tuple]:
+    """What of the machine is not as it was when the run began: resuming there need not be bit for bit."""
+    then, now = json.loads(run.environment.read_text()), environment()
+    return {key: (then[key], now[key]) for key in ("python", "packages", "device", "devices") if then[key] != now[key]}
 
 
 def all_runs(parent: Path) -> list[Run]:
@@ -117,6 +127,21 @@ def environment() -> dict:
         "argv": sys.argv,
         "git": _git(),
     }
+
+
+def _fresh(parent: Path, name: str) -> Run:
+    number = 1
+    while True:
+        folder = parent / f"{name}-{number:03d}"
+        try:
+            folder.mkdir()
+            return Run(folder)
+        except FileExistsError:
+            number += 1
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _version(package: str) -> str | None:

@@ -45,8 +45,10 @@ class Train:
 
     def __post_init__(self):
         for name in ("steps", "batch", "log_every", "learning_rate", "clip"):
-            if getattr(self, name) <= 0:
+            if not getattr(self, name) > 0:
                 raise ValueError(f"train.{name} is {getattr(self, name)}; it must be above 0")
+        if not 0 <= self.seed < 2**31:
+            raise ValueError(f"train.seed is {self.seed}; it must be from 0 to 2**31 - 1")
         for name in ("evaluate_every", "save_every"):
             if (every := getattr(self, name)) <= 0 or every % self.log_every:
                 raise ValueError(f"train.{name} is {every}; it must be a multiple of train.log_every, {self.log_every}")
@@ -117,7 +119,7 @@ def train(task: Task, options: Train, state: TrainState, hooks: Hooks) -> Outcom
         state, losses, measures = chunk(state, data)
         step = int(state.step)
         losses, measures = np.asarray(losses)[: step - before], np.asarray(measures)[: step - before]
-        _check_finite(losses, before)
+        _check_finite(losses, state.params, before)
         finished = bool(_finished(state, task, options))
 
         line = {"step": step, "sequences": step * options.batch}
@@ -190,11 +192,13 @@ def _optimizer(options: Train) -> optax.GradientTransformation:
     return optax.chain(optax.clip_by_global_norm(options.clip), optax.adam(schedule))
 
 
-def _check_finite(losses: np.ndarray, before: int) -> None:
+def _check_finite(losses: np.ndarray, params: Params, before: int) -> None:
     wrong = np.flatnonzero(~np.isfinite(losses))
     if wrong.size:
         step = before + int(wrong[0]) + 1
         raise NonFiniteLoss(f"the loss is {losses[wrong[0]]} at step {step}")
+    if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params)):
+        raise NonFiniteLoss(f"not all parameters are finite after step {before + len(losses)}")
 
 
 def _mean(values: np.ndarray) -> float:

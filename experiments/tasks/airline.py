@@ -120,7 +120,7 @@ def _windows(shown: np.ndarray, options: Options, start: int, end: int) -> dict[
         "window": shown[months[:, None] - np.arange(options.look_back, 0, -1)][..., None],
         "target": shown[months],
         "passengers": PASSENGERS[months],
-        "year_before": PASSENGERS[months - SEASON],
+        "year_before": np.concatenate([np.full(SEASON, np.nan), PASSENGERS])[months],
     }
     return {name: jnp.asarray(column, jnp.float32) for name, column in columns.items()}
 

@@ -1,6 +1,7 @@
 """The command line as a user meets it: every config runs, and what was stopped goes on as if it never was."""
 
 import json
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -194,6 +195,46 @@ def test_loss_that_is_no_number_ends_the_run_with_the_step_and_the_remedy(config
     assert "at step " in err
     assert "the last good checkpoint: there is none" in err
     assert "lower --train.learning_rate" in err
+
+
+def test_parameters_that_are_no_numbers_are_not_saved(configs, call, tmp_path):
+    """The loss before the first update is finite; only the parameters after it are not."""
+    every = [f"--train.{name}-every=1" for name in ("log", "evaluate", "save")]
+    rates = ("--train.learning-rate", "inf", "--train.steps", "1")
+    code, _, err = call(tmp_path, "run", configs / "airline.toml", *every, *rates)
+    assert code == 1
+    assert "not all parameters are finite after step 1" in err
+    assert Checkpoints(tmp_path / "runs" / "airline-001" / "checkpoints").latest() is None
+
+
+def test_ctrl_c_before_training_says_how_to_go_on(launch, tmp_path):
+    (tmp_path / "long.toml").write_text(LONG)
+    run = runs.Run(tmp_path / "runs" / "long-001")
+    process = launch(tmp_path, "run", "long.toml", **ANEW)
+    wait_for(run.environment.exists, process)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert "python -m experiments resume runs/long-001" in err or run.metrics.exists()
+    assert "Traceback" not in err
+    assert process.returncode == 130
+
+
+def test_changed_config_is_not_resumed(whole, call, tmp_path):
+    shutil.copytree(whole[0].folder, tmp_path / "long-001")
+    run = runs.Run(tmp_path / "long-001")
+    run.config.write_text(run.config.read_text().replace("units = 8", "units = 9"))
+    for command in ("resume", "evaluate"):
+        code, _, err = call(tmp_path, command, "long-001")
+        assert code == 1
+        assert "config.toml was changed after the run began" in err
+
+
+def test_list_shows_a_broken_run_as_that(call, tmp_path):
+    run = runs.create(str(tmp_path / "runs"), "a", "")
+    run.result.write_text("{")
+    code, out, err = call(tmp_path, "list")
+    assert code == 0, err
+    assert "cannot be read" in out
 
 
 def test_evaluate_without_a_checkpoint_is_an_error(tmp_path, call, configs):

@@ -89,6 +89,10 @@ MISTAKES = {
     "table": (AIRLINE.replace("[model]", "[modle]"), ["top level", "'modle'", "did you mean 'model'?"]),
     "top key": ('outt = "x"\n' + AIRLINE, ["top level", "'outt'", "did you mean 'out'?"]),
     "task": (AIRLINE.replace('"airline"', '"arline"'), ["no task 'arline'", "did you mean 'airline'?"]),
+    "task's own key": (AIRLINE.replace("task", "taks"), ["top level", "'taks'", "did you mean 'task'?"]),
+    "name": ('name = "a/b"\n' + AIRLINE, ["name is 'a/b'", "name of a folder"]),
+    "seed": (AIRLINE + "seed = 99999999999\n", ["train.seed is 99999999999", "2**31"]),
+    "no number": (AIRLINE + "clip = nan\n", ["train.clip is nan", "above 0"]),
     "no task": (AIRLINE.replace("task", "name"), ["says no task", 'task = "airline"']),
     "text for int": (AIRLINE.replace("= 20", '= "20"'), ["train.steps", "'20'", "type int"]),
     "float for int": (AIRLINE.replace("= 20", "= 2.5"), ["train.steps", "2.5", "type int"]),
@@ -118,10 +122,11 @@ def test_mistake_is_named_with_its_place_and_remedy(mistake, write, capsys, monk
 @pytest.mark.parametrize(
     ("sweep", "words"),
     [
-        ("train.stepz = [1]", ["in [sweep],", "[train]", "did you mean 'steps'?"]),
+        ("train.stepz = [1]", ["in [sweep]: ", "[train]", "did you mean 'steps'?"]),
         ("train.steps = 1", ["in [sweep]", "steps", "list of values"]),
         ("train.steps = []", ["in [sweep]", "steps", "list of values"]),
-        ('train.steps = [1, "2"]', ["in [sweep],", "train.steps", "'2'"]),
+        ('train.steps = [1, "2"]', ["in [sweep]: ", "train.steps", "'2'"]),
+        ('task = ["airline", "copy"]', ["in [sweep]", "task is varied"]),
         ("", ["there is no [sweep] table"]),
     ],
 )
@@ -130,6 +135,13 @@ def test_mistake_in_a_sweep(sweep, words, write, capsys):
     assert __main__.main(["sweep", str(path)]) == 2
     answer = capsys.readouterr().err
     assert [word for word in words if word not in answer] == []
+
+
+@pytest.mark.parametrize("override", [["--train.log-every", "5"], ["--train.log_every=5"]])
+def test_sweep_refuses_an_override_of_what_it_varies(override, write, capsys):
+    path = write(AIRLINE + "[sweep]\ntrain.log_every = [1, 2]\n")
+    assert __main__.main(["sweep", str(path), *override]) == 2
+    assert f"{override[0]} is varied by [sweep]" in capsys.readouterr().err
 
 
 def test_mistake_in_a_base_is_placed_in_the_base(write, capsys):

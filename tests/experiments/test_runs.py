@@ -15,6 +15,20 @@ def test_every_run_gets_a_folder_of_its_own(tmp_path):
     assert runs.all_runs(tmp_path / "runs") == made
 
 
+def test_folder_that_cannot_be_made_is_an_error_of_the_run(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(runs.RunError, match=r"no folder for the run can be made in .*file"):
+        runs.create(str(tmp_path / "file"), "a", "")
+
+
+def test_resuming_elsewhere_is_noticed(tmp_path):
+    run = runs.create(str(tmp_path), "a", "")
+    assert runs.differences(run) == {}
+    then = json.loads(run.environment.read_text())
+    run.environment.write_text(json.dumps(then | {"python": "3.0"}))
+    assert runs.differences(run) == {"python": ("3.0", then["python"])}
+
+
 def test_environment_says_what_ran(tmp_path):
     run = runs.create(str(tmp_path), "a", "")
     said = json.loads((run.folder / "environment.json").read_text())
