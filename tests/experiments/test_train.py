@@ -7,9 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments.commands import _task
+from experiments.config import Config
 from experiments.models import Model
 from experiments.task import Criterion
-from experiments.tasks import adding, airline
+from experiments.tasks import TASKS, airline
 from experiments.train import Hooks, NonFiniteLoss, Train, criterion_met, initial_state, keys, train
 
 AIRLINE = airline.build(airline.Options(), Model(units=3), 8, jax.random.key(0))
@@ -120,13 +122,21 @@ def test_loss_that_is_no_number_is_named_with_its_step():
         trained(task, OPTIONS)
 
 
-def test_test_sequences_are_none_of_the_training_sequences():
-    _, data, test = keys(0)
-    task = adding.build(adding.Options(length=22), Model(units=3), 4, test)
-    trained_on = task.batches(None, data, jnp.arange(500))["pairs"].reshape(2000, -1)
-    tested_on = task.splits["test"]["pairs"].reshape(2560, -1)
-    rows = {row.tobytes() for row in np.asarray(trained_on)} | {row.tobytes() for row in np.asarray(tested_on)}
-    assert len(rows) == 4560
+@pytest.mark.parametrize(("name", "column"), [("adding", "pairs"), ("temporal_order", "symbols"), ("copy", "heard")])
+def test_test_sequences_are_none_of_the_training_sequences(name, column, monkeypatch):
+    module, options, handed = TASKS[name], dataclasses.replace(OPTIONS, seed=3), []
+    build = module.build
+    monkeypatch.setattr(module, "build", lambda *arguments: handed.append(arguments[-1]) or build(*arguments))
+    task = _task(Config(task=name, name="any", data=module.Options(), model=Model(units=3), train=options))
+    state = initial_state(task, options)
+    assert handed == [keys(3)[2]]
+    assert not np.array_equal(jax.random.key_data(handed[0]), state.key)
+
+    read = jax.jit(lambda steps: task.batches(task.splits.get("train"), jax.random.wrap_key_data(state.key), steps))
+    tested_on = np.asarray(task.splits["test"][column])
+    trained_on = np.asarray(read(jnp.arange(250))[column]).reshape(2000, *tested_on.shape[1:])
+    rows = {row.tobytes() for row in trained_on} | {row.tobytes() for row in tested_on}
+    assert len(rows) == 2000 + len(tested_on)
 
 
 def test_seed_decides_the_parameters_and_the_data():

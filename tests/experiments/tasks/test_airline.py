@@ -1,5 +1,6 @@
 """Airline: forecasts are in passengers, the test months stay unseen, the baselines are what they claim."""
 
+import dataclasses
 import itertools
 
 import jax
@@ -43,8 +44,10 @@ def test_windows_are_the_months_before(options):
     assert len(split["target"]) == 48
 
 
+@pytest.mark.parametrize("look_back", [2, 12])
 @pytest.mark.parametrize("options", [*SETTINGS, Options(validation=24)], ids=str)
-def test_nothing_of_later_months_reaches_training(options, monkeypatch):
+def test_nothing_of_later_months_reaches_training(options, look_back, monkeypatch):
+    options = dataclasses.replace(options, look_back=look_back)
     before = task(options)
     fit = 96 - options.validation
     changed = PASSENGERS.copy()

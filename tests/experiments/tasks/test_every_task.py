@@ -1,0 +1,61 @@
+"""What holds for every task: nothing is read beyond a sequence's end, and the test split is kept for the end."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments.models import Model
+from experiments.tasks import TASKS, mnist_rows
+
+PADDED = ["adding", "temporal_order"]
+
+
+@pytest.fixture
+def build(monkeypatch):
+    """Builds a task by its name, `mnist_rows` on a few images of noise."""
+    rng = np.random.default_rng(0)
+    sizes = {"train": 30, "validation": 10, "test": 20}
+    images = {n: (rng.random((k, 28, 28), np.float32), np.arange(k, dtype=np.int32) % 10) for n, k in sizes.items()}
+    monkeypatch.setattr(mnist_rows.mnist, "load", lambda: images)
+    return lambda name: TASKS[name].build(TASKS[name].Options(), Model(units=3), 8, jax.random.key(0))
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_padded_tasks_are_those_with_lengths(name, build):
+    assert ("length" in build(name).splits["test"]) == (name in PADDED)
+
+
+@pytest.mark.parametrize("name", PADDED)
+def test_what_the_padding_holds_changes_nothing(name, build):
+    task = build(name)
+    params = task.init(jax.random.key(1))
+    batch = {column: values[:16] for column, values in task.splits["test"].items()}
+    filled = {column: np.array(values) for column, values in batch.items()}
+    sequences = filled["pairs" if name == "adding" else "symbols"]
+    rng = np.random.default_rng(1)
+    for row, length in zip(sequences, filled["length"], strict=True):
+        row[length:] = np.nan if name == "adding" else rng.integers(1, 8, len(row) - length)
+    assert sum(len(row) - length for row, length in zip(sequences, filled["length"], strict=True)) > 16
+
+    for measured in (task.loss, task.evaluate):
+        plain, other = (jax.tree.leaves(measured(params, b)) for b in (batch, jax.tree.map(jnp.asarray, filled)))
+        for figure, same in zip(plain, other, strict=True):
+            assert np.isfinite(figure).all()
+            np.testing.assert_array_equal(figure, same)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_test_split_is_not_watched_and_shares_no_example_with_another(name, build):
+    task = build(name)
+    assert "test" in task.splits
+    assert set(task.watch) <= set(task.splits) - {"test"}
+    examples = {
+        split: {b"".join(np.asarray(leaf).tobytes() for leaf in row) for row in zip(*columns.values(), strict=True)}
+        for split, columns in ((s, jax.tree.map(np.asarray, c)) for s, c in task.splits.items())
+    }
+    for one, other in itertools.combinations(task.splits, 2):
+        assert task.splits[one] is not task.splits[other]
+        assert not examples[one] & examples[other]
