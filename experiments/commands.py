@@ -73,8 +73,8 @@ def resume(folder: str) -> int:
     for key, (then, now) in runs.differences(run).items():
         console.print(f"{key} was {then} when the run began and is {now}: the end need not be the same bit for bit")
     console.print(f"{run.folder}: on from step {int(state.step)}")
-    with _resumable(run):
-        return _train(run, config, task, checkpoints, state)
+    with _interrupt(run) as interrupted:
+        return _train(run, config, task, checkpoints, state, interrupted)
 
 
 def evaluate(folder: str) -> int:
@@ -118,18 +118,17 @@ def _standing(run: Run) -> tuple[str, str]:
 def _start(config: Config) -> tuple[Run, int]:
     task = _task(config)
     run = runs.create(config.out, config.name, dumps(config))
-    with _resumable(run):
+    with _interrupt(run) as interrupted:
         state = initial_state(task, config.train)
         console.print(f"{run.folder}: {config.task} on {jax.devices()[0].device_kind}")
         console.print(str(lstmjax.summary(state.params)))
-        return run, _train(run, config, task, Checkpoints(run.checkpoints), state)
+        return run, _train(run, config, task, Checkpoints(run.checkpoints), state, interrupted)
 
 
-def _train(run: Run, config: Config, task: Task, checkpoints: Checkpoints, state: TrainState) -> int:
-    with (
-        _interrupt() as interrupted,
-        report.progress(config.train.steps, int(state.step)) as shown,
-    ):
+def _train(
+    run: Run, config: Config, task: Task, checkpoints: Checkpoints, state: TrainState, interrupted: Callable[[], bool]
+) -> int:
+    with report.progress(config.train.steps, int(state.step)) as shown:
 
         def log(line: dict, rate: float) -> None:
             runs.append(run.metrics, line)
@@ -203,17 +202,8 @@ def _command(name: str, run: Run) -> str:
 
 
 @contextlib.contextmanager
-def _resumable(run: Run) -> Iterator[None]:
-    """Within, a Ctrl-C that nothing else takes up still says how to go on."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"stopped at once; to go on:\n  {_command('resume', run)}") from None
-
-
-@contextlib.contextmanager
-def _interrupt() -> Iterator[Callable[[], bool]]:
-    """Within, the first Ctrl-C only makes what is yielded true; the second is Python's own."""
+def _interrupt(run: Run) -> Iterator[Callable[[], bool]]:
+    """Within, the first Ctrl-C only makes what is yielded true; the second stops at once and says how to go on."""
     asked = False
 
     def ask(signum, frame):
@@ -225,5 +215,7 @@ def _interrupt() -> Iterator[Callable[[], bool]]:
     previous = signal.signal(signal.SIGINT, ask)
     try:
         yield lambda: asked
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"stopped at once; to go on:\n  {_command('resume', run)}") from None
     finally:
         signal.signal(signal.SIGINT, previous)

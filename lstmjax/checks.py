@@ -66,11 +66,14 @@ def drawn(name: str, initializer: Any, key: jax.Array, shape: tuple[int, ...], d
     return jnp.asarray(array, dtype)
 
 
-def floating(name: str, array: Any, remedy: str = "Convert it with .astype(jnp.float32).") -> jax.Array:
+def floating(name: str, array: Any) -> jax.Array:
     """Return `array` as a JAX array, or raise unless its dtype is floating."""
     array = _array(name, array)
     if not jnp.issubdtype(array.dtype, jnp.floating):
-        raise TypeError(f"{name} must have a floating dtype, got {array.dtype.name} {array.shape}. {remedy}")
+        raise TypeError(
+            f"{name} must have a floating dtype, got {array.dtype.name} {array.shape}. "
+            "Convert it with .astype(jnp.float32)."
+        )
     return array
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from experiments import commands, runs
+from experiments.__main__ import main
 from experiments.checkpoint import Checkpoints
 from experiments.config import load
 from experiments.data import mnist
@@ -207,16 +208,31 @@ def test_parameters_that_are_no_numbers_are_not_saved(configs, call, tmp_path):
     assert Checkpoints(tmp_path / "runs" / "airline-001" / "checkpoints").latest() is None
 
 
-def test_ctrl_c_before_training_says_how_to_go_on(launch, tmp_path):
+def test_ctrl_c_before_the_first_step_stops_after_the_first_chunk(launch, tmp_path):
     (tmp_path / "long.toml").write_text(LONG)
     run = runs.Run(tmp_path / "runs" / "long-001")
     process = launch(tmp_path, "run", "long.toml", **ANEW)
-    wait_for(run.environment.exists, process)
+    wait_for(run.checkpoints.exists, process)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
-    assert "python -m experiments resume runs/long-001" in err or run.metrics.exists()
-    assert "Traceback" not in err
-    assert process.returncode == 130
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "stopped and saved at step 50" in out
+    assert "python -m experiments resume runs/long-001" in out
+    assert Checkpoints(run.checkpoints).latest() == 50
+
+
+def test_second_ctrl_c_stops_at_once_and_says_how_to_go_on(capsys, monkeypatch):
+    run = runs.Run(Path("runs/a-001"))
+
+    def stopped_twice():
+        with commands._interrupt(run) as interrupted:
+            signal.raise_signal(signal.SIGINT)
+            assert interrupted()
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(commands, "show", stopped_twice)
+    assert main(["list"]) == 130
+    assert "python -m experiments resume runs/a-001" in capsys.readouterr().err
 
 
 def test_changed_config_is_not_resumed(whole, call, tmp_path):
