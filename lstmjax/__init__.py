@@ -1,5 +1,6 @@
 """LSTMs in JAX as pure functions over pytrees of parameters."""
 
+from lstmjax import conv1d as conv1d
 from lstmjax import dense as dense
 from lstmjax import embedding as embedding
 from lstmjax import lstm as lstm

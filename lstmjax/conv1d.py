@@ -1,0 +1,203 @@
+"""A convolution over time, causal unless told otherwise.
+
+    y_t = b + sum_k x_{t*stride + k*dilation - left} W_k       k = 0 .. kernel-1; x is 0 outside the sequence
+    left = (kernel - 1) * dilation                             causal: y_t sees x_{t*stride} and what came before
+    left = (kernel - 1) * dilation // 2                        otherwise: centred, an odd step goes to the right
+
+`units`, elsewhere the number of filters, is the length of y_t; the parameters are units * (kernel * inputs + 1)
+numbers. Waibel et al., "Phoneme recognition using time-delay neural networks" (1989); dilated and causal in
+van den Oord et al., "WaveNet: a generative model for raw audio" (2016).
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.nn import initializers
+from jax.typing import DTypeLike
+from jaxtyping import Array, ArrayLike, Float, Int, Integer
+
+from lstmjax import checks, padding, placement
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class Conv1DParams:
+    """The weights of a convolution over time.
+
+    Args:
+        w: [kernel, inputs, units]; the last of the kernel meets the latest step.
+        bias: [units].
+    """
+
+    w: Any
+    bias: Any
+
+
+def init(
+    key: Array,
+    inputs: int,
+    units: int,
+    *,
+    kernel: int = 3,
+    w_init: Callable[..., Array] = initializers.glorot_uniform(),
+    bias_init: Callable[..., Array] = initializers.zeros,
+    dtype: DTypeLike = jnp.float32,
+) -> Conv1DParams:
+    """Make the parameters of a convolution: units * (kernel * inputs + 1) numbers.
+
+    Args:
+        key: a JAX random key.
+        inputs: length of one input vector.
+        units: length of one output vector.
+        kernel: number of steps that one output reads.
+        w_init: initializer `(key, shape, dtype) -> array` of w.
+        bias_init: likewise of bias.
+        dtype: of both.
+
+    Raises:
+        ValueError: inputs, units or kernel is not a positive integer, or an initializer returns another shape.
+        TypeError: dtype is not floating.
+
+    >>> params = init(jax.random.key(0), inputs=2, units=8, kernel=5)
+    >>> params.w.shape, params.bias.shape
+    ((5, 2, 8), (8,))
+    """
+    inputs, units = checks.positive_int("inputs", inputs), checks.positive_int("units", units)
+    kernel = checks.positive_int("kernel", kernel)
+    dtype = checks.floating_dtype("dtype", dtype)
+    w_key, bias_key = jax.random.split(key)
+    return Conv1DParams(
+        w=checks.drawn("w_init", w_init, w_key, (kernel, inputs, units), dtype),
+        bias=checks.drawn("bias_init", bias_init, bias_key, (units,), dtype),
+    )
+
+
+def apply(
+    params: Conv1DParams,
+    xs: Float[ArrayLike, "*batch time inputs"],
+    *,
+    stride: int = 1,
+    dilation: int = 1,
+    causal: bool = True,
+    lengths: Integer[ArrayLike, "*batch"] | None = None,
+) -> Float[Array, "*batch steps units"]:
+    """Convolve over time, the module's equation.
+
+    Padding is read as zeros and gives outputs of 0; it reaches no value and no gradient, whatever it contains.
+    The centred convolution pads by kernel and dilation alone: with a stride it differs from the "same" of Keras,
+    whose alignment depends on time, and so would on how far a sequence is padded.
+
+    Args:
+        params: Conv1DParams.
+        xs: input sequences [*batch, time, inputs], floating; any number of batch axes, none included.
+        stride: steps of xs from one output to the next.
+        dilation: steps of xs from one row of the kernel to the next.
+        causal: whether an output sees its own step and earlier ones only; False centres the kernel on it.
+        lengths: valid steps of each sequence, integers [*batch] from 0 to time; None where all are valid. Those
+            of the outputs are `output_lengths(lengths, stride)`.
+
+    Returns:
+        [*batch, ceil(time / stride), units], in the common dtype of params and xs.
+
+    Raises:
+        ValueError: shapes or values that do not fit.
+        TypeError: xs not floating, lengths not integers, causal not bool, params something else.
+
+    >>> params = Conv1DParams(w=jnp.ones((2, 1, 1)), bias=jnp.zeros(1))
+    >>> xs = jnp.array([[1.0], [2.0], [3.0], [4.0], [5.0]])
+    >>> apply(params, xs)[:, 0]
+    Array([1., 3., 5., 7., 9.], dtype=float32)
+    >>> apply(params, xs, dilation=2, stride=2)[:, 0]
+    Array([1., 4., 8.], dtype=float32)
+    >>> apply(params, xs, causal=False, lengths=3)[:, 0]
+    Array([3., 5., 3., 0., 0.], dtype=float32)
+    """
+    checks.instance("params", params, Conv1DParams, "conv1d.init")
+    w, bias = (
+        checks.weights("params.w", params.w, "kernel", "inputs", "units"),
+        checks.weights("params.bias", params.bias, "units"),
+    )
+    checks.shape("params.bias", bias, w.shape[2:], "units, the last axis of params.w")
+    stride, dilation = checks.positive_int("stride", stride), checks.positive_int("dilation", dilation)
+    causal = checks.boolean("causal", causal)
+    xs = checks.floating("xs", xs)
+    checks.features("xs", xs, w.shape[1], "*batch, time, inputs", "params.w has that many in its second axis")
+    *batch, time, _ = xs.shape
+    lengths = None if lengths is None else checks.lengths(lengths, tuple(batch), time)
+
+    def run(weights, xs, lengths):
+        w, bias = weights
+        ys = _convolve(w, bias, padding.fill(xs, lengths), stride, dilation, causal)
+        return padding.fill(ys, None if lengths is None else output_lengths(lengths, stride))
+
+    return placement.automatic(run, len(batch))((w, bias), xs, lengths)
+
+
+def output_lengths(lengths: Integer[ArrayLike, "*batch"], stride: int) -> Int[Array, "*batch"]:
+    """Compute ceil(lengths / stride), the valid steps after a stride (of several layers: after their product).
+
+    Args:
+        lengths: valid steps before, integers [*batch] of at least 0.
+        stride: steps from one output to the next.
+
+    Raises:
+        ValueError: stride is not a positive integer; TypeError: lengths are not integers.
+
+    >>> output_lengths(jnp.array([0, 1, 4, 5]), stride=2)
+    Array([0, 1, 2, 3], dtype=int32)
+    """
+    stride = checks.positive_int("stride", stride)
+    lengths = checks.integers("lengths", lengths, 0, 2**31 - 1, "a number of steps")
+    return lengths // stride + (lengths % stride > 0)
+
+
+def receptive_field(kernel: int, dilations: Sequence[int] = (1,), strides: Sequence[int] | None = None) -> int:
+    """Count the steps of the input that one output of a stack of convolutions sees.
+
+        1 + sum_l (kernel - 1) * dilation_l * stride_1 * ... * stride_{l-1}
+
+    Without strides that is 1 + (kernel - 1) * sum(dilations).
+
+    Args:
+        kernel: of every convolution.
+        dilations: one for each convolution, the first the nearest to the input.
+        strides: likewise; None where all are 1.
+
+    Raises:
+        ValueError: one of them is not a positive integer, or there are more or fewer strides than dilations.
+
+    >>> receptive_field(kernel=3, dilations=(1, 2, 4, 8))
+    31
+    """
+    strides = (1,) * len(dilations) if strides is None else strides
+    if len(strides) != len(dilations):
+        raise ValueError(f"strides must be {len(dilations)} numbers, one for each dilation; got {strides!r}.")
+    span = checks.positive_int("kernel", kernel) - 1
+    field, apart = 1, 1
+    for dilation, stride in zip(dilations, strides, strict=True):
+        field += span * checks.positive_int("each of dilations", dilation) * apart
+        apart *= checks.positive_int("each of strides", stride)
+    return field
+
+
+def _convolve(w, bias, xs, stride, dilation, causal):
+    dtype = jnp.result_type(w, bias, xs)
+    wide = checks.at_least_float32(dtype)
+    *batch, time, inputs = xs.shape
+    outside = (w.shape[0] - 1) * dilation
+    left = outside if causal else outside // 2
+    ys = jax.lax.conv_general_dilated(
+        xs.astype(dtype).reshape(math.prod(batch), time, inputs),
+        w.astype(dtype),
+        window_strides=(stride,),
+        padding=[(left, outside - left)],
+        rhs_dilation=(dilation,),
+        dimension_numbers=("NWC", "WIO", "NWC"),
+        preferred_element_type=wide,
+    )
+    ys = (ys + jnp.broadcast_to(bias.astype(wide), ys.shape)).astype(dtype)
+    return ys.reshape(*batch, *ys.shape[1:])

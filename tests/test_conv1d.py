@@ -1,0 +1,338 @@
+"""conv1d against a float64 loop, and its part of the contract of time."""
+
+from functools import cache, partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.test_util import check_grads
+
+from lstmjax import conv1d
+from lstmjax.conv1d import Conv1DParams
+
+KEY = jax.random.key(0)
+INPUTS, UNITS = 3, 2
+
+geometries = pytest.mark.parametrize(
+    ("kernel", "stride", "dilation", "causal"),
+    [(k, s, d, c) for k in (1, 2, 3) for s in (1, 2, 3) for d in (1, 3) for c in (True, False)],
+)
+
+
+def example(seed, *axes, kernel=3):
+    rng = np.random.default_rng(seed)
+    shapes = (kernel, INPUTS, UNITS), (UNITS,), (*axes, INPUTS)
+    w, bias, xs = (rng.normal(size=shape) for shape in shapes)
+    return Conv1DParams(w, bias), xs
+
+
+def cast(tree, dtype):
+    return jax.tree.map(lambda a: jnp.asarray(a, dtype), tree)
+
+
+def steps_read(j, kernel, stride, dilation, causal):
+    """The steps that output j reads, first to last, whether or not the sequence has them."""
+    outside = (kernel - 1) * dilation
+    before = outside if causal else outside // 2
+    return [j * stride - before + k * dilation for k in range(kernel)]
+
+
+def loop(params, xs, stride=1, dilation=1, causal=True, lengths=None):
+    *batch, time, _ = xs.shape
+    kernel, _, units = params.w.shape
+    ys = np.zeros((*batch, -(-time // stride), units))
+    for row in np.ndindex(*batch):
+        length = time if lengths is None else lengths[row]
+        for j in range(ys.shape[-2]):
+            if j * stride < length:
+                ys[row][j] = params.bias
+                for k, t in enumerate(steps_read(j, kernel, stride, dilation, causal)):
+                    if 0 <= t < length:
+                        ys[row][j] += xs[row][t] @ params.w[k]
+    return ys
+
+
+@geometries
+def test_equals_the_loop(kernel, stride, dilation, causal):
+    params, xs = example(0, 2, 8, kernel=kernel)
+    geometry = {"stride": stride, "dilation": dilation, "causal": causal}
+    ys = jax.jit(partial(conv1d.apply, **geometry))(cast(params, jnp.float32), cast(xs, jnp.float32))
+    assert ys.dtype == jnp.float32
+    np.testing.assert_allclose(ys, loop(params, xs, **geometry), rtol=2e-6, atol=2e-6)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_equals_the_loop_in_float64(causal, x64):
+    params, xs = example(1, 2, 9)
+    geometry = {"stride": 2, "dilation": 2, "causal": causal}
+    ys = conv1d.apply(cast(params, jnp.float64), cast(xs, jnp.float64), **geometry)
+    np.testing.assert_allclose(ys, loop(params, xs, **geometry), rtol=1e-12, atol=1e-12)
+
+
+@geometries
+def test_what_an_output_depends_on(kernel, stride, dilation, causal):
+    """The Jacobian is zero but at the steps of the equation; causal ones end at t * stride and begin exactly
+    one receptive field before."""
+    time = 10
+    params, xs = cast(example(2, time, kernel=kernel), jnp.float32)
+    geometry = {"stride": stride, "dilation": dilation, "causal": causal}
+    slopes = jax.jit(jax.jacrev(partial(conv1d.apply, params, **geometry)))(xs)
+    depends = np.any(np.asarray(slopes) != 0, axis=(1, 3))
+    for j, row in enumerate(depends):
+        expected = [t for t in steps_read(j, kernel, stride, dilation, causal) if 0 <= t < time]
+        np.testing.assert_array_equal(np.flatnonzero(row), expected)
+        if causal:
+            now, field = j * stride, conv1d.receptive_field(kernel, (dilation,))
+            assert row[now]
+            assert not row[now + 1 :].any()
+            assert not row[: max(now - field + 1, 0)].any()
+            assert now < field - 1 or row[now - field + 1]
+
+
+def test_the_odd_step_of_a_centred_kernel_goes_to_the_right():
+    params = Conv1DParams(jnp.array([1.0, 10.0, 100.0, 1000.0])[:, None, None], jnp.zeros(1))
+    ys = conv1d.apply(params, jnp.array([0.0, 0, 1, 0, 0])[:, None], causal=False)
+    np.testing.assert_array_equal(ys[:, 0], [1000, 100, 10, 1, 0])
+
+
+@cache
+def differentiated(**geometry):
+    def loss(params, xs, lengths):
+        ys = conv1d.apply(params, xs, lengths=lengths, **geometry)
+        return (ys**2).sum(), ys
+
+    return jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))
+
+
+@given(st.tuples(*[st.integers(0, 6)] * 3), st.integers(1, 2), st.integers(1, 2), st.booleans())
+def test_padding_reaches_nothing(lengths, stride, dilation, causal):
+    geometry = {"stride": stride, "dilation": dilation, "causal": causal}
+    lengths = np.array(lengths)
+    params, xs = example(3, 3, 6)
+    padding = np.arange(6) >= lengths[:, None]
+    xs[padding] = np.nan
+    slopes, ys = differentiated(**geometry)(*cast((params, xs), jnp.float32), lengths)
+
+    np.testing.assert_allclose(ys, loop(params, xs, **geometry, lengths=lengths), rtol=2e-6, atol=2e-6)
+    outputs = np.asarray(conv1d.output_lengths(lengths, stride))
+    np.testing.assert_array_equal(ys[np.arange(ys.shape[1]) >= outputs[:, None]], 0)
+
+    zeros = np.where(padding[..., None], 0, xs)
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        slopes,
+        differentiated(**geometry)(*cast((params, zeros), jnp.float32), lengths)[0],
+    )
+    np.testing.assert_array_equal(slopes[1][padding], 0)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("length", [1, 4, 5])
+def test_a_padded_sequence_equals_the_sequence_alone(causal, length):
+    params, xs = cast(example(4, 9), jnp.float32)
+    call = partial(conv1d.apply, params, stride=2, causal=causal)
+    alone = call(xs[:length])
+    padded = call(xs, lengths=length)
+    np.testing.assert_allclose(padded[: len(alone)], alone, rtol=1e-6, atol=1e-6)
+    np.testing.assert_array_equal(padded[len(alone) :], 0)
+
+
+@pytest.mark.parametrize("batch", [(), (2,), (2, 3), (0,), (2, 0)])
+@pytest.mark.parametrize("time", [0, 1, 5])
+def test_batch_axes_are_vmap(batch, time):
+    params, xs = cast(example(5, *batch, time), jnp.float32)
+    lengths = jnp.arange(np.prod(batch, dtype=int)).reshape(batch) % (time + 1)
+    call = partial(conv1d.apply, params, stride=2)
+    mapped = lambda xs, lengths: call(xs, lengths=lengths)  # noqa: E731
+    for _ in batch:
+        mapped = jax.vmap(mapped)
+    ys = call(xs, lengths=lengths)
+    assert ys.shape == (*batch, -(-time // 2), UNITS)
+    if 0 not in batch:
+        np.testing.assert_allclose(ys, mapped(xs, lengths), rtol=1e-6, atol=1e-6)
+    assert jnp.isfinite(jax.grad(lambda p: conv1d.apply(p, xs, lengths=lengths).sum())(params).w).all()
+
+
+def test_stacked_parameters_map():
+    models = jax.vmap(lambda key: conv1d.init(key, INPUTS, UNITS))(jax.random.split(KEY, 4))
+    _, xs = cast(example(6, 2, 5), jnp.float32)
+    ys = jax.vmap(conv1d.apply, in_axes=(0, None))(models, xs)
+    for w, bias, y in zip(models.w, models.bias, ys, strict=True):
+        np.testing.assert_allclose(y, conv1d.apply(Conv1DParams(w, bias), xs), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(("dtype", "epsilon"), [(jnp.bfloat16, 2**-8), (jnp.float16, 2**-11)])
+def test_half_precision_rounds_once(dtype, epsilon):
+    params, xs = cast(example(7, 2, 12), dtype)
+    exact = jax.tree.map(np.float64, params)
+    ys = conv1d.apply(params, xs, dilation=2, lengths=np.array([12, 5]))
+    assert ys.dtype == dtype
+    expected = loop(exact, np.float64(xs), dilation=2, lengths=np.array([12, 5]))
+    np.testing.assert_allclose(np.float64(ys), expected, rtol=1.01 * epsilon, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_half_precision_sums_in_float32(dtype):
+    """5000 products of 1: a sum in bfloat16 stops at 256, one in float16 at 2048."""
+    params = Conv1DParams(jnp.ones((1, 5000, 1), dtype), jnp.zeros(1, dtype))
+    assert conv1d.apply(params, jnp.ones((1, 5000), dtype))[0, 0] == jnp.asarray(5000, dtype)
+    params = Conv1DParams(jnp.ones((1, 1, 1), dtype), jnp.zeros(1, dtype))
+    slopes = jax.grad(lambda p: conv1d.apply(p, jnp.ones((5000, 1), dtype)).sum(dtype=jnp.float32))(params)
+    assert slopes.w[0, 0, 0] == slopes.bias[0] == jnp.asarray(5000, dtype)
+
+
+def test_the_dtype_is_the_common_one():
+    params, xs = cast(example(8, 5), jnp.float32)
+    assert conv1d.apply(cast(params, jnp.bfloat16), xs).dtype == jnp.float32
+    assert conv1d.apply(params, xs.astype(jnp.float16)).dtype == jnp.float32
+    mixed = Conv1DParams(params.w.astype(jnp.bfloat16), params.bias.astype(jnp.float16))
+    assert conv1d.apply(mixed, xs.astype(jnp.bfloat16)).dtype == jnp.float32
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_derivatives(causal, x64):
+    params, xs = cast(example(9, 2, 7), jnp.float64)
+    call = partial(conv1d.apply, stride=2, dilation=2, causal=causal, lengths=np.array([7, 4]))
+    check_grads(call, (params, xs), order=1, rtol=1e-6, atol=1e-6)
+
+
+def test_a_second_call_compiles_nothing():
+    compilations = []
+
+    def listen(event, duration, **_):
+        del duration
+        if "compile" in event:
+            compilations.append(event)
+
+    params, xs = cast(example(10, 2, 5), jnp.float32)
+    lengths = jnp.array([5, 2])
+    jitted = jax.jit(conv1d.apply, static_argnames=("stride", "dilation", "causal"))
+    calls = [
+        lambda: jitted(params, xs, lengths=lengths, dilation=2),
+        lambda: conv1d.apply(params, xs, lengths=lengths, dilation=2),
+        lambda: jax.grad(lambda p: conv1d.apply(p, xs, lengths=lengths).sum())(params),
+    ]
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        for call in calls:
+            jax.clear_caches()
+            jax.block_until_ready(call())
+            assert compilations
+            compilations.clear()
+            jax.block_until_ready(call())
+            assert not compilations
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+def test_batch_sharded_over_a_mesh(kind):
+    params, xs = cast(example(11, 8, 6), jnp.float32)
+    lengths = jnp.array([6, 0, 1, 2, 3, 4, 5, 6])
+
+    def loss(params, xs, lengths):
+        ys = conv1d.apply(params, xs, dilation=2, lengths=lengths)
+        return (ys**2).sum(), ys
+
+    differentiate = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
+    expected = differentiate(params, xs, lengths)
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(kind,))
+    rows = NamedSharding(mesh, PartitionSpec("data"))
+    with jax.set_mesh(mesh):
+        actual = jax.jit(differentiate)(params, *jax.device_put((xs, lengths), rows))
+    assert actual[0][1].sharding.is_equivalent_to(rows, 3)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), actual, expected)
+
+
+def test_shard_map_over_the_batch():
+    params, xs = cast(example(12, 8, 6), jnp.float32)
+    lengths = jnp.array([6, 0, 1, 2, 3, 4, 5, 6])
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))
+    rows, whole = PartitionSpec("data"), PartitionSpec()
+
+    def call(params, xs, lengths):
+        return conv1d.apply(params, xs, dilation=2, lengths=lengths)
+
+    sharded = jax.jit(jax.shard_map(call, mesh=mesh, in_specs=(whole, rows, rows), out_specs=rows))
+    for function in (lambda f: f, lambda f: jax.grad(lambda *a: (f(*a) ** 2).sum(), argnums=(0, 1))):
+        jax.tree.map(
+            partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5),
+            function(sharded)(params, xs, lengths),
+            function(call)(params, xs, lengths),
+        )
+
+
+def test_lengths_above_time_count_as_time_under_jit():
+    params, xs = cast(example(13, 2, 4), jnp.float32)
+    ys = jax.jit(lambda lengths: conv1d.apply(params, xs, lengths=lengths))(jnp.array([9, 4]))
+    np.testing.assert_allclose(ys, conv1d.apply(params, xs), rtol=1e-6)
+
+
+def test_init():
+    params = conv1d.init(KEY, inputs=300, units=200, kernel=5, dtype=jnp.bfloat16)
+    assert params.w.shape == (5, 300, 200)
+    assert params.w.dtype == params.bias.dtype == jnp.bfloat16
+    bound = np.sqrt(6 / (5 * 300 + 5 * 200))  # Glorot's, over all that an output reads and an input reaches
+    assert 0.98 * bound < np.abs(np.float32(params.w)).max() < 1.01 * bound
+    np.testing.assert_array_equal(params.bias, 0)
+
+
+@pytest.mark.parametrize("stride", [1, 2, 3, 7])
+def test_output_lengths_are_those_of_the_outputs(stride):
+    lengths = np.arange(10, dtype=np.uint8)
+    assert conv1d.output_lengths(lengths, stride).tolist() == [len(range(0, length, stride)) for length in range(10)]
+    assert conv1d.output_lengths(np.uint8(255), 2) == 128
+
+
+@given(
+    st.integers(1, 4),
+    st.lists(st.tuples(st.integers(1, 4), st.integers(1, 3)), max_size=4),
+)
+def test_receptive_field_by_walking_back(kernel, layers):
+    first = last = 0
+    for dilation, stride in reversed(layers):
+        first, last = first * stride - (kernel - 1) * dilation, last * stride
+    dilations, strides = [d for d, _ in layers], [s for _, s in layers]
+    assert conv1d.receptive_field(kernel, dilations, strides) == last - first + 1
+    assert conv1d.receptive_field(kernel, dilations) == 1 + (kernel - 1) * sum(dilations)
+
+
+def test_refusals(untyped):
+    params, xs = cast(example(14, 2, 4), jnp.float32)
+    with pytest.raises(ValueError, match="kernel must be an integer of at least 1, got 0"):
+        conv1d.init(KEY, 3, 2, kernel=0)
+    with pytest.raises(ValueError, match=r"w_init must return shape \(3, 3, 2\), which it was called with; got \(2,\)"):
+        conv1d.init(KEY, 3, 2, w_init=lambda *_: jnp.zeros(2))
+    with pytest.raises(TypeError, match=r"dtype must be a floating type such as jnp\.float32, got int32"):
+        conv1d.init(KEY, 3, 2, dtype=jnp.int32)
+    with pytest.raises(TypeError, match=r"params must be Conv1DParams, as conv1d\.init makes it; got ndarray"):
+        conv1d.apply(np.ones(3), xs)
+    with pytest.raises(ValueError, match=r"params\.w must have axes \[kernel, inputs, units\], got shape \(3, 2\)"):
+        conv1d.apply(Conv1DParams(params.w[0], params.bias), xs)
+    with pytest.raises(ValueError, match=r"params\.bias must have shape \(2,\) \(units, the last axis of params\.w\)"):
+        conv1d.apply(Conv1DParams(params.w, jnp.ones(3)), xs)
+    with pytest.raises(ValueError, match=r"xs must have 3 features in its last axis, because params\.w has that many"):
+        conv1d.apply(params, jnp.swapaxes(xs, 0, 1)[..., :2])
+    with pytest.raises(ValueError, match=r"xs must have axes \[\*batch, time, inputs\], at least 2 of them"):
+        conv1d.apply(params, xs[0, 0])
+    with pytest.raises(TypeError, match="xs must have a floating dtype, got int32"):
+        conv1d.apply(params, xs.astype(int))
+    for name in ("stride", "dilation"):
+        with pytest.raises(ValueError, match=f"{name} must be an integer of at least 1, got 0"):
+            conv1d.apply(params, xs, **{name: 0})
+    with pytest.raises(TypeError, match="causal must be True or False"):
+        conv1d.apply(params, xs, causal="same")
+    with pytest.raises(ValueError, match=r"lengths must lie between 0 and 4 .*; got values from 2 to 5"):
+        conv1d.apply(params, xs, lengths=np.array([5, 2]))
+    with pytest.raises(ValueError, match=r"lengths must have shape \(2,\) \(the batch axes of xs\), got \(3,\)"):
+        conv1d.apply(params, xs, lengths=np.array([4, 2, 1]))
+    with pytest.raises(TypeError, match="lengths must be integers, got float32"):
+        conv1d.output_lengths(jnp.ones(2), 2)
+    with pytest.raises(ValueError, match="strides must be 3 numbers, one for each dilation; got"):
+        conv1d.receptive_field(3, (1, 2, 4), (1, 2))
+    with pytest.raises(ValueError, match="each of dilations must be an integer of at least 1, got 0"):
+        conv1d.receptive_field(3, (1, 0))
