@@ -4,6 +4,7 @@ from lstmjax import conv1d as conv1d
 from lstmjax import dense as dense
 from lstmjax import embedding as embedding
 from lstmjax import lstm as lstm
+from lstmjax import pooling as pooling
 from lstmjax import residual as residual
 from lstmjax.inspect import summary as summary
 from lstmjax.lstm import LSTMParams as LSTMParams

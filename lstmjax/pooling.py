@@ -1,0 +1,151 @@
+"""Many steps into fewer, or into one, without weights.
+
+    max_over_windows    y_j = max(x_{j*stride}, ..., x_{j*stride + window - 1})
+    global_max          y = max_t x_t           Collobert et al., "Natural language processing (almost) from
+    global_mean         y = mean_t x_t          scratch" (2011), has both as a sentence's summary
+    last                y = x_{length - 1}
+
+t runs over the valid steps alone: padding reaches no value and no gradient, whatever it contains. Of no steps at
+all each of them is 0.
+"""
+
+from functools import reduce
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Float, Int, Integer
+
+from lstmjax import checks, padding
+from lstmjax.conv1d import output_lengths
+
+
+def max_over_windows(
+    xs: Float[ArrayLike, "*batch time features"],
+    window: int,
+    *,
+    stride: int | None = None,
+    lengths: Integer[ArrayLike, "*batch"] | None = None,
+) -> Float[Array, "*batch steps features"]:
+    """Take each feature's maximum over windows of time.
+
+    Where a sequence ends inside a window, the maximum is over the steps that there are; Keras's "valid" drops
+    such windows, and keeps the first (time - window) // stride + 1. Steps that share a maximum share its gradient.
+
+    Args:
+        xs: sequences [*batch, time, features], floating; any number of batch axes, none included.
+        window: steps in a window.
+        stride: steps from the start of one window to that of the next; None for the window's own size.
+        lengths: valid steps of each sequence, integers [*batch] from 0 to time; None where all are valid. Those
+            of the outputs are `conv1d.output_lengths(lengths, stride)`.
+
+    Returns:
+        [*batch, ceil(time / stride), features], 0 at padding.
+
+    Raises:
+        ValueError: shapes or values that do not fit; TypeError: xs is not floating, or lengths are not integers.
+
+    >>> xs = jnp.array([[1.0], [3.0], [2.0], [0.0], [-1.0]])
+    >>> max_over_windows(xs, 2)[:, 0]
+    Array([ 3.,  2., -1.], dtype=float32)
+    >>> max_over_windows(xs, 2, stride=1, lengths=3)[:, 0]
+    Array([3., 3., 2., 0., 0.], dtype=float32)
+    """
+    xs, lengths = _check(xs, lengths)
+    window = checks.positive_int("window", window)
+    stride = window if stride is None else checks.positive_int("stride", stride)
+    time = xs.shape[-2]
+    steps = -(-time // stride)
+    start = max(steps - 1, 0) * stride  # of the last window
+    ends = [(0, 0)] * (xs.ndim - 2) + [(0, max(start + window - time, 0)), (0, 0)]
+    filled = jnp.pad(padding.fill(xs, lengths, -jnp.inf), ends, constant_values=-jnp.inf)
+    shifted = [filled[..., i : i + (start + 1 if steps else 0) : stride, :] for i in range(window)]
+    return padding.fill(reduce(jnp.maximum, shifted), None if lengths is None else output_lengths(lengths, stride))
+
+
+def global_max(
+    xs: Float[ArrayLike, "*batch time features"], *, lengths: Integer[ArrayLike, "*batch"] | None = None
+) -> Float[Array, "*batch features"]:
+    """Take each feature's maximum over time, y = max_t x_t. Steps that share a maximum share its gradient.
+
+    Args:
+        xs: sequences [*batch, time, features], floating; any number of batch axes, none included.
+        lengths: valid steps of each sequence, integers [*batch] from 0 to time; None where all are valid.
+
+    Returns:
+        [*batch, features], 0 for a sequence without steps.
+
+    Raises:
+        ValueError: shapes or values that do not fit; TypeError: xs is not floating, or lengths are not integers.
+
+    >>> xs = jnp.array([[1.0, -3.0], [2.0, -1.0], [9.0, 9.0]])
+    >>> global_max(xs, lengths=2)
+    Array([ 2., -1.], dtype=float32)
+    """
+    xs, lengths = _check(xs, lengths)
+    ys = jnp.max(padding.fill(xs, lengths, -jnp.inf), axis=-2, initial=-jnp.inf)
+    return jnp.where(_count(xs, lengths) > 0, ys, 0)
+
+
+def global_mean(
+    xs: Float[ArrayLike, "*batch time features"], *, lengths: Integer[ArrayLike, "*batch"] | None = None
+) -> Float[Array, "*batch features"]:
+    """Take each feature's mean over time, y = mean_t x_t, adding up in at least float32.
+
+    Args:
+        xs: sequences [*batch, time, features], floating; any number of batch axes, none included.
+        lengths: valid steps of each sequence, integers [*batch] from 0 to time; None where all are valid.
+
+    Returns:
+        [*batch, features], 0 for a sequence without steps.
+
+    Raises:
+        ValueError: shapes or values that do not fit; TypeError: xs is not floating, or lengths are not integers.
+
+    >>> xs = jnp.array([[1.0, -3.0], [2.0, -1.0], [9.0, 9.0]])
+    >>> global_mean(xs, lengths=2)
+    Array([ 1.5, -2. ], dtype=float32)
+    """
+    xs, lengths = _check(xs, lengths)
+    total = jnp.sum(padding.fill(xs, lengths), axis=-2, dtype=checks.at_least_float32(xs.dtype))
+    return (total / jnp.maximum(_count(xs, lengths), 1)).astype(xs.dtype)
+
+
+def last(
+    xs: Float[ArrayLike, "*batch time features"], *, lengths: Integer[ArrayLike, "*batch"] | None = None
+) -> Float[Array, "*batch features"]:
+    """Take the last valid step of each sequence, y = x_{length - 1}.
+
+    Args:
+        xs: sequences [*batch, time, features], floating; any number of batch axes, none included.
+        lengths: valid steps of each sequence, integers [*batch] from 0 to time; None where all are valid.
+
+    Returns:
+        [*batch, features], 0 for a sequence without steps.
+
+    Raises:
+        ValueError: shapes or values that do not fit; TypeError: xs is not floating, or lengths are not integers.
+
+    >>> xs = jnp.array([[1.0, -3.0], [2.0, -1.0], [9.0, 9.0]])
+    >>> last(xs, lengths=2)
+    Array([ 2., -1.], dtype=float32)
+    """
+    xs, lengths = _check(xs, lengths)
+    if lengths is None:
+        return jnp.sum(xs[..., -1:, :], axis=-2, dtype=xs.dtype)  # of one step, or of none
+    steps = jax.lax.broadcasted_iota(jnp.int32, xs.shape, xs.ndim - 2)
+    here = steps == (_count(xs, lengths) - 1)[..., None]
+    return jnp.sum(jnp.where(here, xs, 0), axis=-2, dtype=xs.dtype)
+
+
+def _check(xs, lengths) -> tuple[Array, Array | None]:
+    xs = checks.floating("xs", xs)
+    if xs.ndim < 2:
+        raise ValueError(f"xs must have axes [*batch, time, features], at least 2 of them; got shape {xs.shape}.")
+    return xs, None if lengths is None else checks.lengths(lengths, xs.shape[:-2], xs.shape[-2])
+
+
+def _count(xs: Array, lengths: Array | None) -> Int[Array, "*batch 1"]:
+    """The number of valid steps, beside the features."""
+    time = xs.shape[-2]
+    count = jnp.full(xs.shape[:-2], time, jnp.int32) if lengths is None else jnp.minimum(lengths, time)
+    return count[..., None]
