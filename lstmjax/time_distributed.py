@@ -34,6 +34,26 @@ def time_distributed(function: Callable) -> Callable:
     ...     return lstm.apply(params, words, lengths=lengths, return_sequences=False)[0]
     >>> time_distributed(encode)(jnp.ones((2, 5, 7, 4)), jnp.full((2, 5), 7)).shape
     (2, 5, 3)
+
+    One network for each feature by itself, as if it were a sequence of its own: the axes are permuted first. A
+    reshape to the same shape would mix steps and features.
+
+    >>> xs = jnp.array([[[1, -1], [2, -2], [3, -3]]], float)  # one sequence: three steps of two features
+    >>> jnp.swapaxes(xs, 1, 2)[0]
+    Array([[ 1.,  2.,  3.],
+           [-1., -2., -3.]], dtype=float32)
+    >>> jnp.reshape(xs, (1, 2, 3))[0]
+    Array([[ 1., -1.,  2.],
+           [-2.,  3., -3.]], dtype=float32)
+
+    The same filters then run over every feature, and no output can depend on how features relate:
+
+    >>> from functools import partial
+    >>> from lstmjax import conv1d
+    >>> filters = conv1d.init(jax.random.key(0), inputs=1, units=8)
+    >>> alone = jnp.swapaxes(xs, 1, 2)[..., None]  # [batch, features, time, 1]
+    >>> time_distributed(partial(conv1d.apply, filters))(alone).shape
+    (1, 2, 3, 8)
     """
 
     def distributed(*args: Any, **kwargs: Any) -> Any:

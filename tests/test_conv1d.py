@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jax.test_util import check_grads
 
-from lstmjax import conv1d
+from lstmjax import conv1d, time_distributed
 from lstmjax.conv1d import Conv1DParams
 
 KEY = jax.random.key(0)
@@ -264,6 +264,19 @@ def test_shard_map_over_the_batch():
             function(sharded)(params, xs, lengths),
             function(call)(params, xs, lengths),
         )
+
+
+def test_time_distributed_over_features_is_a_loop_over_features():
+    _, xs = cast(example(15, 2, 5), jnp.float32)
+    filters = conv1d.init(KEY, 1, UNITS)
+    alone = jnp.swapaxes(xs, 1, 2)[..., None]
+    ys = time_distributed(partial(conv1d.apply, filters))(alone)
+    for f in range(INPUTS):
+        np.testing.assert_allclose(ys[:, f], conv1d.apply(filters, xs[..., f : f + 1]), rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(ys, conv1d.apply(filters, alone), rtol=1e-6, atol=1e-6)
+    slopes = jax.jacobian(time_distributed(partial(conv1d.apply, filters)))(alone)
+    sees = np.any(slopes != 0, axis=(0, 2, 3, 4, 6, 7))
+    np.testing.assert_array_equal(sees, np.eye(INPUTS, dtype=bool))
 
 
 def test_lengths_above_time_count_as_time_under_jit():
