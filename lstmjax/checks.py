@@ -44,6 +44,13 @@ def bound(name: str, value: Any) -> float | None:
     return float(value)
 
 
+def rate(name: str, value: Any) -> float:
+    """Return `value` as a float from 0 to below 1, or raise."""
+    if not 0 <= number(name, value) < 1:
+        raise ValueError(f"{name} must be a rate from 0 to below 1; got {value!r}.")
+    return float(value)
+
+
 def floating_dtype(name: str, dtype: Any) -> Any:
     """Raise unless `dtype` is a floating type."""
     if not jnp.issubdtype(dtype, jnp.floating):

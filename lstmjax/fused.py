@@ -1,14 +1,16 @@
-"""The standard cell with derivatives of its own.
+"""The cell with derivatives of its own.
 
-The loop keeps the gates, and the tangent of a step is (ẋ and so on being tangents)
+The loop keeps z_t, and the tangent of a step is (ẋ and so on being tangents, N the norm, m the output before its
+projection)
 
-    ż_t = ẋ_t W_x + x_t Ẇ_x + h_{t-1} Ẇ_h + ḃ + ḣ_{t-1} W_h       only the last product needs the loop
-    ċ_t = ḟ c_{t-1} + f ċ_{t-1} + i̇ g + i ġ
-    ḣ_t = ȯ tanh(c_t) + o (1 - tanh²(c_t)) ċ_t
+    ż_t = D[N](ẋ_t W_x + x_t Ẇ_x) + ḃ + D[N](h_{t-1} Ẇ_h + ḣ_{t-1} W_h)
+    ṁ_t, ċ_t = D[pointwise](ż_t, ċ_{t-1})
+    ḣ_t = ṁ_t W_p + m_t Ẇ_p
 
-JAX transposes this for reverse mode: a loop against time that emits only the gradient of z_t, then one matrix
-product each for W_h, W_x and x, and one sum for b. A scan's own gradient would instead add a product of rank
-`batch` to the gradients of W_h and W_x at every step.
+of which only ḣ_{t-1} W_h, ṁ_t W_p and what works unit by unit need the loop. JAX transposes this for reverse mode: a
+loop against time that emits only the gradient of z_t, then one matrix product each for W_h, W_x, W_p and x, and one
+sum for b. A scan's own gradient would instead add a product of rank `batch` to the gradients of the matrices at every
+step.
 """
 
 import dataclasses
@@ -20,131 +22,180 @@ import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float
 
-from lstmjax import placement, recurrence
+from lstmjax import cell, placement, recurrence
+from lstmjax.options import LSTMOptions
+from lstmjax.regularize import Dropout, Masks
 
 
-def refuses(options: Any) -> str | None:
-    """Why the fused path cannot compute these options, or None."""
-    differing = [
-        f"{field.name}={getattr(options, field.name)!r}"
-        for field in dataclasses.fields(options)
-        if getattr(options, field.name) != field.default
-    ]
-    return f"it computes the standard cell only, not {', '.join(differing)}" if differing else None
-
-
-@partial(jax.custom_jvp, nondiff_argnums=(5,))
+@partial(jax.custom_jvp, nondiff_argnums=(6, 7, 8))
 def run(
-    params: Any,
+    params: cell.LSTMParams,
     xs: Float[Array, "time *batch inputs"],
-    state: Any,
-    initial: Any,
+    state: cell.LSTMState,
+    initial: cell.LSTMState,
+    masks: Masks,
     clock: recurrence.Clock,
+    options: LSTMOptions,
+    dropout: Dropout,
     return_sequences: bool,
-) -> tuple[Float[Array, "time *batch units"] | None, Any]:
-    """Run the standard LSTM over time-major inputs.
+) -> tuple[Float[Array, "time *batch outputs"] | None, cell.LSTMState]:
+    """Run the LSTM over time-major inputs.
 
     Args:
         params: LSTMParams in the dtype of xs.
         xs: inputs [time, *batch, inputs], 0 on padding.
         state: LSTMState [*batch, units] before the first step read.
         initial: LSTMState [units] that a reset restores.
+        masks: those that the loop needs, [*batch, ...] or [time, *batch, ...]; constants to derivatives.
         clock: padding, resets and direction.
+        options: activations and clips.
+        dropout: the rates of zoneout.
         return_sequences: whether outputs are stacked over time.
 
     Returns:
-        ys [time, *batch, units] or None, and the final LSTMState.
+        ys [time, *batch, outputs] or None, and the final LSTMState.
     """
-    ys, state, _ = _forward(params, xs, state, initial, clock, return_sequences, save=False)
+    static = options, dropout, return_sequences
+    ys, state, _ = _forward(params, xs, state, initial, masks, clock, *static, save=False)
     return ys, state
 
 
 @partial(run.defjvp, symbolic_zeros=True)
-def _run_jvp(return_sequences, primals, tangents):
-    params, xs, state, initial, clock = primals
-    d_params, d_xs, d_state, d_initial, _ = tangents
-    ys, final, saved = _forward(params, xs, state, initial, clock, return_sequences, save=True)
-    befores, _ = saved
+def _run_jvp(options, dropout, return_sequences, primals, tangents):
+    params, xs, state, initial, masks, clock = primals
+    d_params, d_xs, d_state, d_initial, _, _ = tangents
+    static = options, dropout, return_sequences
+    ys, final, saved = _forward(params, xs, state, initial, masks, clock, *static, save=True)
 
-    terms = [_product(d_xs, params.w_x, state)] if _given(d_xs) else []
-    terms += [_weighted(xs, d_params.w_x, state)] if _given(d_params.w_x) else []
-    terms += [_weighted(befores.h, d_params.w_h, state)] if _given(d_params.w_h) else []
-    d_z = sum(terms, start=jnp.zeros((*xs.shape[:-1], 4 * befores.h.shape[-1]), state.c.dtype))
-    if _given(d_params.bias):
-        d_z += jnp.broadcast_to(d_params.bias.astype(d_z.dtype), d_z.shape)
+    constants, steps = masks.in_loop()
+    vectors = _vectors(params)
+    d_vectors, d_state, d_initial = _instantiated((_vectors(d_params), d_state, d_initial))
+    ahead = _ahead_of_the_loop(params, d_params, d_vectors, xs, d_xs, saved, constants)
+    varying = placement.varying_alike((d_state, d_initial, d_vectors, (ahead, saved, steps)))
+    d_state, d_initial, d_vectors, now = varying
 
-    def cell(d_state, now):
-        d_z, (before, (i, f, g, o)) = now
-        tanh_c = jnp.tanh(f * before.c + i * g)
-        d_z_i, d_z_f, d_z_g, d_z_o = jnp.split(d_z + _product(d_state.h, params.w_h, state), 4)
-        d_i, d_f, d_o = i * (1 - i) * d_z_i, f * (1 - f) * d_z_f, o * (1 - o) * d_z_o
-        d_g = (1 - g**2) * d_z_g
-        d_c = d_f * before.c + f * d_state.c + d_i * g + i * d_g
-        d_h = d_o * tanh_c + o * (1 - tanh_c**2) * d_c
-        return dataclasses.replace(d_state, h=d_h.astype(d_state.h.dtype), c=d_c), None
+    def tick(d_before, now, constants):
+        (d_z, d_h_product, d_h), saved, step = now
+        masks = constants.at(step)
+        d_h_product = _plus(cell.recurrent_product(params.w_h, d_before, masks), d_h_product)
+        d_z += _tangent(cell.recurred, (vectors, saved.h_product), (d_vectors, d_h_product))
+        pointwise = partial(cell.pointwise, options=options, masks=masks)
+        d_m, d_c = _tangent(pointwise, (vectors, saved.z, saved.before.c), (d_vectors, d_z, d_before.c))
+        d_h = _plus(cell.output_product(params.w_projection, d_m.astype(d_before.h.dtype), d_c.dtype), d_h)
+        d_h = _tangent(partial(cell.clipped, bound=options.projection_clip), (saved.unclipped,), (d_h,))
+        d_after = cell.LSTMState(h=d_h.astype(d_before.h.dtype), c=d_c)
+        return cell.zoned_out(d_after, d_before, dropout, masks), None
 
-    d_state, d_initial = jax.tree.map(_instantiate, (d_state, d_initial), is_leaf=lambda d: not _given(d))
-    d_state, d_initial, now = placement.varying_alike((d_state, d_initial, (d_z, saved)))
     d_ys, d_final, _ = recurrence.forward(
-        cell,
+        tick,
         d_state,
         d_initial,
         now,
+        constants,
         clock,
         return_sequences=return_sequences,
-        recompute=True,  # keep the gates alone, not every slope made from them
+        recompute=True,  # keep z alone, not every slope made from it
     )
     return (ys, final), (d_ys, d_final)
 
 
-def _forward(params, xs, state, initial, clock, return_sequences, *, save):
-    """The loop, with x W_x + b where it was measured to be fastest.
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Saved:
+    """What the loop keeps of each step; what nothing reads is not kept."""
+
+    before: Any
+    x_product: Any
+    h_product: Any
+    z: Any
+    m: Any
+    unclipped: Any
+
+
+def _forward(params, xs, state, initial, masks, clock, options, dropout, return_sequences, *, save):
+    """The loop, with x W_x where it was measured to be fastest.
 
     One product ahead of the loop keeps an accelerator's matrix unit busy; on CPU its result
     (4 * units floats for every step) falls out of cache, and a product inside each step wins.
     """
 
-    def project(xs):
-        projected = _product(xs, params.w_x, state)
-        return projected + jnp.broadcast_to(params.bias.astype(projected.dtype), projected.shape)
+    def product(xs):
+        return cell.input_product(params.w_x, xs, state.c.dtype)
 
-    def cell(before, projected):
-        z_i, z_f, z_g, z_o = jnp.split(projected + _product(before.h, params.w_h, state), 4)
-        gates = i, f, g, o = jax.nn.sigmoid(z_i), jax.nn.sigmoid(z_f), jnp.tanh(z_g), jax.nn.sigmoid(z_o)
-        c = f * before.c + i * g
-        h = o * jnp.tanh(c)
-        after = dataclasses.replace(before, h=h.astype(before.h.dtype), c=c)
-        return after, (before, gates) if save else None
+    def tick(before, now, constants):
+        x_product, step = now
+        masks = constants.at(step)
+        h_product = cell.recurrent_product(params.w_h, before, masks)
+        z = cell.projected(params, x_product) + cell.recurred(params, h_product)
+        m, c = cell.pointwise(params, z, before.c, options, masks)
+        m = m.astype(before.h.dtype)
+        unclipped = cell.output_product(params.w_projection, m, c.dtype)
+        h = cell.clipped(unclipped, options.projection_clip)
+        after = cell.zoned_out(cell.LSTMState(h=h.astype(before.h.dtype), c=c), before, dropout, masks)
+        return after, _Saved(before, x_product, h_product, z, m, unclipped) if save else None
 
-    run = partial(recurrence.forward, clock=clock, return_sequences=return_sequences)
+    def inside(before, now, constants):
+        x, step = now
+        return tick(before, (product(x), step), constants)
+
+    loop = partial(recurrence.forward, clock=clock, return_sequences=return_sequences)
+    constants, steps = masks.in_loop()
     return jax.lax.platform_dependent(
-        state,
-        initial,
+        (state, initial),
         xs,
-        cpu=lambda state, initial, xs: run(lambda s, x: cell(s, project(x)), state, initial, xs),
-        default=lambda state, initial, xs: run(cell, state, initial, project(xs)),
+        steps,
+        constants,
+        cpu=lambda states, xs, steps, constants: loop(inside, *states, xs=(xs, steps), constants=constants),
+        default=lambda states, xs, steps, constants: loop(tick, *states, xs=(product(xs), steps), constants=constants),
     )
 
 
-def _product(xs, weights, state):
-    """xs @ weights, accumulated as widely as c is kept."""
-    return jnp.matmul(xs, weights, preferred_element_type=state.c.dtype)
+def _ahead_of_the_loop(params, d_params, d_vectors, xs, d_xs, saved, constants):
+    """The tangents of z_t, of h_{t-1} W_h where that is normalised, and of h_t, so far as no state has a part."""
+    dtype, befores = saved.z.dtype, saved.before
+    d_x_product = jnp.zeros_like(saved.x_product)
+    if _given(d_xs):
+        d_x_product += cell.input_product(params.w_x, d_xs, dtype)
+    if _given(d_params.w_x):
+        d_x_product += cell.input_product(_apart(d_params.w_x), xs, dtype)
+    d_z = _tangent(cell.projected, (_vectors(params), saved.x_product), (d_vectors, d_x_product))
+    d_h_product = d_h = None
+    if _given(d_params.w_h):
+        masks = jax.tree.map(lambda mask: jnp.broadcast_to(mask, (len(xs), *mask.shape)), constants)
+        d_h_product = cell.recurrent_product(_apart(d_params.w_h), befores, masks)
+        if params.norm is None:
+            d_z, d_h_product = d_z + d_h_product, None
+    if _given(d_params.w_projection):
+        d_h = cell.output_product(_apart(d_params.w_projection), saved.m, dtype)
+    return d_z, d_h_product, d_h
 
 
-def _weighted(xs, d_weights, state):
-    """xs @ d_weights, linear in d_weights, whose transpose is the product of all steps' xs and dz.
+def _apart(d_weights):
+    """The same weights, whose gradient is one product that comes out as [columns, rows].
 
-    That product comes out as [gates, features]; without the barrier XLA folds the transposition into it, which
-    is slower on CPU (`python -m benchmarks.choices`).
+    Without the barrier XLA folds its transposition into it, which is slower on CPU (`python -m benchmarks.choices`).
     """
-    transposed = jax.lax.optimization_barrier(d_weights.T)
-    contract = ((xs.ndim - 1,), (1,)), ((), ())
-    return jax.lax.dot_general(xs, transposed, contract, preferred_element_type=state.c.dtype)
+    return jax.lax.optimization_barrier(d_weights.T).T
+
+
+def _vectors(params):
+    """What the pointwise part reads of the parameters."""
+    return dataclasses.replace(params, w_x=None, w_h=None, w_projection=None, initial=None)
+
+
+def _tangent(function, primals, tangents):
+    return jax.jvp(function, primals, tangents)[1]
+
+
+def _plus(tangent, other):
+    return tangent if other is None else tangent + other
 
 
 def _given(tangent):
-    return not isinstance(tangent, SymbolicZero)
+    return tangent is not None and not isinstance(tangent, SymbolicZero)
 
 
-def _instantiate(tangent):
-    return tangent if _given(tangent) else jnp.zeros(tangent.shape, tangent.dtype)
+def _instantiated(tangents):
+    """With zeros as arrays."""
+    zero = lambda tangent: isinstance(tangent, SymbolicZero)  # noqa: E731
+    return jax.tree.map(lambda t: jnp.zeros(t.shape, t.dtype) if zero(t) else t, tangents, is_leaf=zero)

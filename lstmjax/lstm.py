@@ -1,4 +1,4 @@
-"""The LSTM: parameters, state, one step, and the loop's entrance.
+"""The LSTM: one step, the loop's entrance, and which implementation runs.
 
     z_t        = x_t W_x + h_{t-1} W_h + b           four pre-activations side by side: i, f, g, o
     i, f, g, o = sigmoid(z_i), sigmoid(z_f), tanh(z_g), sigmoid(z_o)
@@ -7,140 +7,28 @@
 
 `units` is the length of h and of c, whatever the number of time steps; the parameters are
 4 * units * (inputs + units + 1) numbers. Hochreiter & Schmidhuber, "Long short-term memory" (1997), with
-the forget gate of Gers, Schmidhuber & Cummins, "Learning to forget" (2000).
+the forget gate of Gers, Schmidhuber & Cummins, "Learning to forget" (2000). `lstmjax.cell` has the same as code,
+with all that a cell may have beside: peepholes, projection, layer norm, clips.
 """
 
 import dataclasses
-from collections.abc import Callable
+import math
 from functools import partial
 from itertools import takewhile
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.nn import initializers
-from jax.typing import DTypeLike
 from jaxtyping import Array, ArrayLike, Bool, Float, Integer
 
-from lstmjax import checks, fused, placement, recurrence
-from lstmjax.options import ACTIVATIONS, LSTMOptions
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, eq=False)
-class LSTMParams:
-    """The weights of one LSTM, as `init` makes them; columns in the order of the gates i, f, g, o.
-
-    Args:
-        w_x: input weights [inputs, 4*units].
-        w_h: recurrent weights [units, 4*units].
-        bias: [4*units].
-    """
-
-    w_x: Any
-    w_h: Any
-    bias: Any
-
-    @property
-    def inputs(self) -> int:
-        """Length of one input vector x_t."""
-        return self.w_x.shape[0]
-
-    @property
-    def units(self) -> int:
-        """Length of h and of c."""
-        return self.w_h.shape[0]
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, eq=False)
-class LSTMState:
-    """What an LSTM carries from one step to the next.
-
-    Args:
-        h: hidden state [*batch, units], which is also the output.
-        c: cell state [*batch, units], in float32 where h is shorter than that.
-    """
-
-    h: Any
-    c: Any
-
-
-def init(
-    key: Array,
-    inputs: int,
-    units: int,
-    *,
-    forget_bias: float = 1.0,
-    w_x_init: Callable[..., Array] = initializers.glorot_uniform(),
-    w_h_init: Callable[..., Array] = initializers.orthogonal(),
-    bias_init: Callable[..., Array] = initializers.zeros,
-    dtype: DTypeLike = jnp.float32,
-) -> LSTMParams:
-    """Make the parameters of an LSTM: Glorot input weights, orthogonal recurrent weights, forget bias 1.
-
-    Each gate's block is drawn by itself, so that every gate's own recurrent matrix is orthogonal.
-
-    Args:
-        key: a JAX random key.
-        inputs: length of one input vector x_t.
-        units: length of h and of c.
-        forget_bias: added to the forget gate's bias (Gers et al. 2000; Jozefowicz et al. 2015).
-        w_x_init: initializer `(key, shape, dtype) -> array` of [inputs, units], one call a gate.
-        w_h_init: likewise of [units, units].
-        bias_init: likewise of [units].
-        dtype: of every parameter; float16 and bfloat16 are drawn in float32 and rounded.
-
-    Returns:
-        LSTMParams with 4 * units * (inputs + units + 1) numbers.
-
-    Raises:
-        ValueError: inputs or units is not a positive integer, or an initializer returns another shape.
-        TypeError: dtype is not floating, or forget_bias no number.
-
-    >>> params = init(jax.random.key(0), inputs=2, units=3)
-    >>> params.w_x.shape, params.w_h.shape, params.bias.shape
-    ((2, 12), (3, 12), (12,))
-    """
-    inputs, units = checks.positive_int("inputs", inputs), checks.positive_int("units", units)
-    dtype = checks.floating_dtype("dtype", dtype)
-    forget_bias = checks.number("forget_bias", forget_bias)
-    keys = jax.random.split(key, (3, 4))
-
-    def draw(keys, name, initializer, *shape):
-        return [checks.drawn(name, initializer, key, shape, dtype) for key in keys]
-
-    b_i, b_f, b_g, b_o = draw(keys[2], "bias_init", bias_init, units)
-    return LSTMParams(
-        w_x=jnp.concatenate(draw(keys[0], "w_x_init", w_x_init, inputs, units), axis=-1),
-        w_h=jnp.concatenate(draw(keys[1], "w_h_init", w_h_init, units, units), axis=-1),
-        bias=jnp.concatenate([b_i, b_f + jnp.asarray(forget_bias, dtype), b_g, b_o]),
-    )
-
-
-def initial_state(params: LSTMParams, batch: tuple[int, ...] = ()) -> LSTMState:
-    """Make the state before the first step: zeros.
-
-    Its dtype is that of params. To carry a state through a loop of your own whose inputs are wider, widen h.
-
-    Args:
-        params: LSTMParams.
-        batch: the batch axes of the sequences, `xs.shape[:-2]`.
-
-    Returns:
-        LSTMState of [*batch, units].
-
-    Raises:
-        TypeError: batch is not a tuple.
-
-    >>> initial_state(init(jax.random.key(0), inputs=2, units=3), batch=(8,)).h.shape
-    (8, 3)
-    """
-    checks.instance("params", params, LSTMParams, "lstm.init")
-    if not isinstance(batch, tuple):
-        raise TypeError(f"batch must be a tuple of sizes such as (8,), or () for one sequence; got {batch!r}.")
-    shape, dtype = (*batch, params.units), jnp.result_type(params.w_h)
-    return LSTMState(h=jnp.zeros(shape, dtype), c=jnp.zeros(shape, checks.at_least_float32(dtype)))
+from lstmjax import cell, checks, fused, placement, recurrence, regularize
+from lstmjax.cell import LSTMNorm as LSTMNorm
+from lstmjax.cell import LSTMParams as LSTMParams
+from lstmjax.cell import LSTMState as LSTMState
+from lstmjax.initialization import init as init
+from lstmjax.initialization import initial_state as initial_state
+from lstmjax.options import LSTMOptions
+from lstmjax.regularize import Dropout, Masks
 
 
 def step(
@@ -149,7 +37,8 @@ def step(
     state: LSTMState,
     *,
     options: LSTMOptions = LSTMOptions(),
-) -> tuple[Float[Array, "*batch units"], LSTMState]:
+    dropout: Dropout | None = None,
+) -> tuple[Float[Array, "*batch outputs"], LSTMState]:
     """Compute one step, the module's equations, as a stream or an agent needs it.
 
     Args:
@@ -157,6 +46,7 @@ def step(
         x: one input [*batch, inputs], floating.
         state: LSTMState of [*batch, units].
         options: LSTMOptions.
+        dropout: what the LSTM was trained with: zoneout counts by its expectation, all else is off.
 
     Returns:
         y [*batch, units], equal to h, and the new LSTMState.
@@ -171,7 +61,7 @@ def step(
     """
     x = _check(params, "x", x, "*batch, inputs", options)
     state = _check_state(params, state, x.shape[:-1])
-    return _step(params, x, state, options)
+    return _step(params, x, state, options, _check_dropout(dropout, None))
 
 
 def apply(
@@ -184,13 +74,16 @@ def apply(
     reverse: bool = False,
     return_sequences: bool = True,
     options: LSTMOptions = LSTMOptions(),
+    dropout: Dropout | None = None,
+    key: Array | None = None,
     implementation: str = "auto",
     unroll: int = 1,
-) -> tuple[Float[Array, "*batch time units"] | Float[Array, "*batch units"], LSTMState]:
+    checkpoint: bool | int = False,
+) -> tuple[Float[Array, "*batch time outputs"] | Float[Array, "*batch outputs"], LSTMState]:
     """Run the LSTM over time.
 
     Padding gives outputs of 0, holds the state, and reaches no value and no gradient, whatever it contains.
-    The dtype of the outputs is the common one of params, xs and state.h.
+    The dtype of the outputs is the common one of params, xs and state.h, or options.precision.
 
     Args:
         params: LSTMParams.
@@ -202,16 +95,20 @@ def apply(
         reverse: read valid steps last to first; each output still stands at its own step.
         return_sequences: False returns the final h as ys and stacks nothing over time.
         options: LSTMOptions.
-        implementation: "scan", "fused" (the standard cell with derivatives of its own) or "auto"; `explain`
-            tells which one runs.
+        dropout: Dropout, of which nothing but the expectation of zoneout counts without a key.
+        key: a JAX random key, in training; one key gives the same masks on every implementation.
+        implementation: "scan", "fused" (with derivatives of its own) or "auto"; `explain` tells which one runs.
         unroll: steps in one iteration of the compiled loop.
+        checkpoint: True cuts time into about sqrt(time) segments, a number into that many, of which the gradient
+            keeps the first state alone and computes the rest again; for sequences too long for the memory.
 
     Returns:
-        ys [*batch, time, units], or [*batch, units] without return_sequences; and the LSTMState after the
-        last valid step read.
+        ys [*batch, time, units], or [*batch, units] without return_sequences, projection in place of units where h
+        is projected; and the LSTMState after the last valid step read.
 
     Raises:
-        ValueError: shapes or values that do not fit, an unknown implementation or one that cannot run.
+        ValueError: shapes or values that do not fit, an unknown implementation or one that cannot run, a key
+            without dropout.
         TypeError: xs not floating, lengths not integers, resets not bool, params or state something else.
 
     >>> params = init(jax.random.key(0), inputs=1, units=3)
@@ -223,11 +120,14 @@ def apply(
     arguments = _checked(params, xs, state, lengths=lengths, resets=resets, options=options, unroll=unroll)
     return _apply(
         *arguments,
+        key,
+        dropout=_check_dropout(dropout, key),
         reverse=checks.boolean("reverse", reverse),
         return_sequences=checks.boolean("return_sequences", return_sequences),
         options=options,
-        implementation=_choose(implementation, options),
+        implementation=_choose(implementation),
         unroll=unroll,
+        segments=_segments(checkpoint, arguments[1].shape[-2]),
     )
 
 
@@ -236,7 +136,6 @@ def explain(
     xs: Float[ArrayLike, "*batch time inputs"],
     state: LSTMState | None = None,
     *,
-    options: LSTMOptions = LSTMOptions(),
     implementation: str = "auto",
     **arguments: Any,
 ) -> str:
@@ -249,116 +148,171 @@ def explain(
         ValueError, TypeError: what `apply` raises.
 
     >>> params = init(jax.random.key(0), inputs=2, units=3)
-    >>> print(explain(params, jnp.ones((10, 2)), options=LSTMOptions(activation="relu")))
+    >>> print(explain(params, jnp.ones((10, 2)), implementation="scan"))
     scan runs
-    fused does not: it computes the standard cell only, not activation='relu'
+    fused does not: implementation='scan' was asked for
     """
-    jax.eval_shape(lambda: apply(params, xs, state, options=options, implementation=implementation, **arguments))
-    chosen = _choose(implementation, options)
-    lines = [f"{chosen} runs"]
-    for name in takewhile(lambda name: name != chosen, IMPLEMENTATIONS):
-        reason = IMPLEMENTATIONS[name].refuses(options) or f"implementation={implementation!r} was asked for"
-        lines.append(f"{name} does not: {reason}")
-    return "\n".join(lines)
+    jax.eval_shape(lambda: apply(params, xs, state, implementation=implementation, **arguments))
+    chosen = _choose(implementation)
+    faster = takewhile(lambda name: name != chosen, IMPLEMENTATIONS)
+    return "\n".join(
+        [f"{chosen} runs", *(f"{name} does not: implementation={implementation!r} was asked for" for name in faster)]
+    )
 
 
-def _cell(params: LSTMParams, x: Array, state: LSTMState, options: LSTMOptions) -> LSTMState:
-    """The equations, for one step of one sequence."""
-    act, gate = ACTIVATIONS[options.activation], ACTIVATIONS[options.recurrent_activation]
-    product = partial(jnp.matmul, preferred_element_type=state.c.dtype)
-
-    z = product(x, params.w_x) + product(state.h, params.w_h) + params.bias.astype(state.c.dtype)
-    z_i, z_f, z_g, z_o = jnp.split(_clip(z, options.preactivation_clip), 4)
-    i, f, g, o = gate(z_i), gate(z_f), act(z_g), gate(z_o)
-    c = _clip(f * state.c + i * g, options.cell_clip)
-    h = o * act(c)
-    return LSTMState(h=h.astype(x.dtype), c=c)
-
-
-@partial(jax.jit, static_argnames="options")
-def _step(params, x, state, options):
-    cell = partial(_cell, options=options)
+@partial(jax.jit, static_argnames=("options", "dropout"))
+def _step(params, x, state, options, dropout):
+    single = partial(cell.step, options=options, dropout=dropout, masks=Masks())
     for _ in range(x.ndim - 1):
-        cell = jax.vmap(cell, in_axes=(None, 0, 0))
-    state = placement.automatic(lambda *arguments: cell(*_promote(*arguments)), x.ndim - 1)(params, x, state)
+        single = jax.vmap(single, in_axes=(None, 0, 0))
+
+    def run(params, x, state):
+        return single(*_promote(params, x, state, options))
+
+    state = placement.automatic(run, x.ndim - 1)(params, x, state)
     return state.h, state
 
 
-@partial(jax.jit, static_argnames=("reverse", "return_sequences", "options", "implementation", "unroll"))
-def _apply(params, xs, state, lengths, resets, *, reverse, return_sequences, options, implementation, unroll):
-    def run(params, xs, state, lengths, resets):
-        arguments = (*_promote(params, xs, state), lengths, resets)
-        params, xs, state, lengths, resets = placement.varying_alike(arguments)
+@partial(
+    jax.jit,
+    static_argnames=("dropout", "reverse", "return_sequences", "options", "implementation", "unroll", "segments"),
+)
+def _apply(
+    params,
+    xs,
+    state,
+    lengths,
+    resets,
+    key,
+    *,
+    dropout,
+    reverse,
+    return_sequences,
+    options,
+    implementation,
+    unroll,
+    segments,
+):
+    *batch, time, _ = xs.shape
+
+    def run(params, xs, state, lengths, resets, masks):
+        arguments = (*_promote(params, xs, state, options), lengths, resets, masks)
+        params, xs, state, lengths, resets, masks = placement.varying_alike(arguments)
         xs, clock = recurrence.time_major(xs, lengths, resets, reverse=reverse, unroll=unroll)
+        if masks.inputs is not None:
+            xs = xs * jnp.broadcast_to(masks.inputs.astype(xs.dtype), xs.shape)
+        if masks.recurrent_weights is not None:
+            w_h = params.w_h * masks.recurrent_weights.astype(params.w_h.dtype)
+            params = dataclasses.replace(params, w_h=w_h)
+        constants, steps = masks.in_loop()
         initial = initial_state(params)
-        ys, state = IMPLEMENTATIONS[implementation].run(params, xs, state, initial, clock, options, return_sequences)
-        return (jnp.moveaxis(ys, 0, -2) if return_sequences else state.h), state
 
-    return placement.automatic(run, xs.ndim - 2)(params, xs, state, lengths, resets)
+        def loop(state, timed, clock):
+            xs, steps = timed
+            static = options, dropout, return_sequences
+            run = IMPLEMENTATIONS[implementation]
+            return run(params, xs, state, initial, constants.at(steps), clock, *static)
+
+        ys, state = recurrence.in_segments(loop, state, (xs, steps), clock, segments)
+        ys = jnp.moveaxis(ys, 0, -2) if return_sequences else state.h
+        if masks.outputs is not None:
+            mask = jnp.expand_dims(masks.outputs, -2) if return_sequences else masks.outputs
+            ys = ys * jnp.broadcast_to(mask.astype(ys.dtype), ys.shape)
+        return ys, state
+
+    masks = regularize.draw(dropout, key, params, tuple(batch), time)
+    return placement.automatic(run, xs.ndim - 2)(params, xs, state, lengths, resets, masks)
 
 
-def _scan(params, xs, state, initial, clock, options, return_sequences):
+def _scan(params, xs, state, initial, masks, clock, options, dropout, return_sequences):
     # Widened outside the loop and narrowed in it, so that the weights' gradients add up over time as widely as c does.
     wide = jax.tree.map(lambda leaf: leaf.astype(state.c.dtype), params)
+    constants, steps = masks.in_loop()
 
-    def cell(state, x):
+    def single(state, now, constants):
+        x, step = now
         narrow = jax.tree.map(lambda leaf: leaf.astype(x.dtype), wide)
-        return _cell(narrow, x, state, options), None
+        return cell.step(narrow, x, state, options, dropout, constants.at(step)), None
 
-    ys, state, _ = recurrence.forward(
-        cell,
-        state,
-        initial,
-        xs,
-        clock,
-        return_sequences=return_sequences,
-    )
+    xs = (xs, steps)
+    ys, state, _ = recurrence.forward(single, state, initial, xs, constants, clock, return_sequences=return_sequences)
     return ys, state
 
 
-def _fused(params, xs, state, initial, clock, options, return_sequences):
-    del options
-    return fused.run(params, xs, state, initial, clock, return_sequences)
+# Fastest first: "auto" takes the first.
+IMPLEMENTATIONS = {"fused": fused.run, "scan": _scan}
 
 
-class Implementation(NamedTuple):
-    """How the loop runs, and why it cannot with some options (None where it can)."""
-
-    run: Callable[..., Any]
-    refuses: Callable[[LSTMOptions], str | None]
-
-
-# Fastest first: "auto" takes the first that does not refuse.
-IMPLEMENTATIONS = {
-    "fused": Implementation(_fused, fused.refuses),
-    "scan": Implementation(_scan, lambda options: None),
-}
-
-
-def _choose(implementation: str, options: LSTMOptions) -> str:
+def _choose(implementation: str) -> str:
     checks.one_of("implementation", implementation, ("auto", *IMPLEMENTATIONS))
-    for name, (_, refuses) in IMPLEMENTATIONS.items():
-        reason = refuses(options)
-        if implementation == name and reason:
-            raise ValueError(f'implementation={name!r} cannot run: {reason}. Use implementation="auto".')
-        if implementation in (name, "auto") and not reason:
-            return name
-    raise AssertionError("scan refuses nothing")
+    return next(iter(IMPLEMENTATIONS)) if implementation == "auto" else implementation
 
 
 def _check(params: Any, name: str, x: Any, axes: str, options: Any) -> Array:
     checks.instance("params", params, LSTMParams, "lstm.init")
     checks.instance("options", options, LSTMOptions, "LSTMOptions(...)")
+    _check_params(params)
+    if options.projection_clip is not None and params.w_projection is None:
+        raise ValueError(
+            f"projection_clip={options.projection_clip!r} needs params with a projection: "
+            "lstm.init(..., projection=...) makes them."
+        )
+    x = checks.floating(name, x)
+    checks.features(name, x, params.inputs, axes, "params.w_x has that many rows")
+    return x
+
+
+def _check_params(params: LSTMParams) -> None:
     checks.weights("params.w_x", params.w_x, "inputs", "4*units")
     checks.weights("params.w_h", params.w_h, "units", "4*units")
-    checks.weights("params.bias", params.bias, "4*units")
-    inputs, units = params.inputs, params.units
-    checks.shape("params.w_x", params.w_x, (inputs, 4 * units), "inputs, 4*units, with the units of params.w_h")
-    checks.shape("params.w_h", params.w_h, (units, 4 * units), "units, 4*units")
-    checks.shape("params.bias", params.bias, (4 * units,), "4*units, with the units of params.w_h")
-    x = checks.floating(name, x)
-    checks.features(name, x, inputs, axes, "params.w_x has that many rows")
-    return x
+    if params.w_projection is not None:
+        checks.weights("params.w_projection", params.w_projection, "units", "projection")
+        shape = params.units, params.outputs
+        checks.shape("params.w_projection", params.w_projection, shape, "units, projection: the rows of params.w_h")
+    units, hidden = params.units, "units" if params.w_projection is None else "projection"
+    gates = 3 if params.w_x.shape[1] == 3 * units else 4
+    every = f"{gates}*units"
+    checks.shape("params.w_x", params.w_x, (params.inputs, gates * units), f"inputs, {every}, with the units of params")
+    checks.shape("params.w_h", params.w_h, (params.outputs, gates * units), f"{hidden}, {every}")
+    vectors = {
+        "bias": (params.bias, gates * units, f"{every}, with the units of params.w_h"),
+        "w_peephole": (params.w_peephole, (gates - 1) * units, f"{gates - 1}*units"),
+    }
+    if params.norm is not None:
+        checks.instance("params.norm", params.norm, LSTMNorm, "lstm.init")
+        vectors |= {
+            f"norm.{name}": (getattr(params.norm, name), gates * units, every) for name in ("x_scale", "h_scale")
+        }
+        vectors |= {f"norm.{name}": (getattr(params.norm, name), units, "units") for name in ("c_scale", "c_bias")}
+    if params.initial is not None:
+        checks.instance("params.initial", params.initial, LSTMState, "lstm.init")
+        vectors |= {
+            "initial.h": (params.initial.h, params.outputs, hidden),
+            "initial.c": (params.initial.c, units, "units"),
+        }
+    for name, (vector, size, meaning) in vectors.items():
+        if vector is not None or name.startswith(("norm", "initial")):
+            checks.weights(f"params.{name}", vector, meaning.split(",")[0])
+            checks.shape(f"params.{name}", vector, (size,), meaning)
+
+
+def _check_dropout(dropout: Any, key: Any) -> Dropout:
+    if dropout is None:
+        if key is not None:
+            raise ValueError("key has no use without dropout: pass dropout=Dropout(...), or no key.")
+        return Dropout()
+    checks.instance("dropout", dropout, Dropout, "Dropout(...)")
+    if dropout.between_layers:
+        raise ValueError(
+            f"Dropout(between_layers={dropout.between_layers!r}) needs layers: use stack.apply, or outputs= for one."
+        )
+    return dropout
+
+
+def _segments(checkpoint: Any, time: int) -> int:
+    if isinstance(checkpoint, bool):
+        return max(1, math.isqrt(time)) if checkpoint else 0
+    return checks.positive_int("checkpoint", checkpoint)
 
 
 def _checked(params, xs, state, *, lengths, resets, options, unroll):
@@ -376,19 +330,21 @@ def _checked(params, xs, state, *, lengths, resets, options, unroll):
 def _check_state(params: LSTMParams, state: Any, batch: tuple[int, ...]) -> LSTMState:
     checks.instance("state", state, LSTMState, "lstm.initial_state")
     state = LSTMState(h=checks.floating("state.h", state.h), c=checks.floating("state.c", state.c))
-    meaning = "the batch axes of the input, then units"
-    checks.shape("state.h", state.h, (*batch, params.units), meaning)
-    checks.shape("state.c", state.c, (*batch, params.units), meaning)
+    hidden = "units" if params.w_projection is None else "projection"
+    checks.shape("state.h", state.h, (*batch, params.outputs), f"the batch axes of the input, then {hidden}")
+    checks.shape("state.c", state.c, (*batch, params.units), "the batch axes of the input, then units")
     return state
 
 
-def _promote(params: LSTMParams, x: Array, state: LSTMState) -> tuple[LSTMParams, Array, LSTMState]:
-    """Bring all to their common dtype, and c to at least float32: nothing is rounded that was not."""
-    dtype = jnp.result_type(x, state.h, *jax.tree.leaves(params))
-    wide = jnp.result_type(state.c, checks.at_least_float32(dtype))
+def _promote(
+    params: LSTMParams, x: Array, state: LSTMState, options: LSTMOptions
+) -> tuple[LSTMParams, Array, LSTMState]:
+    """Bring all to one dtype, the common one if options name none, and c to at least float32."""
+    dtype = jnp.dtype(options.precision or jnp.result_type(x, state.h, *jax.tree.leaves(params)))
+    wide = (
+        checks.at_least_float32(dtype)
+        if options.precision
+        else jnp.result_type(state.c, checks.at_least_float32(dtype))
+    )
     params = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
     return params, x.astype(dtype), LSTMState(h=state.h.astype(dtype), c=state.c.astype(wide))
-
-
-def _clip(x: Array, bound: float | None) -> Array:
-    return x if bound is None else jnp.clip(x, -bound, bound)

@@ -4,6 +4,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from lstmjax import checks
 
@@ -24,10 +25,14 @@ class LSTMOptions:
         activation: of the candidate g and of c on its way to h; a name in `lstmjax.options.ACTIVATIONS`.
         recurrent_activation: of the gates i, f and o; likewise.
         cell_clip: c_t is clipped to [-cell_clip, cell_clip], as in TensorFlow's LSTMCell.
-        preactivation_clip: z_t is clipped to [-preactivation_clip, preactivation_clip], as in ONNX.
+        preactivation_clip: what the gates' activations see is clipped to [-preactivation_clip, preactivation_clip],
+            as in ONNX.
+        projection_clip: a projected h_t is clipped to [-projection_clip, projection_clip], as in TensorFlow.
+        precision: the dtype to compute in, such as "bfloat16", whatever that of params and inputs; None for their
+            common one. Products accumulate, and c is carried, in at least float32; outputs and h have this dtype.
 
     Raises:
-        ValueError: an unknown name, or a clip that is not positive.
+        ValueError: an unknown name, or a clip that is not positive; TypeError: precision is not floating.
 
     >>> LSTMOptions(recurrent_activation="hard_sigmoid").recurrent_activation
     'hard_sigmoid'
@@ -37,9 +42,13 @@ class LSTMOptions:
     recurrent_activation: str = "sigmoid"
     cell_clip: float | None = None
     preactivation_clip: float | None = None
+    projection_clip: float | None = None
+    precision: DTypeLike | None = None
 
     def __post_init__(self):
         checks.one_of("activation", self.activation, ACTIVATIONS)
         checks.one_of("recurrent_activation", self.recurrent_activation, ACTIVATIONS)
-        object.__setattr__(self, "cell_clip", checks.bound("cell_clip", self.cell_clip))
-        object.__setattr__(self, "preactivation_clip", checks.bound("preactivation_clip", self.preactivation_clip))
+        for name in ("cell_clip", "preactivation_clip", "projection_clip"):
+            object.__setattr__(self, name, checks.bound(name, getattr(self, name)))
+        if self.precision is not None:
+            object.__setattr__(self, "precision", checks.floating_dtype("precision", self.precision).name)

@@ -62,22 +62,24 @@ def time_major(
 
 
 def forward(
-    cell: Callable[[Any, Any], tuple[Any, Any]],
+    cell: Callable[[Any, Any, Any], tuple[Any, Any]],
     state: Any,
     initial: Any,
     xs: Any,
+    constants: Any,
     clock: Clock,
     *,
     return_sequences: bool,
     recompute: bool = False,
 ) -> tuple[Float[Array, "time *batch units"] | None, Any, Any]:
-    """Run `cell(state, x) -> (state, saved)` over time.
+    """Run `cell(state, x, constant) -> (state, saved)` over time.
 
     Args:
         cell: one step of one sequence; its state has fields h, the output, and c.
         state: the state before the first step read, leaves [*batch, ...].
         initial: the state that a reset restores, leaves without batch axes.
         xs: inputs of the cell, a tree with leaves [time, *batch, ...].
+        constants: what the cell is given at every step of a sequence, a tree with leaves [*batch, ...].
         clock: padding, resets and direction.
         return_sequences: whether h of every step is stacked.
         recompute: whether the gradient recomputes what lies inside a step instead of keeping it.
@@ -87,10 +89,10 @@ def forward(
         stacked over time.
     """
 
-    def tick(state, now):
+    def tick(state, now, constant):
         x, valid, reset = now
         before = state if reset is None else _select(reset, initial, state)
-        after, saved = cell(before, x)
+        after, saved = cell(before, x, constant)
         if valid is not None:
             after = _select(valid, after, state)
         y = None
@@ -102,8 +104,60 @@ def forward(
     if recompute:
         tick = jax.checkpoint(tick, prevent_cse=False)
     now = (xs, clock.valid, clock.resets)
-    state, (ys, saved) = jax.lax.scan(tick, state, now, reverse=clock.reverse, unroll=clock.unroll)
+    state, (ys, saved) = jax.lax.scan(
+        lambda state, now: tick(state, now, constants),
+        state,
+        now,
+        reverse=clock.reverse,
+        unroll=clock.unroll,
+    )
     return ys, state, saved
+
+
+def in_segments(
+    run: Callable[[Any, Any, Clock], tuple[Any, Any]],
+    state: Any,
+    xs: Any,
+    clock: Clock,
+    segments: int,
+) -> tuple[Any, Any]:
+    """Run `run(state, xs, clock) -> (ys, state)` over time in pieces, of which a gradient keeps the first state alone.
+
+    What lies inside a piece is computed again for it: twice the forward arithmetic, and the memory of `segments`
+    states and one piece (Chen et al., "Training deep nets with sublinear memory cost", 2016).
+
+    Args:
+        run: the loop over one piece; ys has leaves [time, *batch, ...], or none.
+        state: the state before the first step read.
+        xs: a tree with leaves [time, *batch, ...].
+        clock: padding, resets and direction.
+        segments: how many pieces, of equal length but for the last one read; 0 for no pieces and no recomputation.
+    """
+    time = jax.tree.leaves(xs)[0].shape[0]
+    if time == 0 or segments == 0:
+        return run(state, xs, clock)
+    size = -(-time // segments)
+    whole, rest = divmod(time, size)
+    run = jax.checkpoint(run)
+    timed = (xs, clock.valid, clock.resets)
+
+    def piece(state, timed):
+        xs, valid, resets = timed
+        ys, state = run(state, xs, dataclasses.replace(clock, valid=valid, resets=resets))
+        return state, ys
+
+    start = rest if clock.reverse else 0
+    pieces = jax.tree.map(
+        lambda leaf: leaf[start : start + whole * size].reshape(whole, size, *leaf.shape[1:]),
+        timed,
+    )
+    state, ys = jax.lax.scan(piece, state, pieces, reverse=clock.reverse)
+    ys = jax.tree.map(lambda leaf: leaf.reshape(whole * size, *leaf.shape[2:]), ys)
+    if rest:
+        state, last = piece(state, jax.tree.map(lambda leaf: leaf[:rest] if clock.reverse else leaf[-rest:], timed))
+        order = (last, ys) if clock.reverse else (ys, last)
+        ys = jax.tree.map(lambda *parts: jnp.concatenate(parts), *order)
+    return ys, state
 
 
 def _select(condition: Bool[Array, ""], chosen: Any, other: Any) -> Any:

@@ -39,6 +39,11 @@ ACTIVATIONS = {
 }
 
 
+def normalised(z, scale):
+    centred = z - z.mean()
+    return centred / np.sqrt((centred * centred).mean() + 1e-5) * scale
+
+
 def step(
     w_x,
     w_h,
@@ -47,40 +52,143 @@ def step(
     h,
     c,
     *,
+    w_peephole=None,
+    w_projection=None,
+    norm=None,
     activation="tanh",
     recurrent_activation="sigmoid",
     cell_clip=None,
     preactivation_clip=None,
+    projection_clip=None,
+    zoneout_h=0.0,
+    zoneout_c=0.0,
+    recurrent=None,
+    candidate=None,
 ):
+    """One step; zoneout_h and zoneout_c are rates, of which the expectation is taken, or what was drawn (0 or 1)."""
     act, gate = ACTIVATIONS[activation], ACTIVATIONS[recurrent_activation]
-    z = x @ w_x + h @ w_h + bias
-    if preactivation_clip is not None:
-        z = clip(z, -preactivation_clip, preactivation_clip)
-    i, f, g, o = np.split(z, 4)
-    c = gate(f) * c + gate(i) * act(g)
+    units = c.shape[0]
+    names = "ifgo" if w_x.shape[1] == 4 * units else "igo"
+    block = {name: slice(k * units, (k + 1) * units) for k, name in enumerate(names)}
+    from_x, from_h = x @ w_x, h @ w_h
+    if recurrent is not None and recurrent.ndim == 1:
+        from_h = (h * recurrent) @ w_h
+    elif recurrent is not None:
+        from_h = np.concatenate([(h * recurrent[k]) @ w_h[:, block[name]] for k, name in enumerate(names)])
+    if norm is not None:
+        from_x, from_h = normalised(from_x, norm.x_scale), normalised(from_h, norm.h_scale)
+    z = from_x + from_h if bias is None else from_x + from_h + bias
+
+    def seen(name, c=None):
+        inside = z[block[name]]
+        if w_peephole is not None and c is not None:
+            k = names.replace("g", "").index(name)
+            inside = inside + w_peephole[k * units : (k + 1) * units] * c
+        return inside if preactivation_clip is None else clip(inside, -preactivation_clip, preactivation_clip)
+
+    i = gate(seen("i", c))
+    f = gate(seen("f", c)) if "f" in names else 1 - i
+    g = act(seen("g"))
+    if candidate is not None:
+        g = g * candidate
+    new_c = f * c + i * g
     if cell_clip is not None:
-        c = clip(c, -cell_clip, cell_clip)
-    return gate(o) * act(c), c
+        new_c = clip(new_c, -cell_clip, cell_clip)
+    o = gate(seen("o", new_c))
+    new_h = o * act(new_c if norm is None else normalised(new_c, norm.c_scale) + norm.c_bias)
+    if w_projection is not None:
+        new_h = new_h @ w_projection
+    if projection_clip is not None:
+        new_h = clip(new_h, -projection_clip, projection_clip)
+    return zoneout_h * h + (1 - zoneout_h) * new_h, zoneout_c * c + (1 - zoneout_c) * new_c
 
 
-def apply(w_x, w_h, bias, xs, h0=None, c0=None, *, lengths=None, resets=None, reverse=False, **options):
-    """Outputs [*batch, time, units] and the final h and c [*batch, units], one sequence after another."""
+def apply(
+    w_x,
+    w_h,
+    bias,
+    xs,
+    h0=None,
+    c0=None,
+    *,
+    lengths=None,
+    resets=None,
+    reverse=False,
+    initial=None,
+    masks=None,
+    **options,
+):
+    """Outputs [*batch, time, outputs] and the final h and c, one sequence after another.
+
+    `masks` are [*batch, ...] ("inputs", "recurrent", "candidate", "outputs"), [time, *batch, ...] ("zoneout_h",
+    "zoneout_c"), and that of w_h ("recurrent_weights").
+    """
+    masks = {name: mask for name, mask in (masks or {}).items() if mask is not None}
     *batch, time, _ = xs.shape
-    units = w_h.shape[0]
-    dtype = np.result_type(np.float64, *(a.dtype for a in (w_x, w_h, bias, xs, h0, c0) if a is not None))
-    ys = np.zeros((*batch, time, units), dtype)
-    h_end, c_end = np.zeros((2, *batch, units), dtype)
+    w_projection = options.get("w_projection")
+    outputs, units = w_h.shape[0], w_h.shape[0] if w_projection is None else w_projection.shape[0]
+    start = (np.zeros(outputs), np.zeros(units)) if initial is None else (initial.h, initial.c)
+    given = (w_x, w_h, bias, xs, h0, c0, *start, w_projection, options.get("w_peephole"))
+    norm = options.get("norm")
+    given += () if norm is None else (norm.x_scale, norm.h_scale, norm.c_scale, norm.c_bias)
+    dtype = np.result_type(np.float64, *(a.dtype for a in given if a is not None))
+    ys = np.zeros((*batch, time, outputs), dtype)
+    h_end, c_end = np.zeros((*batch, outputs), dtype), np.zeros((*batch, units), dtype)
+    w_h = w_h * masks.get("recurrent_weights", 1)
     for b in itertools.product(*map(range, batch)):
-        h = np.zeros(units) if h0 is None else h0[b]
-        c = np.zeros(units) if c0 is None else c0[b]
+        h = start[0] if h0 is None else h0[b]
+        c = start[1] if c0 is None else c0[b]
         steps = range(time if lengths is None else int(np.asarray(lengths)[b]))
+        of_sequence = {name: np.asarray(masks[name])[b] for name in ("recurrent", "candidate") if name in masks}
         for t in reversed(steps) if reverse else steps:
             if resets is not None and np.asarray(resets)[(*b, t)]:
-                h, c = np.zeros(units), np.zeros(units)
-            h, c = step(w_x, w_h, bias, xs[(*b, t)], h, c, **options)
-            ys[(*b, t)] = h
+                h, c = start
+            x = xs[(*b, t)] * (masks["inputs"][b] if "inputs" in masks else 1)
+            kept = {name: np.asarray(masks[name])[(t, *b)] for name in ("zoneout_h", "zoneout_c") if name in masks}
+            kept = {name: mask.astype(float) for name, mask in kept.items()}
+            h, c = step(w_x, w_h, bias, x, h, c, **{**options, **of_sequence, **kept})
+            ys[(*b, t)] = h * (masks["outputs"][b] if "outputs" in masks else 1)
         h_end[b], c_end[b] = h, c
     return ys, h_end, c_end
+
+
+def lstm(params, xs, state, *, reverse=False, **arguments):
+    """`apply` with a tree of parameters and states, whichever arrays they hold."""
+    optional = {name: getattr(params, name) for name in ("w_peephole", "w_projection", "norm", "initial")}
+    h, c = (None, None) if state is None else (state.h, state.c)
+    out = apply(params.w_x, params.w_h, params.bias, xs, h, c, reverse=reverse, **optional, **arguments)
+    return out[0], out[1:]
+
+
+MERGES = {
+    "concat": lambda f, b: np.concatenate([f, b], axis=-1),
+    "sum": np.add,
+    "mul": np.multiply,
+    "ave": lambda f, b: 0.5 * f + 0.5 * b,
+}
+
+
+def bidirectional(params, xs, state, *, merge="concat", reverse=False, **arguments):
+    states = (None, None) if state is None else (state.forward, state.backward)
+    forward, forward_end = lstm(params.forward, xs, states[0], reverse=reverse, **arguments)
+    backward, backward_end = lstm(params.backward, xs, states[1], reverse=not reverse, **arguments)
+    return MERGES[merge](forward, backward), (forward_end, backward_end)
+
+
+def stack(params, xs, state, *, residual_from=None, merge="concat", **arguments):
+    ends = []
+    for number, layer in enumerate(params.layers):
+        before = None if state is None else state[number]
+        if hasattr(layer, "forward"):
+            ys, end = bidirectional(layer, xs, before, merge=merge, **arguments)
+        else:
+            ys, end = lstm(layer, xs, before, **arguments)
+        if residual_from is not None and number >= residual_from:
+            inside = np.arange(xs.shape[-2]) < np.asarray(arguments.get("lengths", xs.shape[-2]))[..., None]
+            ys = ys + np.where(inside[..., None], xs, 0)
+        xs = ys
+        ends.append(end)
+    return xs, ends
 
 
 def gradients(loss, arrays):

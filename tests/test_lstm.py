@@ -8,7 +8,7 @@ import pytest
 import reference
 from jax.experimental import checkify
 
-from lstmjax import LSTMOptions, LSTMParams, LSTMState, lstm
+from lstmjax import Dropout, LSTMOptions, LSTMParams, LSTMState, lstm
 
 KEY = jax.random.key(0)
 
@@ -164,16 +164,13 @@ def test_explain():
     assert lstm.explain(params, xs, implementation="scan") == (
         "scan runs\nfused does not: implementation='scan' was asked for"
     )
-    assert lstm.explain(params, xs, options=LSTMOptions(cell_clip=3.0)) == (
-        "scan runs\nfused does not: it computes the standard cell only, not cell_clip=3.0"
-    )
 
 
 def test_auto_runs_what_explain_says():
     params, xs = lstm.init(KEY, 2, 3), jnp.ones((4, 2))
-    program = partial(lambda options, p, x: str(jax.make_jaxpr(partial(lstm.apply, options=options))(p, x)))
-    assert "name=run" in program(LSTMOptions(), params, xs)
-    assert "name=run" not in program(LSTMOptions(activation="relu"), params, xs)
+    program = lambda name: str(jax.make_jaxpr(partial(lstm.apply, implementation=name))(params, xs))  # noqa: E731
+    assert "name=run" in program("auto")
+    assert "name=run" not in program("scan")
 
 
 XS = jnp.ones((2, 5, 3))
@@ -290,11 +287,19 @@ class TestRefusals:
                 r"implementation must be one of 'auto', 'fused', 'scan'; got 'cudnn'",
             ),
             (
-                {"implementation": "fused", "options": LSTMOptions(cell_clip=1.0)},
+                {"options": LSTMOptions(projection_clip=1.0)},
                 ValueError,
-                r"implementation='fused' cannot run: it computes the standard cell only, not cell_clip=1\.0\. "
-                r'Use implementation="auto"',
+                r"projection_clip=1\.0 needs params with a projection: lstm\.init\(\.\.\., projection=\.\.\.\) makes",
             ),
+            ({"key": KEY}, ValueError, r"key has no use without dropout: pass dropout=Dropout\(\.\.\.\), or no key"),
+            ({"dropout": 0.5}, TypeError, r"dropout must be Dropout, as Dropout\(\.\.\.\) makes it; got float"),
+            (
+                {"dropout": Dropout(between_layers=0.5)},
+                ValueError,
+                r"Dropout\(between_layers=0\.5\) needs layers: use stack\.apply",
+            ),
+            ({"checkpoint": 0}, ValueError, "checkpoint must be an integer of at least 1, got 0"),
+            ({"checkpoint": "yes"}, ValueError, "checkpoint must be an integer of at least 1, got 'yes'"),
             ({"options": {"activation": "relu"}}, TypeError, r"options must be LSTMOptions, .* got dict"),
             ({"unroll": 0}, ValueError, "unroll must be an integer of at least 1, got 0"),
             ({"unroll": 1.5}, ValueError, r"unroll must be an integer of at least 1, got 1\.5"),

@@ -1,0 +1,223 @@
+"""One step of one sequence: the parameters, the state, and the equations with every part that a cell may have.
+
+    z_t  = N(x_t W_x) + N(h_{t-1} W_h) + b           pre-activations, the gates i, f, g, o side by side
+    i, f = sigmoid(z_i + p_i * c_{t-1}), sigmoid(z_f + p_f * c_{t-1})
+    c_t  = clip(f * c_{t-1} + i * tanh(z_g))
+    o    = sigmoid(z_o + p_o * c_t)
+    h_t  = clip((o * tanh(N(c_t))) W_p)
+
+p is there with peepholes (Gers & Schmidhuber, "Recurrent nets that time and count", 2000), W_p with a projection
+(Sak, Senior & Beaufays, "Long short-term memory recurrent neural network architectures for large scale acoustic
+modeling", 2014), N with layer norm (Ba, Kiros & Hinton, "Layer normalization", 2016), and a coupled cell has no f of
+its own but f = 1 - i (Greff et al., "LSTM: a search space odyssey", 2017). What is absent from the parameters drops
+out of the equations.
+
+The step is cut where differentiation wants it: products with matrices (`projected`, `recurred`, `output`), and
+between them what works unit by unit (`pointwise`).
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from lstmjax.options import ACTIVATIONS, LSTMOptions
+from lstmjax.regularize import Dropout, Masks
+
+NORM_EPSILON = 1e-5
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class LSTMState:
+    """What an LSTM carries from one step to the next.
+
+    Args:
+        h: hidden state [*batch, units], which is also the output; [*batch, projection] where it is projected.
+        c: cell state [*batch, units], in float32 where h is shorter than that.
+    """
+
+    h: Any
+    c: Any
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class LSTMNorm:
+    """The scales and the shift of layer norm; x W_x and h W_h are shifted by the LSTM's bias.
+
+    Args:
+        x_scale: of x_t W_x [4*units].
+        h_scale: of h_{t-1} W_h [4*units].
+        c_scale: of c_t on its way to h_t [units].
+        c_bias: of c_t on its way to h_t [units].
+    """
+
+    x_scale: Any
+    h_scale: Any
+    c_scale: Any
+    c_bias: Any
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class LSTMParams:
+    """The weights of one LSTM, as `init` makes them; columns in the order of the gates i, f, g, o.
+
+    A coupled cell has no columns and no peephole for f: its gates are i, g, o, and 3 stands for 4 everywhere.
+
+    Args:
+        w_x: input weights [inputs, 4*units].
+        w_h: recurrent weights [units, 4*units], or [projection, 4*units].
+        bias: [4*units], or None.
+        w_peephole: weights from c to the gates i, f, o [3*units], or None; coupled, to i, o [2*units].
+        w_projection: [units, projection], or None.
+        norm: LSTMNorm, or None.
+        initial: learned LSTMState without batch axes, or None for zeros.
+    """
+
+    w_x: Any
+    w_h: Any
+    bias: Any
+    w_peephole: Any = None
+    w_projection: Any = None
+    norm: Any = None
+    initial: Any = None
+
+    @property
+    def inputs(self) -> int:
+        """Length of one input vector x_t."""
+        return self.w_x.shape[0]
+
+    @property
+    def units(self) -> int:
+        """Length of c, and of h where that is not projected."""
+        return self.w_h.shape[0] if self.w_projection is None else self.w_projection.shape[0]
+
+    @property
+    def outputs(self) -> int:
+        """Length of h, which is the output."""
+        return self.w_h.shape[0]
+
+    @property
+    def gates(self) -> int:
+        """Number of gates with weights: 4, or 3 where input and forget gate are coupled."""
+        return self.w_x.shape[1] // self.units
+
+
+def step(
+    params: LSTMParams,
+    x: Float[Array, " inputs"],
+    state: LSTMState,
+    options: LSTMOptions,
+    dropout: Dropout,
+    masks: Masks,
+) -> LSTMState:
+    """Compute one step of one sequence, from parameters and x in one dtype; sums and c are as wide as state.c."""
+    z = projected(params, input_product(params.w_x, x, state.c.dtype))
+    z += recurred(params, recurrent_product(params.w_h, state, masks))
+    m, c = pointwise(params, z, state.c, options, masks)
+    h = clipped(output_product(params.w_projection, m.astype(x.dtype), c.dtype), options.projection_clip)
+    return zoned_out(LSTMState(h=h.astype(x.dtype), c=c), state, dropout, masks)
+
+
+def projected(params: LSTMParams, z: Float[Array, "*batch gates"]) -> Float[Array, "*batch gates"]:
+    """N(x W_x) + b, given the product: what needs no loop."""
+    z = z if params.norm is None else normalised(z, params.norm.x_scale)
+    return z if params.bias is None else z + _along(params.bias, z)
+
+
+def recurred(params: LSTMParams, z: Float[Array, "*batch gates"]) -> Float[Array, "*batch gates"]:
+    """N(h W_h), given the product."""
+    return z if params.norm is None else normalised(z, params.norm.h_scale)
+
+
+def pointwise(
+    params: LSTMParams,
+    z: Float[Array, " gates"],
+    c: Float[Array, " units"],
+    options: LSTMOptions,
+    masks: Masks,
+) -> tuple[Float[Array, " units"], Float[Array, " units"]]:
+    """From pre-activations and the c before to o * tanh(c) and c: what happens unit by unit."""
+    act, recurrent_activation = ACTIVATIONS[options.activation], ACTIVATIONS[options.recurrent_activation]
+    coupled = z.size == 3 * c.size
+    z_i, *z_f, z_g, z_o = jnp.split(z, 3 if coupled else 4)
+    p_i, *p_f, p_o = _peepholes(params, coupled)
+
+    def gate(z, peephole=None, c=None):
+        z = z if peephole is None else z + peephole.astype(z.dtype) * c
+        return recurrent_activation(clipped(z, options.preactivation_clip))
+
+    i = gate(z_i, p_i, c)
+    f = 1 - i if coupled else gate(z_f[0], p_f[0], c)
+    g = act(clipped(z_g, options.preactivation_clip))
+    if masks.candidate is not None:
+        g = g * masks.candidate.astype(g.dtype)
+    c = clipped(f * c + i * g, options.cell_clip)
+    o = gate(z_o, p_o, c)
+    shown = c if params.norm is None else normalised(c, params.norm.c_scale) + params.norm.c_bias.astype(c.dtype)
+    return o * act(shown), c
+
+
+def zoned_out(after: LSTMState, before: LSTMState, dropout: Dropout, masks: Masks) -> LSTMState:
+    """Let units keep their h and c: at random in training, in expectation otherwise.
+
+    Krueger et al., "Zoneout: regularizing RNNs by randomly preserving hidden activations", 2017.
+    """
+    return LSTMState(
+        h=_kept(after.h, before.h, dropout.zoneout_h, masks.zoneout_h),
+        c=_kept(after.c, before.c, dropout.zoneout_c, masks.zoneout_c),
+    )
+
+
+def input_product(w_x: Float[Array, "inputs gates"], xs: Float[Array, "*batch inputs"], dtype: Any) -> Array:
+    """x W_x, accumulated in `dtype`."""
+    return jnp.matmul(xs, w_x, preferred_element_type=dtype)
+
+
+def recurrent_product(w_h: Float[Array, "outputs gates"], state: LSTMState, masks: Masks) -> Array:
+    """h W_h, accumulated as widely as c is kept; each gate has a mask of its own where those have an axis for it."""
+    if masks.recurrent is None:
+        return jnp.matmul(state.h, w_h, preferred_element_type=state.c.dtype)
+    mask = masks.recurrent.astype(state.h.dtype)
+    if mask.ndim == state.h.ndim:
+        return jnp.matmul(state.h * mask, w_h, preferred_element_type=state.c.dtype)
+    gates = mask.shape[-2]
+    h = jnp.broadcast_to(jnp.expand_dims(state.h, -2), mask.shape) * mask
+    z = jnp.einsum("...gh,hgu->...gu", h, w_h.reshape(w_h.shape[0], gates, -1), preferred_element_type=state.c.dtype)
+    return z.reshape(*z.shape[:-2], -1)
+
+
+def output_product(w_projection: Array | None, m: Float[Array, "*batch units"], dtype: Any) -> Array:
+    """M W_p, or m where there is no projection."""
+    return m if w_projection is None else jnp.matmul(m, w_projection, preferred_element_type=dtype)
+
+
+def normalised(z: Float[Array, "*batch features"], scale: Float[Array, " features"]) -> Float[Array, "*batch features"]:
+    """Subtract the mean, divide by the standard deviation, both over the last axis, and scale."""
+    mean = jnp.mean(z, axis=-1, keepdims=True)
+    variance = jnp.mean(jnp.square(z - mean), axis=-1, keepdims=True)
+    return (z - mean) * jax.lax.rsqrt(variance + NORM_EPSILON) * _along(scale, z)
+
+
+def clipped(x: Array, bound: float | None) -> Array:
+    """X within [-bound, bound]."""
+    return x if bound is None else jnp.clip(x, -bound, bound)
+
+
+def _kept(new: Array, old: Array, rate: float, mask: Bool[Array, " units"] | None) -> Array:
+    if not rate:
+        return new
+    return rate * old + (1 - rate) * new if mask is None else jnp.where(mask, old, new)
+
+
+def _peepholes(params: LSTMParams, coupled: bool) -> list[Any]:
+    count = 2 if coupled else 3
+    return [None] * count if params.w_peephole is None else jnp.split(params.w_peephole, count)
+
+
+def _along(vector: Array, like: Array) -> Array:
+    return jnp.broadcast_to(vector.astype(like.dtype), like.shape)

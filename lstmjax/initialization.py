@@ -1,0 +1,156 @@
+"""The parameters of an LSTM before training, and its state before the first step."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax.nn import initializers
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from lstmjax import checks
+from lstmjax.cell import LSTMNorm, LSTMParams, LSTMState
+
+
+def init(
+    key: Array,
+    inputs: int,
+    units: int,
+    *,
+    bias: bool = True,
+    forget_bias: float | None = None,
+    chrono: int | None = None,
+    peepholes: bool = False,
+    projection: int | None = None,
+    layer_norm: bool = False,
+    coupled: bool = False,
+    learned_state: bool = False,
+    w_x_init: Callable[..., Array] = initializers.glorot_uniform(),
+    w_h_init: Callable[..., Array] = initializers.orthogonal(),
+    bias_init: Callable[..., Array] = initializers.zeros,
+    w_peephole_init: Callable[..., Array] = initializers.normal(0.1),
+    w_projection_init: Callable[..., Array] = initializers.glorot_uniform(),
+    dtype: DTypeLike = jnp.float32,
+) -> LSTMParams:
+    """Make the parameters of an LSTM: Glorot input weights, orthogonal recurrent weights, forget bias 1.
+
+    Each gate's block is drawn by itself, so that every gate's own recurrent matrix is orthogonal. All options
+    combine; `lstmjax.cell` has the equations.
+
+    Args:
+        key: a JAX random key.
+        inputs: length of one input vector x_t.
+        units: length of c, and of h where that is not projected.
+        bias: False leaves b out.
+        forget_bias: added to the forget gate's bias (Gers et al. 2000; Jozefowicz et al. 2015), and taken from the
+            input gate's where the two are coupled, since f = 1 - i. None is 1 where there is a bias, and chrono
+            does not say otherwise.
+        chrono: the longest dependency expected, in steps, above 2: forget biases are drawn as log U(1, chrono - 1),
+            and input biases are their negatives (Tallec & Ollivier, "Can recurrent neural networks warp time?", 2018).
+        peepholes: the gates see c (Gers & Schmidhuber 2000).
+        projection: length of h, where that is not units (Sak et al. 2014).
+        layer_norm: x W_x, h W_h and c on its way to h are normalised (Ba et al. 2016); scales start at 1.
+        coupled: no forget gate of its own but f = 1 - i (Greff et al. 2017).
+        learned_state: the initial state is a parameter, zeros at first.
+        w_x_init: initializer `(key, shape, dtype) -> array` of [inputs, units], one call a gate.
+        w_h_init: likewise of [units, units], or [projection, units].
+        bias_init: likewise of [units].
+        w_peephole_init: likewise of [units].
+        w_projection_init: initializer of [units, projection].
+        dtype: of every parameter; float16 and bfloat16 are drawn in float32 and rounded.
+
+    Returns:
+        LSTMParams; without options 4 * units * (inputs + units + 1) numbers.
+
+    Raises:
+        ValueError: a size is not a positive integer, an initializer returns another shape, or options together have
+            no meaning: a forget_bias or chrono without bias, both of them, layer norm of a single unit.
+        TypeError: dtype is not floating, an option of another type.
+
+    >>> params = init(jax.random.key(0), inputs=2, units=3)
+    >>> params.w_x.shape, params.w_h.shape, params.bias.shape
+    ((2, 12), (3, 12), (12,))
+    """
+    inputs, units = checks.positive_int("inputs", inputs), checks.positive_int("units", units)
+    outputs = units if projection is None else checks.positive_int("projection", projection)
+    dtype = checks.floating_dtype("dtype", dtype)
+    gates = 3 if checks.boolean("coupled", coupled) else 4
+    if checks.boolean("layer_norm", layer_norm) and units == 1:
+        raise ValueError("layer_norm=True needs units above 1: a single c less its mean is always 0.")
+    x_keys, h_keys, bias_keys, peephole_keys, (projection_key, chrono_key, *_) = jax.random.split(key, (5, 4))
+
+    def draw(keys, name, initializer, *shape, count=gates):
+        blocks = [checks.drawn(name, initializer, key, shape, dtype) for key in keys[:count]]
+        return jnp.concatenate(blocks, axis=-1)
+
+    first_bias = _first_bias(chrono_key, units, gates, bias, forget_bias, chrono)
+    b, w_peephole, w_projection, norm, initial = None, None, None, None, None
+    if bias:
+        b = draw(bias_keys, "bias_init", bias_init, units) + first_bias.astype(dtype)
+    if checks.boolean("peepholes", peepholes):
+        w_peephole = draw(peephole_keys, "w_peephole_init", w_peephole_init, units, count=gates - 1)
+    if projection is not None:
+        w_projection = checks.drawn("w_projection_init", w_projection_init, projection_key, (units, outputs), dtype)
+    if layer_norm:
+        scale = jnp.ones(gates * units, dtype)
+        norm = LSTMNorm(x_scale=scale, h_scale=scale, c_scale=scale[:units], c_bias=jnp.zeros(units, dtype))
+    if checks.boolean("learned_state", learned_state):
+        initial = LSTMState(h=jnp.zeros(outputs, dtype), c=jnp.zeros(units, dtype))
+    return LSTMParams(
+        w_x=draw(x_keys, "w_x_init", w_x_init, inputs, units),
+        w_h=draw(h_keys, "w_h_init", w_h_init, outputs, units),
+        bias=b,
+        w_peephole=w_peephole,
+        w_projection=w_projection,
+        norm=norm,
+        initial=initial,
+    )
+
+
+def initial_state(params: LSTMParams, batch: tuple[int, ...] = ()) -> LSTMState:
+    """Make the state before the first step: zeros, or the learned one.
+
+    Its dtype is that of params. To carry a state through a loop of your own whose inputs are wider, widen h.
+
+    Args:
+        params: LSTMParams.
+        batch: the batch axes of the sequences, `xs.shape[:-2]`.
+
+    Returns:
+        LSTMState of [*batch, units]; h is [*batch, projection] where it is projected.
+
+    Raises:
+        TypeError: batch is not a tuple.
+
+    >>> initial_state(init(jax.random.key(0), inputs=2, units=3), batch=(8,)).h.shape
+    (8, 3)
+    """
+    checks.instance("params", params, LSTMParams, "lstm.init")
+    if not isinstance(batch, tuple):
+        raise TypeError(f"batch must be a tuple of sizes such as (8,), or () for one sequence; got {batch!r}.")
+    dtype = jnp.result_type(params.w_h)
+    wide = checks.at_least_float32(dtype)
+    if params.initial is None:
+        return LSTMState(h=jnp.zeros((*batch, params.outputs), dtype), c=jnp.zeros((*batch, params.units), wide))
+    initial = LSTMState(h=jnp.asarray(params.initial.h, dtype), c=jnp.asarray(params.initial.c, wide))
+    return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (*batch, *leaf.shape)), initial)
+
+
+def _first_bias(key, units, gates, bias, forget_bias, chrono) -> Float[Array, " gates"]:
+    """What is added to the biases of i, [f], g, o."""
+    forget_bias = None if forget_bias is None else checks.number("forget_bias", forget_bias)
+    if chrono is not None and not checks.number("chrono", chrono) > 2:
+        raise ValueError(f"chrono must be above 2, the steps that a dependency may span; got {chrono!r}.")
+    if chrono is not None and forget_bias is not None:
+        raise ValueError(f"forget_bias={forget_bias} and chrono={chrono} both set the forget gate's bias: give one.")
+    if not checks.boolean("bias", bias) and (chrono or forget_bias):
+        given = f"forget_bias={forget_bias}" if chrono is None else f"chrono={chrono}"
+        raise ValueError(f"bias=False leaves no place for {given}: give one of the two.")
+    nothing = jnp.zeros(units)
+    if chrono is None:
+        forget = nothing + (1.0 if forget_bias is None else forget_bias)
+        opened = -forget if gates == 3 else nothing
+    else:
+        forget = jnp.log(jax.random.uniform(key, (units,), minval=1.0, maxval=chrono - 1.0))
+        opened = -forget
+    return jnp.concatenate([opened, *([forget] if gates == 4 else []), nothing, nothing])

@@ -1,0 +1,133 @@
+"""Dropout in all the places where an LSTM can have it, and the masks it draws.
+
+Masks are drawn once, ahead of the loop, from one key, so that every implementation drops the same. A value that is
+kept is divided by the rate of keeping, so that nothing has to change where nothing is dropped.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+from jaxtyping import Array, Float
+
+from lstmjax import checks
+
+RECURRENT_KINDS = ("tied", "per_gate", "candidate")
+
+
+@dataclasses.dataclass(frozen=True)
+class Dropout:
+    """Rates, from 0 to below 1, of what is dropped or kept back while training; used where `apply` gets a key.
+
+    Args:
+        inputs: features of x, the same at every step of a sequence (Gal & Ghahramani, "A theoretically grounded
+            application of dropout in recurrent neural networks", 2016).
+        recurrent: units of h on their way into the gates, the same at every step of a sequence; see recurrent_kind.
+        recurrent_kind: "tied", one mask of h for all gates; "per_gate", one for each (both Gal & Ghahramani);
+            "candidate", units of the candidate g instead, so that c is never dropped (Semeniuta, Severyn & Barth,
+            "Recurrent dropout without memory loss", 2016).
+        outputs: units of the outputs, the same at every step of a sequence; the state is not touched.
+        between_layers: units of each layer's outputs on their way into the next layer of a stack, likewise.
+        zoneout_h: units whose h stays what it was, drawn anew at every step (Krueger et al., "Zoneout", 2017).
+            Without a key h is the expectation, zoneout_h * h_{t-1} + (1 - zoneout_h) * h_t.
+        zoneout_c: units whose c stays what it was, likewise; h_t is computed from the c that would have been.
+        recurrent_weights: single weights of W_h, the same for all sequences and steps (DropConnect; Merity, Keskar &
+            Socher, "Regularizing and optimizing LSTM language models", 2018).
+
+    Raises:
+        ValueError: a rate outside [0, 1), or an unknown recurrent_kind; TypeError: a rate that is no number.
+
+    >>> Dropout(inputs=0.2, zoneout_h=0.1).zoneout_h
+    0.1
+    """
+
+    inputs: float = 0.0
+    recurrent: float = 0.0
+    outputs: float = 0.0
+    between_layers: float = 0.0
+    zoneout_h: float = 0.0
+    zoneout_c: float = 0.0
+    recurrent_weights: float = 0.0
+    recurrent_kind: str = "tied"
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            if field.type is float:
+                object.__setattr__(self, field.name, checks.rate(field.name, getattr(self, field.name)))
+        checks.one_of("recurrent_kind", self.recurrent_kind, RECURRENT_KINDS)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class Masks:
+    """What was drawn: factors (0, or 1 / (1 - rate)), and for zoneout True where a unit keeps what it had.
+
+    Args:
+        inputs: [*batch, inputs].
+        recurrent: [*batch, outputs], or [*batch, gates, outputs].
+        candidate: [*batch, units].
+        outputs: [*batch, outputs].
+        zoneout_h: bool [time, *batch, outputs].
+        zoneout_c: bool [time, *batch, units].
+        recurrent_weights: of the shape of W_h.
+    """
+
+    inputs: Any = None
+    recurrent: Any = None
+    candidate: Any = None
+    outputs: Any = None
+    zoneout_h: Any = None
+    zoneout_c: Any = None
+    recurrent_weights: Any = None
+
+    def in_loop(self) -> tuple["Masks", "Masks"]:
+        """What a step is given: the same at every step of a sequence, and anew at each."""
+        constants = Masks(recurrent=self.recurrent, candidate=self.candidate)
+        return constants, Masks(zoneout_h=self.zoneout_h, zoneout_c=self.zoneout_c)
+
+    def at(self, step: "Masks") -> "Masks":
+        """These constants with the masks of one step beside them."""
+        return dataclasses.replace(self, zoneout_h=step.zoneout_h, zoneout_c=step.zoneout_c)
+
+
+def draw(dropout: Dropout, key: Array | None, params: Any, batch: tuple[int, ...], time: int) -> Masks:
+    """Draw the masks of one call; none without a key. Each depends on the key and its own rate alone.
+
+    Args:
+        dropout: the rates.
+        key: a JAX random key, or None.
+        params: LSTMParams, for the shapes.
+        batch: the batch axes of the sequences.
+        time: the number of steps.
+
+    Returns:
+        Masks; None for what is not dropped.
+    """
+    if key is None:
+        return Masks()
+    keys = dict(zip((field.name for field in dataclasses.fields(Masks)), jax.random.split(key, 7), strict=True))
+    outputs = (*batch, params.outputs)
+    recurrent, candidate = outputs, dropout.recurrent_kind == "candidate"
+    if dropout.recurrent_kind == "per_gate":
+        recurrent = (*batch, params.gates, params.outputs)
+
+    def kept(name, rate, shape):
+        return factors(keys[name], rate, shape) if rate else None
+
+    def held(name, rate, *shape):
+        return jax.random.bernoulli(keys[name], rate, (time, *batch, *shape)) if rate else None
+
+    return Masks(
+        inputs=kept("inputs", dropout.inputs, (*batch, params.inputs)),
+        recurrent=None if candidate else kept("recurrent", dropout.recurrent, recurrent),
+        candidate=kept("candidate", dropout.recurrent, (*batch, params.units)) if candidate else None,
+        outputs=kept("outputs", dropout.outputs, outputs),
+        zoneout_h=held("zoneout_h", dropout.zoneout_h, params.outputs),
+        zoneout_c=held("zoneout_c", dropout.zoneout_c, params.units),
+        recurrent_weights=kept("recurrent_weights", dropout.recurrent_weights, params.w_h.shape),
+    )
+
+
+def factors(key: Array, rate: float, shape: tuple[int, ...]) -> Float[Array, "*shape"]:
+    """0 with probability `rate`, else 1 / (1 - rate)."""
+    return jax.random.bernoulli(key, 1 - rate, shape) / (1 - rate)
