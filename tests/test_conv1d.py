@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jax.test_util import check_grads
@@ -108,6 +108,7 @@ def differentiated(**geometry):
     return jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))
 
 
+@settings(max_examples=50)
 @given(st.tuples(*[st.integers(0, 6)] * 3), st.integers(1, 2), st.integers(1, 2), st.booleans())
 def test_padding_reaches_nothing(lengths, stride, dilation, causal):
     geometry = {"stride": stride, "dilation": dilation, "causal": causal}
@@ -141,12 +142,12 @@ def test_a_padded_sequence_equals_the_sequence_alone(causal, length):
     np.testing.assert_array_equal(padded[len(alone) :], 0)
 
 
-@pytest.mark.parametrize("batch", [(), (2,), (2, 3), (0,), (2, 0)])
-@pytest.mark.parametrize("time", [0, 1, 5])
+@pytest.mark.parametrize("batch", [(), (2, 3), (2, 0)])
+@pytest.mark.parametrize("time", [0, 5])
 def test_batch_axes_are_vmap(batch, time):
     params, xs = cast(example(5, *batch, time), jnp.float32)
     lengths = jnp.arange(np.prod(batch, dtype=int)).reshape(batch) % (time + 1)
-    call = partial(conv1d.apply, params, stride=2)
+    call = jax.jit(partial(conv1d.apply, params, stride=2))
     mapped = lambda xs, lengths: call(xs, lengths=lengths)  # noqa: E731
     for _ in batch:
         mapped = jax.vmap(mapped)
@@ -154,7 +155,9 @@ def test_batch_axes_are_vmap(batch, time):
     assert ys.shape == (*batch, -(-time // 2), UNITS)
     if 0 not in batch:
         np.testing.assert_allclose(ys, mapped(xs, lengths), rtol=1e-6, atol=1e-6)
-    assert jnp.isfinite(jax.grad(lambda p: conv1d.apply(p, xs, lengths=lengths).sum())(params).w).all()
+    slopes = jax.jit(jax.grad(lambda p: conv1d.apply(p, xs, lengths=lengths).sum()))(params)
+    assert jnp.isfinite(slopes.w).all()
+    np.testing.assert_array_equal(slopes.bias, lengths.sum())
 
 
 def test_stacked_parameters_map():
@@ -197,7 +200,7 @@ def test_the_dtype_is_the_common_one():
 def test_derivatives(causal, x64):
     params, xs = cast(example(9, 2, 7), jnp.float64)
     call = partial(conv1d.apply, stride=2, dilation=2, causal=causal, lengths=np.array([7, 4]))
-    check_grads(call, (params, xs), order=1, rtol=1e-6, atol=1e-6)
+    check_grads(jax.jit(call), (params, xs), order=1, rtol=1e-6, atol=1e-6)
 
 
 def test_a_second_call_compiles_nothing():
@@ -208,7 +211,7 @@ def test_a_second_call_compiles_nothing():
         if "compile" in event:
             compilations.append(event)
 
-    params, xs = cast(example(10, 2, 5), jnp.float32)
+    params, xs = cast(example(10, 2, 53), jnp.float32)  # a shape that no other test has compiled
     lengths = jnp.array([5, 2])
     jitted = jax.jit(conv1d.apply, static_argnames=("stride", "dilation", "causal"))
     calls = [
@@ -219,7 +222,6 @@ def test_a_second_call_compiles_nothing():
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:
         for call in calls:
-            jax.clear_caches()
             jax.block_until_ready(call())
             assert compilations
             compilations.clear()

@@ -72,7 +72,7 @@ def test_equals_the_loop(activation, dilations, time):
 
 def test_equals_the_loop_in_float64(x64):
     params, xs = example(1, 13, dtype=jnp.float64)
-    ys = residual.apply(params, xs, strides=STRIDES)
+    ys = jax.jit(partial(residual.apply, strides=STRIDES))(params, xs)
     np.testing.assert_allclose(ys, loop(params, np.float64(xs), (1, 2, 4)), rtol=1e-12, atol=1e-12)
 
 
@@ -108,12 +108,16 @@ def test_receptive_fields():
 
 
 def test_a_shortcut_only_where_it_is_needed():
-    params, _ = example(3, 1)
+    def shapes(units, **arguments):
+        return jax.eval_shape(lambda: residual.init(KEY, 3, units, **arguments))
+
+    params = shapes(UNITS, strides=STRIDES)
     assert [block.shortcut is None for block in params] == [True, False, True]
     assert params[1].shortcut.w.shape == (1, 3, 4)
-    same_width, _ = example(3, 1, units=(3, 3), strides=(2, 1))
-    assert [block.shortcut is None for block in same_width] == [False, True]
-    assert residual.init(KEY, 1, [4, 4], kernel=5, dtype=jnp.bfloat16)[1].second.w.dtype == jnp.bfloat16
+    assert [block.shortcut is None for block in shapes((3, 3), strides=(2, 1))] == [False, True]
+    _, second = shapes([4, 5], kernel=7, dtype=jnp.bfloat16)
+    assert (second.first.w.shape, second.second.w.shape) == ((7, 4, 5), (7, 5, 5))
+    assert {leaf.dtype for leaf in jax.tree.leaves(second)} == {jnp.dtype(jnp.bfloat16)}
 
 
 @cache
@@ -125,8 +129,8 @@ def differentiated(activation):
     return jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))
 
 
-@settings(max_examples=30)
-@given(st.tuples(*[st.integers(0, 7)] * 2), st.sampled_from(["relu", "sigmoid", "tanh"]))
+@settings(max_examples=25)
+@given(st.tuples(*[st.integers(0, 7)] * 2), st.sampled_from(["relu", "sigmoid"]))
 def test_padding_reaches_nothing(lengths, activation):
     lengths = np.array(lengths)
     params, xs = example(4, 2, 7)
@@ -193,7 +197,7 @@ def test_no_dropout_without_a_key_or_a_rate():
 def test_dropout_with_padding():
     params, xs = example(6, 2, 8)
     lengths = np.array([8, 3])
-    call = partial(residual.apply, params, strides=STRIDES, dropout=0.3, key=KEY)
+    call = jax.jit(partial(residual.apply, params, strides=STRIDES, dropout=0.3, key=KEY))
     ys = call(jnp.where(np.arange(8)[:, None] >= lengths[:, None, None], jnp.nan, xs), lengths=lengths)
     np.testing.assert_allclose(ys[0], call(xs)[0], rtol=1e-6)
     np.testing.assert_allclose(ys[1, :2], call(xs)[1, :2], rtol=1e-6)
@@ -204,7 +208,7 @@ def test_dropout_with_padding():
 def test_batch_axes_are_vmap(batch):
     params, xs = example(7, *batch, 9)
     lengths = jnp.arange(np.prod(batch, dtype=int)).reshape(batch)
-    call = partial(residual.apply, params, strides=STRIDES)
+    call = jax.jit(partial(residual.apply, params, strides=STRIDES))
     mapped = lambda xs, lengths: call(xs, lengths=lengths)  # noqa: E731
     for _ in batch:
         mapped = jax.vmap(mapped)
@@ -217,17 +221,17 @@ def test_batch_axes_are_vmap(batch):
 @pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.bfloat16, 2**-7), (jnp.float16, 2**-10)])
 def test_half_precision(dtype, tolerance):
     params, xs = example(8, 13, dtype=dtype)
-    ys = residual.apply(params, xs, strides=STRIDES, dropout=0.5)
-    assert ys.dtype == dtype
-    assert residual.apply(params, xs, strides=STRIDES, dropout=0.5, key=KEY).dtype == dtype
+    call = jax.jit(partial(residual.apply, strides=STRIDES, dropout=0.5))
+    ys = call(params, xs)
+    assert ys.dtype == jax.eval_shape(call, params, xs, key=KEY).dtype == dtype
     expected = loop(params, np.float64(xs), (1, 2, 4))
     error = np.linalg.norm(np.float64(ys) - expected) / np.linalg.norm(expected)
     assert error < tolerance
 
 
 def test_derivatives(x64):
-    params, xs = example(9, 2, 7, dtype=jnp.float64)
-    call = partial(residual.apply, strides=STRIDES, activation="tanh", lengths=np.array([7, 4]), dropout=0.5, key=KEY)
+    params, xs = example(9, 2, 5, units=(3, 4), strides=(1, 2), dtype=jnp.float64)
+    call = partial(residual.apply, strides=(1, 2), activation="tanh", lengths=np.array([5, 4]), dropout=0.5, key=KEY)
     check_grads(jax.jit(call), (params, xs), order=1, rtol=1e-6, atol=1e-6)
 
 
