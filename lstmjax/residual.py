@@ -20,7 +20,7 @@ from jax.nn import initializers
 from jax.typing import DTypeLike
 from jaxtyping import Array, ArrayLike, Float, Integer
 
-from lstmjax import checks, conv1d, padding, placement
+from lstmjax import checks, conv1d, padding, placement, regularize
 from lstmjax.options import ACTIVATIONS
 
 
@@ -138,8 +138,7 @@ def apply(
     dilations = _per_block("dilations", [2**i for i in range(blocks)] if dilations is None else dilations, blocks)
     strides = _per_block("strides", [1] * blocks if strides is None else strides, blocks)
     checks.one_of("activation", activation, ACTIVATIONS)
-    if not 0 <= checks.number("dropout", dropout) < 1:
-        raise ValueError(f"dropout must be a rate from 0 to below 1; got {dropout!r}.")
+    dropout = checks.rate("dropout", dropout)
     xs = checks.floating("xs", xs)
     inputs = params[0].first.w.shape[1]
     checks.features("xs", xs, inputs, "*batch, time, inputs", "params[0].first.w has that many in its second axis")
@@ -195,11 +194,10 @@ def _block(params, x, dilation, stride, act, dropout, key):
 
 
 def _drop(xs, rate, key):
-    """Zero whole units of a sequence, and scale the others so that their expectation stays."""
+    """Drop whole units of each sequence."""
     if key is None or not rate:
         return xs
-    kept = jax.random.bernoulli(key, 1 - rate, (*xs.shape[:-2], 1, xs.shape[-1]))
-    return jnp.where(kept, xs / (1 - rate), 0)
+    return xs * regularize.factors(key, rate, (*xs.shape[:-2], 1, xs.shape[-1])).astype(xs.dtype)
 
 
 def _per_block(name: str, values: Any, blocks: int | None = None) -> tuple[int, ...]:
