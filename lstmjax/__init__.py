@@ -7,12 +7,14 @@ from lstmjax import embedding as embedding
 from lstmjax import lstm as lstm
 from lstmjax import pooling as pooling
 from lstmjax import residual as residual
+from lstmjax import stack as stack
 from lstmjax.bidirectional import BidirectionalParams as BidirectionalParams
 from lstmjax.inspect import summary as summary
 from lstmjax.lstm import LSTMParams as LSTMParams
 from lstmjax.lstm import LSTMState as LSTMState
 from lstmjax.options import LSTMOptions as LSTMOptions
 from lstmjax.regularize import Dropout as Dropout
+from lstmjax.stack import StackParams as StackParams
 from lstmjax.time_distributed import time_distributed as time_distributed
 
 __version__ = "0.1.0"

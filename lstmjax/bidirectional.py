@@ -126,6 +126,9 @@ def apply(
         checks.instance("state", state, BidirectionalState, "bidirectional.initial_state")
     if merge is not None:
         checks.one_of("merge", merge, [name for name in MERGES if name])
+        if merge != "concat" and params.forward.outputs != params.backward.outputs:
+            lengths = f"{params.forward.outputs} and {params.backward.outputs}"
+            raise ValueError(f"merge={merge!r} needs halves with outputs of one length; got {lengths}.")
     reverse = checks.boolean("reverse", reverse)
     keys = (None, None) if key is None else jax.random.split(key)
     halves = zip((params.forward, params.backward), state or (None, None), (reverse, not reverse), keys, strict=True)

@@ -198,23 +198,27 @@ def _apply(
     def run(params, xs, state, lengths, resets, masks):
         arguments = (*_promote(params, xs, state, options), lengths, resets, masks)
         params, xs, state, lengths, resets, masks = placement.varying_alike(arguments)
-        xs, clock = recurrence.time_major(xs, lengths, resets, reverse=reverse, unroll=unroll)
-        if masks.inputs is not None:
-            xs = xs * jnp.broadcast_to(masks.inputs.astype(xs.dtype), xs.shape)
+        clock = recurrence.read_by(lengths, resets, time, reverse=reverse, unroll=unroll)
         if masks.recurrent_weights is not None:
             w_h = params.w_h * masks.recurrent_weights.astype(params.w_h.dtype)
             params = dataclasses.replace(params, w_h=w_h)
         constants, steps = masks.in_loop()
         initial = initial_state(params)
 
-        def loop(state, timed, clock):
-            xs, steps = timed
+        def loop(state, xs, steps, clock):
+            xs = recurrence.time_major(xs, clock)
+            if masks.inputs is not None:
+                xs = xs * jnp.broadcast_to(masks.inputs.astype(xs.dtype), xs.shape)
             static = options, dropout, return_sequences
             run = IMPLEMENTATIONS[implementation]
-            return run(params, xs, state, initial, constants.at(steps), clock, *static)
+            ys, state = run(params, xs, state, initial, constants.at(steps), clock, *static)
+            return jnp.moveaxis(ys, 0, -2) if return_sequences else None, state
 
-        ys, state = recurrence.in_segments(loop, state, (xs, steps), clock, segments)
-        ys = jnp.moveaxis(ys, 0, -2) if return_sequences else state.h
+        if segments:
+            ys, state = recurrence.in_segments(loop, state, xs, steps, clock, segments)
+        else:
+            ys, state = loop(state, xs, steps, clock)
+        ys = ys if return_sequences else state.h
         if masks.outputs is not None:
             mask = jnp.expand_dims(masks.outputs, -2) if return_sequences else masks.outputs
             ys = ys * jnp.broadcast_to(mask.astype(ys.dtype), ys.shape)
@@ -310,9 +314,12 @@ def _check_dropout(dropout: Any, key: Any) -> Dropout:
 
 
 def _segments(checkpoint: Any, time: int) -> int:
-    if isinstance(checkpoint, bool):
-        return max(1, math.isqrt(time)) if checkpoint else 0
-    return checks.positive_int("checkpoint", checkpoint)
+    """Number of segments: about sqrt(time), and if possible such that all are of one length; 0 for no checkpoints."""
+    if not isinstance(checkpoint, bool):
+        return checks.positive_int("checkpoint", checkpoint)
+    root = math.isqrt(time)
+    near = [count for count in range(max(1, root // 2), 2 * root + 1) if time % count == 0]
+    return min(near, key=lambda count: abs(count - root), default=root) if checkpoint else 0
 
 
 def _checked(params, xs, state, *, lengths, resets, options, unroll):

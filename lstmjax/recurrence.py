@@ -19,6 +19,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from lstmjax import placement
+
 
 @partial(
     jax.tree_util.register_dataclass,
@@ -42,23 +44,27 @@ class Clock:
     unroll: int
 
 
-def time_major(
-    xs: Float[Array, "*batch time inputs"],
+def read_by(
     lengths: Int[Array, "*batch"] | None,
     resets: Bool[Array, "*batch time"] | None,
+    time: int,
     *,
     reverse: bool,
     unroll: int,
-) -> tuple[Float[Array, "time *batch inputs"], Clock]:
-    """Put time first, and zeros where padding was, so that nothing read there can reach a gradient."""
-    xs = jnp.moveaxis(xs, -2, 0)
+) -> Clock:
+    """Make the clock of sequences with `time` steps."""
     valid = None
     if lengths is not None:
-        valid = jax.vmap(lambda t: t < lengths)(jnp.arange(xs.shape[0], dtype=jnp.int32))
-        xs = _batched(lambda valid, x: _select(valid, x, jnp.zeros_like(x)), valid.ndim)(valid, xs)
-    if resets is not None:
-        resets = jnp.moveaxis(resets, -1, 0)
-    return xs, Clock(valid, resets, reverse, unroll)
+        valid = jax.vmap(lambda t: t < lengths)(jnp.arange(time, dtype=jnp.int32))
+    return Clock(valid, None if resets is None else jnp.moveaxis(resets, -1, 0), reverse, unroll)
+
+
+def time_major(xs: Float[Array, "*batch time inputs"], clock: Clock) -> Float[Array, "time *batch inputs"]:
+    """Put time first, and zeros where padding was, so that nothing read there can reach a gradient."""
+    xs = jnp.moveaxis(xs, -2, 0)
+    if clock.valid is None:
+        return xs
+    return _batched(lambda valid, x: _select(valid, x, jnp.zeros_like(x)), clock.valid.ndim)(clock.valid, xs)
 
 
 def forward(
@@ -115,49 +121,74 @@ def forward(
 
 
 def in_segments(
-    run: Callable[[Any, Any, Clock], tuple[Any, Any]],
+    run: Callable[[Any, Any, Any, Clock], tuple[Any, Any]],
     state: Any,
-    xs: Any,
+    xs: Float[Array, "*batch time inputs"],
+    timed: Any,
     clock: Clock,
     segments: int,
 ) -> tuple[Any, Any]:
-    """Run `run(state, xs, clock) -> (ys, state)` over time in pieces, of which a gradient keeps the first state alone.
+    """Run `run(state, xs, timed, clock) -> (ys, state)` over time in pieces, and compute each again for its gradient.
 
-    What lies inside a piece is computed again for it: twice the forward arithmetic, and the memory of `segments`
-    states and one piece (Chen et al., "Training deep nets with sublinear memory cost", 2016).
+    What a gradient keeps is the state before each piece; what it needs at a time is one piece (Chen et al., "Training
+    deep nets with sublinear memory cost", 2016).
 
     Args:
-        run: the loop over one piece; ys has leaves [time, *batch, ...], or none.
+        run: the loop over one piece; its ys are [*batch, time, ...], or None.
         state: the state before the first step read.
-        xs: a tree with leaves [time, *batch, ...].
+        xs: [*batch, time, inputs].
+        timed: a tree with leaves [time, *batch, ...], cut like xs.
         clock: padding, resets and direction.
-        segments: how many pieces, of equal length but for the last one read; 0 for no pieces and no recomputation.
+        segments: how many pieces, of equal length but for the last one read.
+
+    Returns:
+        ys [*batch, time, ...] or None, and the state after the last step read.
     """
-    time = jax.tree.leaves(xs)[0].shape[0]
-    if time == 0 or segments == 0:
-        return run(state, xs, clock)
-    size = -(-time // segments)
+    time = xs.shape[-2]
+    size = -(-time // max(1, min(segments, time)))
+    if time == 0:
+        return run(state, xs, timed, clock)
+    timed = (jnp.moveaxis(xs, -2, 0), timed, clock.valid, clock.resets)
+
+    def piece(state, start, timed, size):
+        moved, timed, valid, resets = timed
+        part = jax.lax.dynamic_slice_in_dim(jax.lax.stop_gradient(xs), start, size, axis=-2)
+        part = _with_tangent_of(part, jnp.moveaxis(moved, 0, -2))
+        return run(state, part, timed, dataclasses.replace(clock, valid=valid, resets=resets))
+
+    piece = jax.checkpoint(piece, static_argnums=3)
+
+    def advance(carry, now, size=size):
+        state, ys = carry
+        start, timed = now
+        y, state = piece(state, start, timed, size)
+        write = lambda ys, y: jax.lax.dynamic_update_slice_in_dim(ys, y, start, axis=-2)  # noqa: E731
+        return (state, jax.tree.map(write, ys, y)), None
+
     whole, rest = divmod(time, size)
-    run = jax.checkpoint(run)
-    timed = (xs, clock.valid, clock.resets)
-
-    def piece(state, timed):
-        xs, valid, resets = timed
-        ys, state = run(state, xs, dataclasses.replace(clock, valid=valid, resets=resets))
-        return state, ys
-
-    start = rest if clock.reverse else 0
-    pieces = jax.tree.map(
-        lambda leaf: leaf[start : start + whole * size].reshape(whole, size, *leaf.shape[1:]),
-        timed,
-    )
-    state, ys = jax.lax.scan(piece, state, pieces, reverse=clock.reverse)
-    ys = jax.tree.map(lambda leaf: leaf.reshape(whole * size, *leaf.shape[2:]), ys)
+    first = rest if clock.reverse else 0
+    cut = jax.tree.map(lambda leaf: leaf[first : first + whole * size].reshape(whole, size, *leaf.shape[1:]), timed)
+    outputs, _ = jax.eval_shape(lambda: run(state, xs, timed[1], clock))
+    ys = jax.tree.map(jnp.zeros_like, outputs)
+    state, ys, _ = placement.varying_alike((state, ys, xs))
+    carry, _ = jax.lax.scan(advance, (state, ys), (first + size * jnp.arange(whole), cut), reverse=clock.reverse)
     if rest:
-        state, last = piece(state, jax.tree.map(lambda leaf: leaf[:rest] if clock.reverse else leaf[-rest:], timed))
-        order = (last, ys) if clock.reverse else (ys, last)
-        ys = jax.tree.map(lambda *parts: jnp.concatenate(parts), *order)
+        start = 0 if clock.reverse else whole * size
+        carry, _ = advance(carry, (start, jax.tree.map(lambda leaf: leaf[start : start + rest], timed)), rest)
+    state, ys = carry
     return ys, state
+
+
+@jax.custom_jvp
+def _with_tangent_of(x: Array, like: Array) -> Array:
+    """Return x, and take as its tangent that of `like`, which is equal to it and never read."""
+    del like
+    return x
+
+
+@_with_tangent_of.defjvp
+def _with_tangent_of_jvp(primals, tangents):
+    return primals[0], tangents[1]
 
 
 def _select(condition: Bool[Array, ""], chosen: Any, other: Any) -> Any:

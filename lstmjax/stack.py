@@ -1,0 +1,295 @@
+"""LSTMs on top of each other: the outputs of each layer are the inputs of the next.
+
+Graves, Mohamed & Hinton, "Speech recognition with deep recurrent neural networks" (2013).
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Float, Integer
+
+from lstmjax import bidirectional as two_ways
+from lstmjax import checks, lstm, padding, pooling, regularize
+from lstmjax.bidirectional import BidirectionalParams
+from lstmjax.lstm import LSTMParams
+from lstmjax.options import LSTMOptions
+from lstmjax.regularize import Dropout
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class StackParams:
+    """The weights of a stack.
+
+    Args:
+        layers: a tuple of LSTMParams or BidirectionalParams, the first of which reads the inputs.
+    """
+
+    layers: Any
+
+
+def init(
+    key: Array,
+    inputs: int,
+    units: Sequence[int] = (64, 64),
+    *,
+    bidirectional: bool = False,
+    merge: str = "concat",
+    **options: Any,
+) -> StackParams:
+    """Make the parameters of a stack.
+
+    Args:
+        key: a JAX random key.
+        inputs: length of one input vector.
+        units: of each layer, and in each direction.
+        bidirectional: whether every layer reads in both directions.
+        merge: how `apply` will merge them; decides what the next layer's inputs are.
+        options: those of `lstm.init`, for all layers.
+
+    Raises:
+        ValueError: units is no sequence of positive integers, an unknown merge; and what `lstm.init` raises.
+
+    >>> params = init(jax.random.key(0), inputs=3, units=(4, 4, 1))
+    >>> [layer.inputs for layer in params.layers]
+    [3, 4, 4]
+    """
+    if not isinstance(units, tuple | list) or not units:
+        raise ValueError(f"units must be a tuple with one number for each layer, such as (64, 64); got {units!r}.")
+    checks.one_of("merge", merge, [name for name in two_ways.MERGES if name])
+    make = two_ways.init if checks.boolean("bidirectional", bidirectional) else lstm.init
+    layers = []
+    for layer_key, layer_units in zip(jax.random.split(key, len(units)), units, strict=True):
+        layers.append(make(layer_key, inputs, layer_units, **options))
+        inputs = _outputs(layers[-1], merge)
+    return StackParams(tuple(layers))
+
+
+def initial_state(params: Any, batch: tuple[int, ...] = ()) -> Any:
+    """Make the state before the first step: a tuple of the layers' own; see `lstm.initial_state`."""
+    if isinstance(params, StackParams):
+        return tuple(initial_state(layer, batch) for layer in params.layers)
+    return _module(params).initial_state(params, batch)
+
+
+def step(
+    params: StackParams,
+    x: Float[ArrayLike, "*batch inputs"],
+    state: tuple[Any, ...],
+    *,
+    residual_from: int | None = None,
+    options: LSTMOptions = LSTMOptions(),
+    dropout: Dropout | None = None,
+) -> tuple[Float[Array, "*batch outputs"], tuple[Any, ...]]:
+    """Compute one step of every layer, none of which may be bidirectional.
+
+    Args:
+        params: StackParams.
+        x: one input [*batch, inputs], floating.
+        state: a tuple of the layers' states.
+        residual_from: as in `apply`.
+        options: LSTMOptions.
+        dropout: as in `lstm.step`.
+
+    Returns:
+        y [*batch, units of the last layer], and the new state.
+
+    Raises:
+        ValueError, TypeError: a bidirectional layer, which cannot step; and what `lstm.step` raises.
+
+    >>> params = init(jax.random.key(0), inputs=2, units=(4, 3))
+    >>> y, state = step(params, jnp.ones((8, 2)), initial_state(params, (8,)))
+    >>> y.shape
+    (8, 3)
+    """
+    checks.instance("params", params, StackParams, "stack.init")
+    _check_state(params, state)
+    _check_residual(params, residual_from, "concat", True)
+    y = checks.floating("x", x)
+    dropout = _of_layer(dropout, first=False, last=False)
+    states = []
+    for number, (layer, layer_state) in enumerate(zip(params.layers, state, strict=True)):
+        if isinstance(layer, BidirectionalParams):
+            raise ValueError(f"params.layers[{number}] is bidirectional: its backward half needs the whole sequence.")
+        x, (y, after) = y, lstm.step(layer, y, layer_state, options=options, dropout=dropout)
+        y = y + x if _is_residual(number, residual_from) else y
+        states.append(after)
+    return y, tuple(states)
+
+
+def apply(
+    params: StackParams | LSTMParams | BidirectionalParams,
+    xs: Float[ArrayLike, "*batch time inputs"],
+    state: Any = None,
+    *,
+    lengths: Integer[ArrayLike, "*batch"] | None = None,
+    reverse: bool = False,
+    return_sequences: bool = True,
+    residual_from: int | None = None,
+    merge: str | None = "concat",
+    dropout: Dropout | None = None,
+    key: Array | None = None,
+    **arguments: Any,
+) -> tuple[Any, Any]:
+    """Run the layers one after another over whole sequences.
+
+        xs_{k+1} = layer_k(drop(xs_k))  [+ xs_k  where k >= residual_from]
+
+    Args:
+        params: StackParams; LSTMParams or BidirectionalParams run as `lstm.apply` or `bidirectional.apply` do.
+        xs: input sequences [*batch, time, inputs], floating.
+        state: a tuple of the layers' states to start from; None for `initial_state`.
+        lengths: valid steps of each sequence, integers [*batch].
+        reverse: read valid steps last to first, in every layer.
+        return_sequences: False returns the last layer's final h alone (see `lstm.apply`, `bidirectional.apply`),
+            to which a residual connection adds what that layer read at the same step.
+        residual_from: number of the first layer, counted from 0, whose inputs are added to its outputs (He et al.,
+            "Deep residual learning", 2016; Wu et al., "Google's neural machine translation system", 2016).
+        merge: how the directions of bidirectional layers are merged; the one that `init` was given.
+        dropout: Dropout; `inputs` drops from xs, `outputs` from the last layer's outputs, `between_layers` from what
+            goes from one layer into the next, all else in every layer.
+        key: a JAX random key, in training.
+        arguments: resets, options, implementation, unroll and checkpoint, as `lstm.apply` takes them.
+
+    Returns:
+        ys [*batch, time, outputs], without the time axis where there are no sequences; and the tuple of states.
+
+    Raises:
+        ValueError, TypeError: layers that do not fit each other or the residual connections; and what `lstm.apply` and
+            `bidirectional.apply` raise.
+
+    >>> params = init(jax.random.key(0), inputs=2, units=(4, 3), bidirectional=True)
+    >>> ys, state = apply(params, jnp.ones((8, 10, 2)), lengths=jnp.arange(8))
+    >>> ys.shape, state[0].forward.h.shape
+    ((8, 10, 6), (8, 4))
+    """
+    arguments |= {"lengths": lengths, "reverse": reverse}
+    if not isinstance(params, StackParams):
+        arguments |= {"return_sequences": return_sequences, "dropout": dropout, "key": key}
+        if residual_from is not None:
+            raise ValueError(f"residual_from={residual_from!r} needs StackParams, as stack.init makes them.")
+        return _apply_layer(params, xs, state, merge, **arguments)
+    checks.one_of("merge", merge, [name for name in two_ways.MERGES if name])
+    _check_layers(params, merge)
+    _check_residual(params, residual_from, merge, return_sequences)
+    state = (None,) * len(params.layers) if state is None else _check_state(params, state)
+    if residual_from == 0 and lengths is not None:
+        xs = checks.floating("xs", xs)
+        xs = padding.fill(xs, checks.lengths(lengths, xs.shape[:-2], xs.shape[-2]))
+    keys = [(None, None)] * len(params.layers) if key is None else jax.random.split(key, (len(params.layers), 2))
+    last = len(params.layers) - 1
+    states = []
+    for number, (layer, layer_state, (layer_key, between)) in enumerate(zip(params.layers, state, keys, strict=True)):
+        sequences = return_sequences or number < last
+        ys, after = _apply_layer(
+            layer,
+            _dropped(xs, dropout, between) if number else xs,
+            layer_state,
+            merge,
+            return_sequences=sequences,
+            dropout=_of_layer(dropout, first=number == 0, last=number == last),
+            key=layer_key,
+            **arguments,
+        )
+        if _is_residual(number, residual_from):
+            ys += xs if sequences else _read_last(xs, lengths, reverse)
+        xs = ys
+        states.append(after)
+    return xs, tuple(states)
+
+
+def _apply_layer(params, xs, state, merge, **arguments):
+    if isinstance(params, BidirectionalParams):
+        return two_ways.apply(params, xs, state, merge=merge, **arguments)
+    return lstm.apply(params, xs, state, **arguments)
+
+
+def _module(params: Any) -> Any:
+    if isinstance(params, BidirectionalParams):
+        return two_ways
+    checks.instance("params", params, LSTMParams, "lstm.init, bidirectional.init or stack.init")
+    return lstm
+
+
+def _outputs(layer: Any, merge: str) -> int:
+    """Length of what a layer says of one step."""
+    if isinstance(layer, BidirectionalParams):
+        return layer.forward.outputs * (2 if merge == "concat" else 1)
+    return layer.outputs
+
+
+def _is_residual(number: int, residual_from: int | None) -> bool:
+    return residual_from is not None and number >= residual_from
+
+
+def _read_last(xs, lengths, reverse):
+    """What stood at the step that was read last; 0 where nothing was read."""
+    return jnp.sum(xs[..., :1, :], axis=-2) if reverse else pooling.last(xs, lengths=lengths)
+
+
+def _of_layer(dropout, *, first, last):
+    """The rates of one layer: what lies between layers is not in them."""
+    if dropout is None:
+        return None
+    checks.instance("dropout", dropout, Dropout, "Dropout(...)")
+    return dataclasses.replace(
+        dropout,
+        inputs=dropout.inputs if first else 0.0,
+        outputs=dropout.outputs if last else 0.0,
+        between_layers=0.0,
+    )
+
+
+def _dropped(xs, dropout, key):
+    if dropout is None or key is None or not dropout.between_layers:
+        return xs
+    kept = regularize.factors(key, dropout.between_layers, (*xs.shape[:-2], 1, xs.shape[-1]))
+    return xs * kept.astype(xs.dtype)
+
+
+def _check_layers(params: StackParams, merge: str) -> None:
+    if not isinstance(params.layers, tuple | list) or not params.layers:
+        raise TypeError(f"params.layers must be a tuple of at least one layer; got {params.layers!r}.")
+    for number, layer in enumerate(params.layers):
+        _module(layer)
+        if number and _inputs(layer) != (width := _outputs(params.layers[number - 1], merge)):
+            raise ValueError(
+                f"params.layers[{number}] must have {width} inputs, which layer {number - 1} puts out with "
+                f"merge={merge!r}; got {_inputs(layer)}."
+            )
+
+
+def _inputs(layer: Any) -> int:
+    return layer.forward.inputs if isinstance(layer, BidirectionalParams) else layer.inputs
+
+
+def _check_state(params: StackParams, state: Any) -> tuple[Any, ...]:
+    if not isinstance(state, tuple | list) or len(state) != len(params.layers):
+        raise TypeError(
+            f"state must be a tuple of {len(params.layers)} states, one for each layer, as stack.initial_state makes "
+            f"it; got {type(state).__name__}{f' of {len(state)}' if isinstance(state, tuple | list) else ''}."
+        )
+    return tuple(state)
+
+
+def _check_residual(params: StackParams, residual_from: Any, merge: str, return_sequences: bool) -> None:
+    if residual_from is None:
+        return
+    count = len(params.layers)
+    if isinstance(residual_from, bool) or not isinstance(residual_from, int) or not 0 <= residual_from < count:
+        raise ValueError(f"residual_from must be the number of a layer, from 0 to {count - 1}; got {residual_from!r}.")
+    for number in range(residual_from, count):
+        inputs, outputs = _inputs(params.layers[number]), _outputs(params.layers[number], merge)
+        if inputs != outputs:
+            raise ValueError(
+                f"residual_from={residual_from} needs as many outputs as inputs in layer {number}; it has {inputs} "
+                f"inputs and {outputs} outputs with merge={merge!r}."
+            )
+    if not return_sequences and isinstance(params.layers[-1], BidirectionalParams):
+        raise ValueError(
+            "return_sequences=False with a residual connection around a bidirectional last layer has no one meaning, "
+            "since its halves end at different steps: take the states, or pool over the sequences."
+        )

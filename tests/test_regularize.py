@@ -1,0 +1,240 @@
+"""Dropout: what is drawn, how often, and what the equations make of it."""
+
+import dataclasses
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import reference
+
+from lstmjax import Dropout, bidirectional, lstm, regularize, stack
+
+KEY = jax.random.key(3)
+INPUTS, UNITS, TIME, BATCH = 2, 3, 4, (2, 1)
+
+every_implementation = pytest.mark.parametrize("implementation", list(lstm.IMPLEMENTATIONS))
+
+KINDS = {
+    "inputs": Dropout(inputs=0.5),
+    "tied": Dropout(recurrent=0.5),
+    "per gate": Dropout(recurrent=0.5, recurrent_kind="per_gate"),
+    "candidate": Dropout(recurrent=0.5, recurrent_kind="candidate"),
+    "outputs": Dropout(outputs=0.5),
+    "zoneout of h": Dropout(zoneout_h=0.5),
+    "zoneout of c": Dropout(zoneout_c=0.5),
+    "recurrent weights": Dropout(recurrent_weights=0.5),
+    "all": Dropout(inputs=0.2, recurrent=0.3, outputs=0.4, zoneout_h=0.5, zoneout_c=0.3, recurrent_weights=0.2),
+}
+every_kind = pytest.mark.parametrize("dropout", KINDS.values(), ids=KINDS)
+
+
+def example(**options):
+    params = lstm.init(jax.random.key(0), INPUTS, UNITS, **options)
+    rng = np.random.default_rng(0)
+    drawn = lambda leaf: np.float64(np.float32(rng.normal(scale=0.7, size=leaf.shape)))  # noqa: E731
+    xs = drawn(np.empty((*BATCH, TIME, INPUTS)))
+    params, state = jax.tree.map(drawn, (params, lstm.initial_state(params, BATCH)))
+    return params, xs, state
+
+
+def masks_of(dropout, params, key=KEY):
+    masks = regularize.draw(dropout, key, params, BATCH, TIME)
+    return {name: np.float64(mask) for name, mask in vars(masks).items() if mask is not None}
+
+
+@every_kind
+@every_implementation
+@pytest.mark.parametrize("options", [{}, {"coupled": True, "projection": 2}], ids=str)
+def test_values_and_gradients(dropout, implementation, options, x64):
+    """Against the float64 loop with the same masks, drawn once from the key."""
+    arrays = example(**options)
+    masks = masks_of(dropout, arrays[0])
+    assert masks
+    lengths = np.array([[TIME], [2]])
+    leaves, tree = jax.tree.flatten(arrays)
+    rates = {name: getattr(dropout, name) for name in ("zoneout_h", "zoneout_c")}
+
+    def loss(outputs):
+        return sum((np.linspace(0.5, 1, out.size).reshape(out.shape) * out).sum() for out in jax.tree.leaves(outputs))
+
+    def expected(*leaves):
+        return reference.lstm(*jax.tree.unflatten(tree, leaves), lengths=lengths, masks=masks, **rates)
+
+    def run(*arrays):
+        outputs = lstm.apply(*arrays, lengths=lengths, dropout=dropout, key=KEY, implementation=implementation)
+        return loss(outputs), outputs
+
+    wide = jax.tree.map(jnp.asarray, arrays)
+    slopes, actual = jax.jit(jax.grad(run, argnums=(0, 1, 2), has_aux=True))(*wide)
+    for a, e in zip(jax.tree.leaves(actual), jax.tree.leaves(expected(*leaves)), strict=True):
+        np.testing.assert_allclose(a, e, rtol=1e-12, atol=1e-12)
+    right = reference.gradients(lambda *leaves: loss(expected(*leaves)), leaves)
+    for a, e in zip(jax.tree.leaves(slopes), right, strict=True):
+        np.testing.assert_allclose(a, e, rtol=0, atol=1e-12 * max(1, np.abs(e).max()))
+    plain = lstm.apply(*wide, lengths=lengths)
+    assert any(np.abs(a - b).max() > 1e-3 for a, b in zip(*map(jax.tree.leaves, (actual, plain)), strict=True))
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.5, 0.8])
+def test_rates(rate):
+    """Of 100,000 values each: the share dropped is within five standard deviations, and the mean factor is 1."""
+    dropout = Dropout(**{f.name: rate for f in dataclasses.fields(Dropout) if f.type is float})
+    params = lstm.init(KEY, 320, 320)
+    drawn = [regularize.draw(dropout, KEY, params, (320,), 10)]
+    kinds = [dataclasses.replace(dropout, recurrent_kind=kind) for kind in ("per_gate", "candidate")]
+    drawn += [regularize.draw(kind, KEY, params, (320,), 1) for kind in kinds]
+    leaves = jax.tree.leaves(drawn)
+    assert len(leaves) == 18
+    for mask in map(np.asarray, leaves):
+        deviations = 5 * np.sqrt(rate * (1 - rate) / mask.size)
+        held = mask if mask.dtype == bool else mask == 0
+        assert abs(held.mean() - rate) < deviations
+        if mask.dtype != bool:
+            np.testing.assert_allclose(np.unique(mask), [0, 1 / (1 - rate)], rtol=1e-6)
+            assert abs(mask.mean() - 1) < deviations / (1 - rate)
+
+
+def test_shapes():
+    """One mask for each sequence, the same at every step; zoneout's anew at every step; one of W_h for all."""
+    params = lstm.init(KEY, INPUTS, UNITS, projection=2)
+    masks = regularize.draw(dataclasses.replace(KINDS["all"], recurrent_kind="per_gate"), KEY, params, BATCH, TIME)
+    shapes = {name: mask.shape for name, mask in vars(masks).items() if mask is not None}
+    assert shapes == {
+        "inputs": (*BATCH, INPUTS),
+        "recurrent": (*BATCH, 4, 2),
+        "outputs": (*BATCH, 2),
+        "zoneout_h": (TIME, *BATCH, 2),
+        "zoneout_c": (TIME, *BATCH, UNITS),
+        "recurrent_weights": (2, 4 * UNITS),
+    }
+
+
+def test_a_mask_depends_on_the_key_and_its_own_rate_alone():
+    params = lstm.init(KEY, 50, 50)
+    together = masks_of(KINDS["all"], params)
+    for name in ("inputs", "recurrent", "outputs", "zoneout_h", "zoneout_c", "recurrent_weights"):
+        alone = masks_of(Dropout(**{name: getattr(KINDS["all"], name)}), params)
+        assert list(alone) == [name]
+        np.testing.assert_array_equal(alone[name], together[name])
+        other = masks_of(KINDS["all"], params, jax.random.key(4))
+        assert (other[name] != together[name]).any()
+    same = dataclasses.replace(KINDS["all"], inputs=0.5, outputs=0.5, recurrent=0.5)
+    masks = masks_of(same, lstm.init(KEY, 50, 50))
+    assert (masks["inputs"] != masks["outputs"]).any()
+    assert (masks["recurrent"] != masks["outputs"]).any()
+
+
+@every_kind
+def test_one_key_drops_the_same_on_every_implementation(dropout):
+    params, xs, state = jax.tree.map(partial(jnp.asarray, dtype=jnp.float32), example())
+    runs = [
+        lstm.apply(params, xs, state, dropout=dropout, key=KEY, implementation=implementation, checkpoint=checkpoint)
+        for implementation in lstm.IMPLEMENTATIONS
+        for checkpoint in (False, True)
+    ]
+    for run in runs[1:]:
+        jax.tree.map(partial(np.testing.assert_allclose, rtol=0, atol=1e-6), run, runs[0])
+
+
+@every_kind
+def test_without_a_key_nothing_is_dropped_but_zoneout_expected(dropout):
+    params, xs, state = jax.tree.map(partial(jnp.asarray, dtype=jnp.float32), example())
+    ys, end = lstm.apply(params, xs, state, dropout=dropout)
+    rates = {name: getattr(dropout, name) for name in ("zoneout_h", "zoneout_c")}
+    expected = reference.lstm(*jax.tree.map(np.float64, (params, xs, state)), **rates)
+    np.testing.assert_allclose(ys, expected[0], rtol=0, atol=2e-6)
+    np.testing.assert_allclose(end.c, expected[1][1], rtol=0, atol=2e-6)
+    if not any(rates.values()):
+        jax.tree.map(np.testing.assert_array_equal, (ys, end), lstm.apply(params, xs, state))
+    for t in range(TIME):
+        _, state = lstm.step(params, xs[..., t, :], state, dropout=dropout)
+    np.testing.assert_allclose(state.h, end.h, rtol=0, atol=1e-6)
+
+
+def test_zoneout_is_right_on_average():
+    """One step's mean over many draws is its expectation, which is linear in the masks."""
+    params, xs, _ = jax.tree.map(partial(jnp.asarray, dtype=jnp.float32), example())
+    xs = jnp.broadcast_to(xs[0, 0, :1], (20000, 1, INPUTS))
+    state = lstm.LSTMState(*jnp.split(jnp.broadcast_to(jnp.linspace(-1, 1, 2 * UNITS), (20000, 2 * UNITS)), 2, axis=-1))
+    dropout = Dropout(zoneout_h=0.3, zoneout_c=0.6)
+    _, drawn = lstm.apply(params, xs, state, dropout=dropout, key=KEY)
+    _, expected = lstm.apply(params, xs[0], jax.tree.map(lambda leaf: leaf[0], state), dropout=dropout)
+    jax.tree.map(lambda d, e: np.testing.assert_allclose(d.mean(axis=0), e, atol=0.02), drawn, expected)
+
+
+def test_dropped_outputs_leave_the_state_and_padding_alone():
+    params, xs, state = jax.tree.map(partial(jnp.asarray, dtype=jnp.float32), example())
+    arguments = {"lengths": np.array([[2], [0]]), "dropout": Dropout(outputs=0.5), "key": KEY}
+    ys, end = lstm.apply(params, xs, state, **arguments)
+    whole, expected_end = lstm.apply(params, xs, state, lengths=arguments["lengths"])
+    jax.tree.map(np.testing.assert_array_equal, end, expected_end)
+    mask = regularize.draw(arguments["dropout"], KEY, params, BATCH, TIME).outputs
+    np.testing.assert_allclose(ys, whole * mask[:, :, None], atol=1e-6)
+    last, _ = lstm.apply(params, xs, state, **arguments, return_sequences=False)
+    np.testing.assert_allclose(last, expected_end.h * mask, atol=1e-6)
+
+
+def test_the_halves_of_a_bidirectional_have_masks_of_their_own():
+    params = bidirectional.init(KEY, 50, 50)
+    params = dataclasses.replace(params, backward=params.forward)
+    dropout = Dropout(outputs=0.5)
+    (forward, backward), _ = bidirectional.apply(params, jnp.ones((3, 4, 50)), merge=None, dropout=dropout, key=KEY)
+    assert ((forward == 0) == (forward[:, :1] == 0)).all()
+    assert ((forward == 0) != (backward == 0)).any()
+
+
+def test_layers_of_a_stack():
+    """`inputs` drops before the first, `outputs` after the last, `between_layers` between, all else in each."""
+    (first_key, _), (last_key, between_key) = jax.random.split(KEY, (2, 2))
+    params = stack.init(KEY, 6, units=(5, 5))
+    xs = jax.random.normal(KEY, (3, 4, 6))
+    dropout = Dropout(inputs=0.3, outputs=0.4, between_layers=0.5, recurrent=0.2, zoneout_c=0.1)
+    ys, state = stack.apply(params, xs, dropout=dropout, key=KEY)
+    first = dataclasses.replace(dropout, between_layers=0.0, outputs=0.0)
+    last = dataclasses.replace(dropout, between_layers=0.0, inputs=0.0)
+    middle, first_state = lstm.apply(params.layers[0], xs, dropout=first, key=first_key)
+    kept = regularize.factors(between_key, 0.5, (3, 1, 5))
+    assert len(np.unique(kept)) == 2
+    expected, last_state = lstm.apply(params.layers[1], middle * kept, dropout=last, key=last_key)
+    np.testing.assert_allclose(ys, expected, atol=1e-6)
+    same = partial(np.testing.assert_allclose, rtol=0, atol=1e-6)
+    jax.tree.map(same, state, (first_state, last_state))
+    jax.tree.map(same, stack.apply(params, xs), stack.apply(params, xs, dropout=Dropout(between_layers=0.9)))
+
+
+def test_no_retrace_on_an_equal_dropout():
+    traces = []
+
+    @partial(jax.jit, static_argnames="dropout")
+    def run(xs, key, dropout):
+        traces.append(None)
+        return lstm.apply(lstm.init(KEY, INPUTS, UNITS), xs, dropout=dropout, key=key)[0]
+
+    for seed in range(3):
+        run(jnp.ones((2, TIME, INPUTS)), jax.random.key(seed), Dropout(inputs=0.5, zoneout_h=0.1))
+    assert len(traces) == 1
+
+
+def test_old_style_keys_and_dtypes():
+    xs = jnp.ones((2, TIME, INPUTS), jnp.bfloat16)
+    params = lstm.init(KEY, INPUTS, UNITS, dtype=jnp.bfloat16)
+    ys, state = lstm.apply(params, xs, dropout=KINDS["all"], key=jax.random.PRNGKey(0))
+    assert (ys.dtype, state.h.dtype, state.c.dtype) == (jnp.bfloat16, jnp.bfloat16, jnp.float32)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "text"),
+    [
+        ({"inputs": 1.0}, ValueError, r"inputs must be a rate from 0 to below 1; got 1\.0"),
+        ({"zoneout_h": -0.1}, ValueError, r"zoneout_h must be a rate from 0 to below 1; got -0\.1"),
+        ({"recurrent": float("nan")}, ValueError, "recurrent must be a rate from 0 to below 1; got nan"),
+        ({"outputs": "half"}, TypeError, "outputs must be a number, got 'half'"),
+        ({"recurrent_kind": "gal"}, ValueError, "recurrent_kind must be one of 'tied', 'per_gate', 'candidate'; got"),
+    ],
+)
+@pytest.mark.usefixtures("untyped")
+def test_refusals(arguments, error, text):
+    with pytest.raises(error, match=text):
+        Dropout(**arguments)
