@@ -7,9 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lstmjax import BidirectionalParams, LSTMOptions, LSTMParams, LSTMState, bidirectional, lstm, stack
+from lstmjax import BidirectionalParams, LSTMOptions, LSTMParams, LSTMState, StackParams, bidirectional, lstm, stack
 from lstmjax.bidirectional import BidirectionalState
-from lstmjax.stack import StackParams
 
 os.environ["KERAS_BACKEND"] = "jax"  # read at the import
 keras = pytest.importorskip("keras", reason="keras is not installed: python -m pip install -e '.[peers]'")
@@ -52,13 +51,13 @@ def example(seed=1):
     return [rng.normal(size=shape).astype(np.float32) for shape in [(BATCH, TIME, INPUTS), *[(BATCH, UNITS)] * 4]]
 
 
-def assert_close(actual, expected, tolerance=1e-6):
+def assert_close(actual, expected):
     """To 1e-6, of the largest number where that is above 1."""
     actual, expected = jax.tree.leaves(actual), jax.tree.leaves(expected)
     for a, e in zip(actual, expected, strict=True):
         a, e = np.asarray(a), np.asarray(e)
         assert (a.dtype, a.shape) == (e.dtype, e.shape)
-        np.testing.assert_allclose(a, e, rtol=0, atol=tolerance * max(1, np.abs(e).max()))
+        np.testing.assert_allclose(a, e, rtol=0, atol=1e-6 * max(1, np.abs(e).max()))
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -131,7 +130,7 @@ def test_gradients():
         [w.value for w in layer.trainable_variables], xs, h, c
     )
     actual = jax.jit(jax.grad(ours, argnums=(0, 1, 2)))(params_of(layer), xs, LSTMState(h, c))
-    assert_close(actual, (LSTMParams(*weights), *expected), tolerance=2e-6)
+    assert_close(actual, (LSTMParams(*weights), *expected))
 
 
 def test_a_mask_of_valid_steps_is_lengths():

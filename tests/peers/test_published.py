@@ -17,13 +17,13 @@ from lstmjax import (
     LSTMOptions,
     LSTMParams,
     LSTMState,
+    StackParams,
     bidirectional,
     lstm,
     regularize,
     stack,
 )
 from lstmjax.cell import LSTMNorm
-from lstmjax.stack import StackParams
 
 
 def sigmoid(x):

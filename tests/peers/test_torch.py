@@ -5,9 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lstmjax import BidirectionalParams, LSTMParams, LSTMState, bidirectional, lstm, stack
+from lstmjax import BidirectionalParams, LSTMParams, LSTMState, StackParams, bidirectional, lstm, stack
 from lstmjax.bidirectional import BidirectionalState
-from lstmjax.stack import StackParams
 
 torch = pytest.importorskip("torch", reason="torch is not installed: python -m pip install -e '.[peers]'")
 torch.set_num_threads(1)  # its thread pool and XLA's would fight over the cores
