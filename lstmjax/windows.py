@@ -1,0 +1,213 @@
+"""How a long series becomes what a recurrent layer reads: windows, stateful batches, truncated gradients.
+
+A series of samples has axes [samples, features]. Either every window of `look_back` samples is a sequence of its own,
+or the series is read on and on, a piece at a time, and the state continues from piece to piece.
+"""
+
+import inspect
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Bool, Float, Integer, Shaped
+
+from lstmjax import checks
+
+
+def look_back(
+    series: Shaped[ArrayLike, "*batch samples features"],
+    steps: int,
+    *,
+    horizon: int = 1,
+    stride: int = 1,
+) -> tuple[Shaped[Array, "*batch windows steps features"], Shaped[Array, "*batch windows features"]]:
+    """Cut every window of `steps` samples out of a series, each with the sample `horizon` after its last one.
+
+    Samples become time steps, and features stay features. Tutorials that reshape a window of one feature to
+    (1, look_back) show the layer a single step of look_back features, so that nothing recurs; it is (look_back, 1).
+
+    Args:
+        series: [*batch, samples, features], of any dtype; no window spans two entries of the batch axes.
+        steps: samples in one window.
+        horizon: how many samples after the window's last one the target is; 1 is the next.
+        stride: samples between the starts of consecutive windows.
+
+    Returns:
+        windows [*batch, n, steps, features] and targets [*batch, n, features], for all n windows whose target is
+        still in the series: n = 1 + (samples - steps - horizon) // stride.
+
+    Raises:
+        ValueError: a series without a feature axis or too short for one window and its target; steps, horizon or
+            stride is not a positive integer.
+
+    >>> windows, targets = look_back(jnp.arange(6.0)[:, None], steps=3)
+    >>> windows.shape, targets.shape
+    ((3, 3, 1), (3, 1))
+    >>> windows[0, :, 0].tolist(), targets[0].tolist()
+    ([0.0, 1.0, 2.0], [3.0])
+    """
+    steps, horizon = checks.positive_int("steps", steps), checks.positive_int("horizon", horizon)
+    stride = checks.positive_int("stride", stride)
+    series = jnp.asarray(series)
+    if series.ndim < 2:
+        raise ValueError(
+            f"series must have axes [*batch, samples, features], got shape {series.shape}. For a single feature add "
+            "its axis: series[:, None]."
+        )
+    samples = series.shape[-2]
+    if samples < steps + horizon:
+        raise ValueError(
+            f"series must have at least steps + horizon = {steps} + {horizon} samples, got {samples} in shape "
+            f"{series.shape}, read as [*batch, samples, features]."
+        )
+    starts = jnp.arange(0, samples - steps - horizon + 1, stride)
+    within = jnp.arange(steps)
+    windows = jnp.take(series, jax.vmap(lambda start: start + within)(starts), axis=-2)
+    return windows, jnp.take(series, starts + (steps - 1 + horizon), axis=-2)
+
+
+def stateful_batches(
+    sequence: Shaped[ArrayLike, "samples *rest"], rows: int, steps: int
+) -> tuple[Shaped[Array, "pieces rows steps *rest"], Shaped[Array, "left *rest"]]:
+    """Lay one long sequence out in rows, read `steps` at a time: batch k's row r goes on where batch k-1's row r ended.
+
+    So the state after one batch is the state to begin the next with, row by row. To predict each next sample, lay out
+    `sequence[:-1]` as inputs and `sequence[1:]` as targets.
+
+    Args:
+        sequence: [samples, ...], of any dtype, tokens [samples] among them.
+        rows: rows of a batch, each a stretch of its own of the sequence.
+        steps: samples of each row in one batch.
+
+    Returns:
+        pieces [n, rows, steps, ...] with n = samples // (rows * steps), the batches in order; and what is left of the
+        end of the sequence [samples - n * rows * steps, ...], which goes on where the last row ends.
+
+    Raises:
+        ValueError: a sequence too short for one batch; rows or steps is not a positive integer.
+
+    150 characters as 3 rows of 50, ten at a time:
+
+    >>> pieces, left = stateful_batches(jnp.arange(150), rows=3, steps=10)
+    >>> pieces.shape, left.shape
+    ((5, 3, 10), (0,))
+    >>> pieces[:2, :, 0].tolist()
+    [[0, 50, 100], [10, 60, 110]]
+    """
+    rows, steps = checks.positive_int("rows", rows), checks.positive_int("steps", steps)
+    sequence = jnp.asarray(sequence)
+    if sequence.ndim < 1 or len(sequence) < rows * steps:
+        raise ValueError(
+            f"sequence must have at least rows * steps = {rows} * {steps} samples in its first axis, got shape "
+            f"{sequence.shape}."
+        )
+    pieces = len(sequence) // (rows * steps)
+    read, left = jnp.split(sequence, [pieces * rows * steps])
+    return jnp.moveaxis(read.reshape(rows, pieces, steps, *sequence.shape[1:]), 0, 1), left
+
+
+def truncated(apply: Callable[..., tuple[Array, Any]], steps: int) -> Callable[..., tuple[Array, Any]]:
+    """Make a recurrent `apply` whose values are the same and whose gradients stop at every `steps`-th step.
+
+    Truncated backpropagation through time: wherever a sequence goes on past time step k * steps, the state is carried
+    over and its gradient is not, in either direction of reading. A sequence that ends before keeps the gradient of its
+    final state. Time is read in one compiled loop over pieces of `steps`, and what is left of it in one call more.
+
+    Args:
+        apply: `apply(params, xs, state, **options) -> (ys, state)` as `lstm.apply`, which takes lengths, resets,
+            reverse and return_sequences where the result is to take them; leaves of its state begin with the batch
+            axes of xs. A layer that reads both ways at once has no state to carry on, and cannot be cut.
+        steps: time steps of one piece.
+
+    Returns:
+        A function of the same arguments and results as `apply`; call it under `jax.jit`. Options, a key for dropout
+        among them, reach every piece alike: masks of a whole sequence stay, those of single steps come again.
+
+    Raises:
+        ValueError: steps is not a positive integer; TypeError: `apply` takes no state; and what `apply` raises.
+
+    >>> from lstmjax import lstm
+    >>> params = lstm.init(jax.random.key(0), inputs=1, units=3)
+    >>> xs = jnp.ones((40, 1))
+    >>> gradient = jax.grad(lambda xs: truncated(lstm.apply, 10)(params, xs)[0][-1].sum())(xs)
+    >>> gradient[:30].any().item(), gradient[30:].all().item()
+    (False, True)
+    """
+    steps = checks.positive_int("steps", steps)
+    if "state" not in inspect.signature(apply).parameters:
+        name = getattr(apply, "__qualname__", repr(apply))
+        raise TypeError(
+            f"apply must carry a state over pieces of time, as `lstm.apply(params, xs, state)` does; {name} in module "
+            f"{apply.__module__} takes no state."
+        )
+
+    def apply_in_pieces(
+        params: Any,
+        xs: Float[ArrayLike, "*batch time inputs"],
+        state: Any = None,
+        *,
+        lengths: Integer[ArrayLike, "*batch"] | None = None,
+        resets: Bool[ArrayLike, "*batch time"] | None = None,
+        reverse: bool = False,
+        return_sequences: bool = True,
+        **options: Any,
+    ) -> tuple[Array, Any]:
+        xs = jnp.asarray(xs)
+        if xs.ndim < 2:
+            raise ValueError(f"xs must have axes [*batch, time, inputs], at least 2 of them; got shape {xs.shape}.")
+        batch, time = xs.shape[:-2], xs.shape[-2]
+        lengths = None if lengths is None else checks.lengths(lengths, batch, time)
+        resets = None if resets is None else checks.resets(resets, batch, time)
+        options |= {"reverse": True} if reverse else {}
+        options |= {} if return_sequences else {"return_sequences": False}
+
+        def read(state, piece):
+            start, xs, resets = piece
+            span, given = xs.shape[-2], {}
+            boundary = start + span if reverse else start
+            goes_on = boundary < (time if lengths is None else lengths)
+            state = jax.tree.map(partial(_stopped, (boundary > 0) & goes_on), state)
+            if lengths is not None:
+                given["lengths"] = jnp.clip(lengths - start, 0, span)
+            if resets is not None:
+                given["resets"] = resets
+            ys, state = apply(params, xs, state, **given, **options)
+            return state, ys
+
+        # Reading no step gives the state to begin with, in the dtype and on the devices in which it will be carried.
+        ys, state = apply(params, xs[..., :0, :], state, **options)
+        whole = time - time % steps
+        parts = [part for part in ((0, whole, steps), (whole, time, time - whole)) if part[0] < part[1]]
+        outputs = [ys]
+        for first, last, span in reversed(parts) if reverse else parts:
+            pieces = (
+                jnp.arange(first, last, span),
+                _cut(xs[..., first:last, :], span, -2),
+                None if resets is None else _cut(resets[..., first:last], span, -1),
+            )
+            state, ys = jax.lax.scan(read, state, pieces, reverse=reverse)
+            outputs.append(_joined(ys) if return_sequences else ys[0 if reverse else -1])
+        if not return_sequences:
+            return outputs[-1], state
+        return jnp.concatenate(outputs[::-1] if reverse else outputs, axis=-2), state
+
+    return apply_in_pieces
+
+
+def _cut(array: Array, span: int, axis: int) -> Array:
+    """Pieces of `span` steps of time, which is `axis`, along a new first axis."""
+    array = jnp.moveaxis(array, axis, 0)
+    return jnp.moveaxis(array.reshape(-1, span, *array.shape[1:]), 1, axis)
+
+
+def _joined(pieces: Float[Array, "pieces *batch span units"]) -> Float[Array, "*batch time units"]:
+    pieces = jnp.moveaxis(pieces, 0, -3)
+    return pieces.reshape(*pieces.shape[:-3], -1, pieces.shape[-1])
+
+
+def _stopped(where: Bool[Array, "*batch"], leaf: Array) -> Array:
+    """The same values, without a gradient where `where` says so."""
+    where = jnp.expand_dims(where, tuple(range(where.ndim, leaf.ndim))) if where.ndim else where
+    return jnp.where(where, jax.lax.stop_gradient(leaf), leaf)
