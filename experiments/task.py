@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 from experiments.models import Params
 
 Batch = Any
+Carried = Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,19 +39,22 @@ class Criterion:
 class Task:
     """A task, ready to train.
 
-    `loss` returns, beside the mean loss, one number per sequence, named by `measure`; the criterion looks at it.
+    `loss` returns, beside the mean loss, one number per sequence, named by `measure`, which the criterion looks at; and
+    what the next batch is given of this one. Where sequences go on from batch to batch that is the state they are in,
+    and no gradient reaches the batches before; where every batch stands by itself it is None.
     `evaluate` returns named figures of a whole split, `metric` first among them. `baselines` gives the same figures
     for predictors that need no LSTM, and is computed when the task is built.
     """
 
     init: Callable[[Array], Params]
     batches: Callable[[Any, Array, Int[Array, " steps"]], Batch]  # (train split, key, steps)
-    loss: Callable[[Params, Batch], tuple[Float[Array, ""], Float[Array, " batch"]]]
+    loss: Callable[[Params, Batch, Carried], tuple[Float[Array, ""], tuple[Float[Array, " batch"], Carried]]]
     evaluate: Callable[[Params, Any], dict[str, Array]]
     splits: Mapping[str, Any]  # "test", "train" where data is given, not drawn, and others to watch
     metric: str
     measure: str
     baselines: Mapping[str, Mapping[str, float | Array]]
+    carried: Callable[[Params], Carried] = lambda params: None  # what the first batch is given
     watch: tuple[str, ...] = ()  # splits evaluated while training
     unit: str = ""  # of `metric`
     criterion: Criterion | None = None

@@ -17,7 +17,7 @@ import optax
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from experiments.models import Params
-from experiments.task import Task
+from experiments.task import Carried, Task
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +62,8 @@ class TrainState:
     key: UInt32[Array, " words"]
     recent: Float[Array, " sequences"] | None
     """The errors of the most recent training sequences, where the task has a criterion."""
+    carried: Carried
+    """What the next batch is given of the last one, where the task has such a thing."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,6 +104,7 @@ def initial_state(task: Task, options: Train) -> TrainState:
         optimizer=_optimizer(options).init(params),
         key=jax.random.key_data(data_key),
         recent=task.criterion.start() if task.criterion else None,
+        carried=task.carried(params),
     )
 
 
@@ -152,7 +155,7 @@ def _chunk(task: Task, options: Train):
 
     def update(state: TrainState, batch):
         gradient = jax.value_and_grad(task.loss, has_aux=True)
-        (loss, measure), grads = gradient(state.params, batch)
+        (loss, (measure, carried)), grads = gradient(state.params, batch, state.carried)
         updates, moments = optimizer.update(grads, state.optimizer, state.params)
         recent = state.recent
         if task.criterion is not None and recent is not None:
@@ -163,6 +166,7 @@ def _chunk(task: Task, options: Train):
             params=optax.apply_updates(state.params, updates),
             optimizer=moments,
             recent=recent,
+            carried=carried,
         )
         return state, (loss, measure)
 

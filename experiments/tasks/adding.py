@@ -12,7 +12,7 @@ from jaxtyping import Array
 
 from experiments import models
 from experiments.data import drawn
-from experiments.task import Criterion, Task
+from experiments.task import Carried, Criterion, Task
 
 TEST = 2560
 RIGHT = 0.04  # a sequence is processed correctly when its absolute error is below this
@@ -78,9 +78,9 @@ def _error(params: models.Params, batch: dict[str, Array]) -> Array:
     return models.last(params, batch["pairs"], batch["length"])[:, 0] - batch["target"]
 
 
-def _loss(params: models.Params, batch: dict[str, Array]):
+def _loss(params: models.Params, batch: dict[str, Array], carried: Carried):
     error = _error(params, batch)
-    return jnp.mean(error**2), jnp.abs(error)
+    return jnp.mean(error**2), (jnp.abs(error), carried)
 
 
 def _evaluate(params: models.Params, batch: dict[str, Array]):

@@ -14,7 +14,8 @@ from jaxtyping import Array
 from experiments import models
 from experiments.data.airline import PASSENGERS
 from experiments.data.order import shuffled
-from experiments.task import Task
+from experiments.task import Carried, Task
+from lstmjax import windows
 
 TRAIN = 96
 SEASON = 12
@@ -116,9 +117,10 @@ def _errors(error) -> dict:
 def _windows(shown: np.ndarray, options: Options, start: int, end: int) -> dict[str, Array]:
     """For each month from `start` to `end`: the months before it, itself, and what inverting it needs."""
     months = np.arange(start, end)
+    window, target = windows.look_back(shown[start - options.look_back : end, None], options.look_back)
     columns = {
-        "window": shown[months[:, None] - np.arange(options.look_back, 0, -1)][..., None],
-        "target": shown[months],
+        "window": window,
+        "target": target[:, 0],
         "passengers": PASSENGERS[months],
         "year_before": np.concatenate([np.full(SEASON, np.nan), PASSENGERS])[months],
     }
@@ -130,10 +132,10 @@ def _batches(train: dict[str, Array], key: Array, steps: Array, batch: int) -> d
     return {name: column[rows] for name, column in train.items()}
 
 
-def _loss(params: models.Params, months: dict[str, Array], to_passengers):
+def _loss(params: models.Params, months: dict[str, Array], carried: Carried, to_passengers):
     forecast = models.last(params, months["window"])[:, 0]
     error = to_passengers(forecast, months["year_before"]) - months["passengers"]
-    return jnp.mean((forecast - months["target"]) ** 2), jnp.abs(error)
+    return jnp.mean((forecast - months["target"]) ** 2), (jnp.abs(error), carried)
 
 
 def _evaluate(params: models.Params, months: dict[str, Array], to_passengers):

@@ -15,7 +15,7 @@ from jaxtyping import Array
 
 from experiments import models
 from experiments.data import drawn
-from experiments.task import Task
+from experiments.task import Carried, Task
 
 TEST = 1000
 COPIED = 10
@@ -69,9 +69,9 @@ def _losses(params: models.Params, batch: dict[str, Array]) -> tuple[Array, Arra
     return -jnp.mean(right, axis=-1), jnp.mean(said[:, -COPIED:], axis=-1)
 
 
-def _loss(params: models.Params, batch: dict[str, Array]):
+def _loss(params: models.Params, batch: dict[str, Array], carried: Carried):
     losses, accuracies = _losses(params, batch)
-    return jnp.mean(losses), accuracies
+    return jnp.mean(losses), (accuracies, carried)
 
 
 def _evaluate(params: models.Params, batch: dict[str, Array]):

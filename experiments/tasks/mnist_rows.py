@@ -11,7 +11,7 @@ from jaxtyping import Array
 from experiments import models
 from experiments.data import mnist
 from experiments.data.order import shuffled
-from experiments.task import Task
+from experiments.task import Carried, Task
 
 AT_ONCE = 1000
 
@@ -52,9 +52,9 @@ def _losses(params: models.Params, batch: dict[str, Array]) -> tuple[Array, Arra
     return -right, (jnp.argmax(log_outputs, axis=-1) == batch["digit"]).astype(jnp.float32)
 
 
-def _loss(params: models.Params, batch: dict[str, Array]):
+def _loss(params: models.Params, batch: dict[str, Array], carried: Carried):
     losses, correct = _losses(params, batch)
-    return jnp.mean(losses), correct
+    return jnp.mean(losses), (correct, carried)
 
 
 def _evaluate(params: models.Params, split: dict[str, Array]):

@@ -13,7 +13,7 @@ from jaxtyping import Array
 
 from experiments import models
 from experiments.data import drawn
-from experiments.task import Criterion, Task
+from experiments.task import Carried, Criterion, Task
 
 TEST = 2560
 RIGHT = 0.3  # a sequence is classified correctly when every output errs by less
@@ -77,10 +77,10 @@ def _logits(params: models.Params, batch: dict[str, Array]) -> Array:
     return models.last(params, one_hot, batch["length"])
 
 
-def _loss(params: models.Params, batch: dict[str, Array]):
+def _loss(params: models.Params, batch: dict[str, Array], carried: Carried):
     log_outputs = jax.nn.log_softmax(_logits(params, batch))
     right = jnp.take_along_axis(log_outputs, batch["class"][:, None], axis=-1)
-    return -jnp.mean(right), _errors(jnp.exp(log_outputs), batch["class"])
+    return -jnp.mean(right), (_errors(jnp.exp(log_outputs), batch["class"]), carried)
 
 
 def _evaluate(params: models.Params, batch: dict[str, Array]):

@@ -10,13 +10,15 @@ from experiments.checkpoint import Checkpoints
 from experiments.models import Model
 from experiments.tasks import adding
 from experiments.train import Train, initial_state
+from lstmjax import lstm
 
 TASK = adding.build(adding.Options(length=22), Model(units=3), 4, jax.random.key(0))
 
 
 def state(seed, step):
     start = initial_state(TASK, Train(seed=seed))
-    return start.replace(step=start.step + step, recent=start.recent.at[-1].set(0.1 * step))
+    carried = lstm.LSTMState(*jax.random.normal(jax.random.key(seed), (2, 4, 3)))
+    return start.replace(step=start.step + step, recent=start.recent.at[-1].set(0.1 * step), carried=carried)
 
 
 def test_every_bit_comes_back(tmp_path):

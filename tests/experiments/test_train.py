@@ -42,7 +42,7 @@ def test_loop_takes_the_steps_a_plain_loop_takes(schedule):
     for step in range(25):
         batches = read(jnp.array([step]))
         batch = jax.tree.map(lambda column: column[0], batches)
-        (loss, _), grads = gradient(params, batch)
+        (loss, _), grads = gradient(params, batch, None)
         losses.append(float(loss))
         norm = np.sqrt(sum(float(jnp.sum(g**2)) for g in jax.tree.leaves(grads)))
         grads = jax.tree.map(lambda g, n=norm: g * min(1.0, 0.1 / n), grads)
@@ -91,7 +91,7 @@ def test_errors_before_the_update_fill_the_window():
     start = initial_state(task, options)
     key = jax.random.wrap_key_data(start.key)
     batch = jax.tree.map(lambda c: c[0], task.batches(task.splits["train"], key, jnp.array([0])))
-    _, errors = task.loss(start.params, batch)
+    _, (errors, _) = task.loss(start.params, batch, None)
     outcome, _, _ = trained(task, options)
     assert np.isinf(outcome.state.recent[:-8]).all()
     np.testing.assert_allclose(outcome.state.recent[-8:], errors, rtol=1e-4)
@@ -108,9 +108,9 @@ def test_stop_ends_on_a_chunk_and_going_on_is_bit_for_bit():
 
 
 def test_loss_that_is_no_number_is_named_with_its_step():
-    def loss(params, batch):
-        value, measure = AIRLINE.loss(params, batch)
-        return jnp.where(batch["target"][0] == poison, jnp.nan, value), measure
+    def loss(params, batch, carried):
+        value, aux = AIRLINE.loss(params, batch, carried)
+        return jnp.where(batch["target"][0] == poison, jnp.nan, value), aux
 
     state = initial_state(AIRLINE, OPTIONS)
     key = jax.random.wrap_key_data(state.key)

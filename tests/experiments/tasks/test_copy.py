@@ -48,4 +48,4 @@ def test_loss_is_averaged_over_all_steps():
     for b, t in np.ndindex(2, 23):
         outputs = np.exp(logits[b, t]) / np.exp(logits[b, t]).sum()
         losses.append(-np.log(outputs[batch["said"][b, t]]))
-    assert float(task.loss(params, batch)[0]) == pytest.approx(np.mean(losses), rel=1e-5)
+    assert float(task.loss(params, batch, None)[0]) == pytest.approx(np.mean(losses), rel=1e-5)

@@ -62,7 +62,7 @@ def test_loss_is_the_cross_entropy():
     task = temporal_order.build(temporal_order.Options(), Model(units=3), 4, jax.random.key(0))
     params = task.init(jax.random.key(1))
     batch = jax.tree.map(lambda column: column[:5], task.splits["test"])
-    loss, errors = task.loss(params, batch)
+    loss, (errors, _) = task.loss(params, batch, None)
     logits = np.asarray(temporal_order._logits(params, batch), np.float64)
     outputs = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     truth = np.asarray(batch["class"])
