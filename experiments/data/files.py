@@ -1,0 +1,31 @@
+"""Where data files are looked for: the folder that LSTMJAX_DATA names, then the user's cache."""
+
+import os
+from pathlib import Path
+
+
+class DataError(RuntimeError):
+    pass
+
+
+def cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lstmjax"
+
+
+def locate(name: str) -> Path | None:
+    """The file `name`, such as "mnist/mnist.pkl.gz", or None where it is in neither folder."""
+    folders = [Path(os.environ["LSTMJAX_DATA"])] if "LSTMJAX_DATA" in os.environ else []
+    return next((folder / name for folder in [*folders, cache()] if (folder / name).is_file()), None)
+
+
+def required(name: str, source: str) -> Path:
+    """The file `name`, or an error that says where it comes from."""
+    path = locate(name)
+    if path is None:
+        given = os.environ.get("LSTMJAX_DATA")
+        where = "LSTMJAX_DATA is not set" if given is None else f"LSTMJAX_DATA is {given}"
+        raise DataError(
+            f"there is no {name} in the folder that LSTMJAX_DATA names ({where}) nor in {cache()}; put it into one of "
+            f"them. It is {source}"
+        )
+    return path
