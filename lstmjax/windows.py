@@ -4,7 +4,6 @@ A series of samples has axes [samples, features]. Either every window of `look_b
 or the series is read on and on, a piece at a time, and the state continues from piece to piece.
 """
 
-import inspect
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -118,7 +117,7 @@ def truncated(apply: Callable[..., tuple[Array, Any]], steps: int) -> Callable[.
     Args:
         apply: `apply(params, xs, state, **options) -> (ys, state)` as `lstm.apply`, which takes lengths, resets,
             reverse and return_sequences where the result is to take them; leaves of its state begin with the batch
-            axes of xs. A layer that reads both ways at once has no state to carry on, and cannot be cut.
+            axes of xs. A bidirectional layer, whose halves read towards each other, cannot be cut.
         steps: time steps of one piece.
 
     Returns:
@@ -126,7 +125,7 @@ def truncated(apply: Callable[..., tuple[Array, Any]], steps: int) -> Callable[.
         among them, reach every piece alike: masks of a whole sequence stay, those of single steps come again.
 
     Raises:
-        ValueError: steps is not a positive integer; TypeError: `apply` takes no state; and what `apply` raises.
+        ValueError: steps is not a positive integer, or `apply` is bidirectional; and what `apply` raises.
 
     >>> from lstmjax import lstm
     >>> params = lstm.init(jax.random.key(0), inputs=1, units=3)
@@ -136,12 +135,6 @@ def truncated(apply: Callable[..., tuple[Array, Any]], steps: int) -> Callable[.
     (False, True)
     """
     steps = checks.positive_int("steps", steps)
-    if "state" not in inspect.signature(apply).parameters:
-        name = getattr(apply, "__qualname__", repr(apply))
-        raise TypeError(
-            f"apply must carry a state over pieces of time, as `lstm.apply(params, xs, state)` does; {name} in module "
-            f"{apply.__module__} takes no state."
-        )
 
     def apply_in_pieces(
         params: Any,
@@ -178,6 +171,11 @@ def truncated(apply: Callable[..., tuple[Array, Any]], steps: int) -> Callable[.
 
         # Reading no step gives the state to begin with, in the dtype and on the devices in which it will be carried.
         ys, state = apply(params, xs[..., :0, :], state, **options)
+        if any(map(_reads_back, jax.tree.leaves(state, is_leaf=_reads_back))):
+            raise ValueError(
+                "apply must read in one direction, so that its state can be carried from piece to piece; its state is "
+                f"{type(state).__name__} with a half that reads backward. A bidirectional layer cannot be cut."
+            )
         whole = time - time % steps
         parts = [part for part in ((0, whole, steps), (whole, time, time - whole)) if part[0] < part[1]]
         outputs = [ys]
@@ -205,6 +203,11 @@ def _cut(array: Array, span: int, axis: int) -> Array:
 def _joined(pieces: Float[Array, "pieces *batch span units"]) -> Float[Array, "*batch time units"]:
     pieces = jnp.moveaxis(pieces, 0, -3)
     return pieces.reshape(*pieces.shape[:-3], -1, pieces.shape[-1])
+
+
+def _reads_back(state: Any) -> bool:
+    """Whether this is the state of a bidirectional layer, or of one in a stack."""
+    return hasattr(state, "backward")
 
 
 def _stopped(where: Bool[Array, "*batch"], leaf: Array) -> Array:

@@ -2,6 +2,7 @@
 
 import itertools
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -93,12 +94,20 @@ def test_what_cannot_be_cut_is_refused(call, words, untyped):
     assert [word for word in words if word not in str(refused.value)] == []
 
 
-def test_layer_that_takes_no_state_is_refused_by_name():
-    def both_ways(params, xs, *, lengths=None):
-        return xs, None
+class Halves(NamedTuple):
+    forward: lstm.LSTMState
+    backward: lstm.LSTMState
 
-    with pytest.raises(TypeError, match=r"both_ways .* takes no state"):
-        truncated(both_ways, 2)
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_layer_that_reads_both_ways_is_refused(nested):
+    def both_ways(params, xs, state=None):
+        forward, backward = (lstm.apply(params, xs, reverse=reverse) for reverse in (False, True))
+        state = Halves(forward[1], backward[1])
+        return forward[0] + backward[0], (forward[1], state) if nested else state
+
+    with pytest.raises(ValueError, match="apply must read in one direction"):
+        truncated(both_ways, 2)(PARAMS, XS)
 
 
 @pytest.mark.parametrize("steps", [1, 4, 11, 20])
