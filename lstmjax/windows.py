@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Float, Integer, Shaped
 
 from lstmjax import checks
+from lstmjax.bidirectional import BidirectionalState
 
 
 def look_back(
@@ -206,8 +207,8 @@ def _joined(pieces: Float[Array, "pieces *batch span units"]) -> Float[Array, "*
 
 
 def _reads_back(state: Any) -> bool:
-    """Whether this is the state of a bidirectional layer, or of one in a stack."""
-    return hasattr(state, "backward")
+    """Whether this is the state of a bidirectional layer, or of one among others."""
+    return isinstance(state, BidirectionalState)
 
 
 def _stopped(where: Bool[Array, "*batch"], leaf: Array) -> Array:

@@ -2,14 +2,13 @@
 
 import itertools
 from functools import partial
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lstmjax import lstm, windows
+from lstmjax import bidirectional, lstm, windows
 from lstmjax.windows import look_back, stateful_batches, truncated
 
 KEY = jax.random.key(0)
@@ -94,20 +93,17 @@ def test_what_cannot_be_cut_is_refused(call, words, untyped):
     assert [word for word in words if word not in str(refused.value)] == []
 
 
-class Halves(NamedTuple):
-    forward: lstm.LSTMState
-    backward: lstm.LSTMState
+@pytest.mark.parametrize("stacked", [False, True])
+def test_layer_that_reads_both_ways_is_refused(stacked):
+    def two_layers(params, xs, state=None):
+        below, above = state or (None, None)
+        ys, below = lstm.apply(PARAMS, xs, below)
+        ys, above = bidirectional.apply(params, ys, above)
+        return ys, (below, above)
 
-
-@pytest.mark.parametrize("nested", [False, True])
-def test_layer_that_reads_both_ways_is_refused(nested):
-    def both_ways(params, xs, state=None):
-        forward, backward = (lstm.apply(params, xs, reverse=reverse) for reverse in (False, True))
-        state = Halves(forward[1], backward[1])
-        return forward[0] + backward[0], (forward[1], state) if nested else state
-
+    apply, inputs = (two_layers, 3) if stacked else (bidirectional.apply, 2)
     with pytest.raises(ValueError, match="apply must read in one direction"):
-        truncated(both_ways, 2)(PARAMS, XS)
+        truncated(apply, 2)(bidirectional.init(KEY, inputs=inputs, units=3), XS)
 
 
 @pytest.mark.parametrize("steps", [1, 4, 11, 20])
