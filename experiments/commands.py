@@ -14,7 +14,7 @@ import lstmjax
 from experiments import report, runs
 from experiments.checkpoint import Checkpoints
 from experiments.config import Config, ConfigError, dumps, load, load_sweep
-from experiments.data.mnist import DataError
+from experiments.data.files import DataError
 from experiments.report import console
 from experiments.runs import Run, RunError
 from experiments.task import Task
@@ -85,7 +85,7 @@ def evaluate(folder: str) -> int:
         raise RunError(f"{run.folder} has no checkpoint yet; start it on with {_command('resume', run)}")
     state = checkpoints.restore(initial_state(task, config.train))
     title = f"{run.folder} at step {int(state.step)}"
-    console.print(report.table(task, {"LSTM": _test(task, state)}, title))
+    console.print(report.table(task, {_kind(config): _test(task, state)}, title))
     return 0
 
 
@@ -163,10 +163,11 @@ def _finish(run: Run, config: Config, task: Task, outcome: Outcome) -> None:
     result["baselines"] = {name: {k: float(v) for k, v in figures.items()} for name, figures in task.baselines.items()}
     if task.criterion:
         result["criterion_met"] = bool(criterion_met(task, state))
-    report.curve(run.curve, task, runs.read(run.metrics), test, f"{run.folder.name}: {config.task}")
+    rows = {_kind(config): test}
+    report.curve(run.curve, task, runs.read(run.metrics), rows, f"{run.folder.name}: {config.task}")
     runs.write(run.result, json.dumps(result, indent=2, allow_nan=False) + "\n")
 
-    console.print(report.table(task, {"LSTM": test}, str(run.folder)))
+    console.print(report.table(task, rows, str(run.folder)))
     if task.criterion:
         met = f"met after {sequences:,} sequences" if result["criterion_met"] else "not met"
         console.print(f"criterion   {met}, of at most {config.train.steps * config.train.batch:,}")
@@ -179,6 +180,11 @@ def _finish(run: Run, config: Config, task: Task, outcome: Outcome) -> None:
         console.print(f"training    {seconds:.1f} s, {steps} steps, {steps / seconds:.3g} steps/s")
     console.print(f"picture     {run.curve}")
     console.print(f"again       {_command('evaluate', run)}")
+
+
+def _kind(config: Config) -> str:
+    """How the model is called beside the baselines."""
+    return config.model.kind.upper()
 
 
 def _task(config: Config) -> Task:

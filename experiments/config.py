@@ -11,12 +11,13 @@ import json
 import tomllib
 import typing
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal
 
 import tyro
 
 from experiments import tasks
-from experiments.models import Model
+from experiments.models import MODELS, Model
 from experiments.train import Train
 
 Table = dict[str, Any]
@@ -34,7 +35,8 @@ class Config:
     """The run's folder is called this and a counter."""
     data: Any
     """The task's own options."""
-    model: Model = dataclasses.field(default_factory=Model)
+    model: Any = dataclasses.field(default_factory=Model)
+    """Of one of the kinds in experiments/models.py."""
     train: Train = dataclasses.field(default_factory=Train)
     out: str = "runs"
     """Folder that receives the run's folder."""
@@ -119,9 +121,20 @@ def _build(table: Table, origins: dict, path: Path) -> Config:
     if not isinstance(task, str) or task not in tasks.TASKS:
         where = origins.get(("task",), path)
         raise ConfigError(f"{where}: there is no task {task!r}{_nearest(str(task), tasks.TASKS)}")
-    schema = {"data": tasks.TASKS[task].Options}
+    schema = {"data": tasks.TASKS[task].Options, "model": _model(tasks.TASKS[task], table, origins, path)}
     values = {"name": path.stem, "data": {}} | table
     return _fill(Config, values, schema, origins, ())
+
+
+def _model(task: ModuleType, table: Table, origins: dict, path: Path) -> type:
+    """The dataclass for the kind of model that [model] names."""
+    named = table.get("model")
+    kind = named.get("kind", Model.kind) if isinstance(named, dict) else Model.kind
+    kinds = getattr(task, "KINDS", (Model.kind,))
+    if kind not in kinds:
+        where = origins.get(("model", "kind"), path)
+        raise ConfigError(f"{where}: model.kind is {kind!r}{_nearest(str(kind), kinds)}")
+    return MODELS[kind]
 
 
 def _fill(cls: type, table: Table, schema: dict, origins: dict, at: tuple[str, ...]):

@@ -1,21 +1,23 @@
-"""The models: one LSTM and a dense layer, read at the last valid step or at every step."""
+"""The models: an LSTM or a temporal convolutional network, and a dense layer, read at the last valid step or at all."""
 
 import dataclasses
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import tyro
 from jaxtyping import Array, Float, Int
 
-from lstmjax import dense, lstm
+from lstmjax import LSTMState, dense, lstm, residual
 
 Params = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """What [model] in a config may say."""
+    """What [model] in a config may say of an LSTM."""
 
+    kind: tyro.conf.Suppress[Literal["lstm"]] = "lstm"
     units: int = 32
     """Length of h and of c."""
     forget_bias: float = 1.0
@@ -30,7 +32,36 @@ class Model:
             raise ValueError(f"model.chrono is {self.chrono}; it must be 0, for none, or at least 3")
 
 
-def init(key: Array, inputs: int, outputs: int, model: Model) -> Params:
+@dataclasses.dataclass(frozen=True)
+class TCN:
+    """What [model] in a config may say of a temporal convolutional network."""
+
+    kind: tyro.conf.Suppress[Literal["tcn"]] = "tcn"
+    units: int = 32
+    """Length of every block's output: its filters."""
+    blocks: int = 2
+    """Residual blocks, dilated by 1, 2, 4, ..."""
+    kernel: int = 3
+    """Steps that each of the two convolutions of a block reads."""
+    dropout: float = 0.0
+    """Rate at which units of a sequence are dropped in training."""
+
+    def __post_init__(self):
+        for name in ("units", "blocks", "kernel"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"model.{name} is {getattr(self, name)}; it must be at least 1")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"model.dropout is {self.dropout}; it must be from 0 to below 1")
+
+
+MODELS: dict[str, type] = {"lstm": Model, "tcn": TCN}
+
+
+def init(key: Array, inputs: int, outputs: int, model: Model | TCN) -> Params:
+    if isinstance(model, TCN):
+        tcn_key, dense_key = jax.random.split(key)
+        blocks = residual.init(tcn_key, inputs, (model.units,) * model.blocks, kernel=model.kernel)
+        return {"tcn": blocks, "dense": dense.init(dense_key, model.units, outputs)}
     lstm_key, dense_key, chrono_key = jax.random.split(key, 3)
     recurrent = lstm.init(lstm_key, inputs, model.units, forget_bias=model.forget_bias)
     if model.chrono:
@@ -59,7 +90,29 @@ def last(
     return dense.apply(params["dense"], h)
 
 
-def every(params: Params, xs: Float[Array, "batch time inputs"]) -> Float[Array, "batch time outputs"]:
-    """What the model says at each step."""
-    ys, _ = lstm.apply(params["lstm"], xs)
+def every(
+    params: Params,
+    xs: Float[Array, "batch time inputs"],
+    lengths: Int[Array, " batch"] | None = None,
+    *,
+    dropout: float = 0.0,
+    key: Array | None = None,
+) -> Float[Array, "batch time outputs"]:
+    """What the model says at each step, given that one and those before; a TCN drops units where it gets a key."""
+    if "tcn" in params:
+        ys = residual.apply(params["tcn"], xs, lengths=lengths, dropout=dropout, key=key)
+    else:
+        ys, _ = lstm.apply(params["lstm"], xs, lengths=lengths)
     return dense.apply(params["dense"], ys)
+
+
+def initial_state(params: Params, batch: int) -> LSTMState:
+    return lstm.initial_state(params["lstm"], (batch,))
+
+
+def going_on(
+    params: Params, xs: Float[Array, "batch time inputs"], state: LSTMState
+) -> tuple[Float[Array, "batch time outputs"], LSTMState]:
+    """What the model says at each step of sequences that go on from `state`, and the state they are in after that."""
+    ys, state = lstm.apply(params["lstm"], xs, state)
+    return dense.apply(params["dense"], ys), state

@@ -59,18 +59,18 @@ def number(value: Any) -> str:
     return "" if value is None else f"{float(value):.4g}"
 
 
-def curve(path: Path, task: Task, lines: list[dict], test: Mapping[str, float], title: str) -> None:
+def curve(path: Path, task: Task, lines: list[dict], rows: Mapping[str, Mapping[str, float]], title: str) -> None:
     """Loss, and the task's metric or measure, over the training sequences, with baselines as level lines."""
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2)
     beside = task.metric if task.metric != "loss" else task.measure
     for axes, metric in ((left, "loss"), (right, beside)):
-        _lines(axes, task, lines, test, metric)
+        _lines(axes, task, lines, rows, metric)
     figure.suptitle(title)
     figure.savefig(path, dpi=120)
 
 
-def _lines(axes, task: Task, lines: list[dict], test: Mapping[str, float], metric: str) -> None:
+def _lines(axes, task: Task, lines: list[dict], rows: Mapping[str, Mapping[str, float]], metric: str) -> None:
     names = dict.fromkeys(name for line in lines for name in line)
     for name in names:
         if name == metric or name.endswith(f"_{metric}"):
@@ -81,9 +81,10 @@ def _lines(axes, task: Task, lines: list[dict], test: Mapping[str, float], metri
         if metric in figures:
             value = float(figures[metric])
             axes.axhline(value, color=color, linestyle="--", label=f"{name} on test, {number(value)}")
-    if metric in test:
-        at = lines[-1]["sequences"]
-        axes.plot(at, test[metric], "k*", markersize=10, label=f"LSTM on test, {number(test[metric])}")
+    for name, figures in rows.items():
+        if metric in figures:
+            label = f"{name} on test, {number(figures[metric])}"
+            axes.plot(lines[-1]["sequences"], figures[metric], "k*", markersize=10, label=label)
     if task.criterion and metric == task.measure:
         mean = task.criterion.mean
         axes.axhline(mean, color="grey", linestyle=":", label=f"criterion, mean below {mean}")

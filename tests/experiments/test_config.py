@@ -6,6 +6,7 @@ import pytest
 
 from experiments import __main__, config
 from experiments.config import ConfigError
+from experiments.models import TCN, Model
 
 AIRLINE = """
 task = "airline"
@@ -59,6 +60,17 @@ def test_file_wins_over_its_base_table_by_table(write):
     assert read == dataclasses.replace(under, name="a", train=train)
 
 
+def test_kind_decides_what_model_may_say(write):
+    text = AIRLINE.replace('"airline"', '"jsb"').replace("look_back = 6", "")
+    tcn = text.replace("[model]", '[model]\nkind = "tcn"\nblocks = 4')
+    read = config.load(write(tcn), ["--model.dropout", "0.25"])
+    assert read.model == TCN(units=4, blocks=4, dropout=0.25)
+    assert config.load(write(config.dumps(read), "resolved.toml")) == read
+    assert config.load(write(text)).model == Model(units=4)
+    with pytest.raises(ConfigError, match="has no key 'blocks'"):
+        config.load(write(tcn.replace('"tcn"', '"lstm"')))
+
+
 def test_base_is_found_from_the_file_that_names_it(write, tmp_path, monkeypatch):
     (tmp_path / "deeper").mkdir()
     write(AIRLINE, "base.toml")
@@ -99,6 +111,11 @@ MISTAKES = {
     "bool for int": (AIRLINE.replace("= 20", "= true"), ["train.steps", "True", "type int"]),
     "value for table": ("train = 3\n" + AIRLINE.split("[train]")[0], ["train is 3", "must be a table"]),
     "choice": (AIRLINE + 'schedule = "cosin"\n', ["train.schedule", "did you mean 'cosine'?"]),
+    "kind": (AIRLINE.replace("[model]", '[model]\nkind = "lstn"'), ["a.toml: model.kind is 'lstn'", "'lstm'?"]),
+    "kind for the task": (
+        AIRLINE.replace("[model]", '[model]\nkind = "tcn"'),
+        ["model.kind is 'tcn'", "(one of: lstm)"],
+    ),
     "value": (AIRLINE.replace("= 20", "= 0"), ["a.toml", "train.steps is 0", "above 0"]),
     "grid": (AIRLINE.replace("save_every = 10", "save_every = 15"), ["train.save_every is 15", "10"]),
     "too many": (AIRLINE.replace("batch = 8", "batch = 80"), ["78 months", "train.batch = 80"]),

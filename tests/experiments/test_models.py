@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from experiments import models
-from experiments.models import Model
+from experiments.models import TCN, Model
 
 XS = jax.random.normal(jax.random.key(1), (3, 7, 2))
 
@@ -40,7 +40,42 @@ def test_forget_bias_is_used_without_chrono():
     np.testing.assert_array_equal(bias, [0, 0, 3, 3, 0, 0, 0, 0])
 
 
+def test_what_is_said_in_pieces_is_what_is_said_at_once():
+    params = models.init(jax.random.key(0), 2, 5, Model(units=4))
+    state, said = models.initial_state(params, 3), []
+    for piece in (XS[:, :3], XS[:, 3:4], XS[:, 4:]):
+        outputs, state = models.going_on(params, piece, state)
+        said.append(outputs)
+    np.testing.assert_allclose(jnp.concatenate(said, axis=1), models.every(params, XS), rtol=1e-5, atol=1e-6)
+
+
+def test_tcn_says_at_each_step_what_it_knows_by_then():
+    params = models.init(jax.random.key(0), 2, 5, TCN(units=4, blocks=3, kernel=2))
+    said = models.every(params, XS)
+    assert said.shape == (3, 7, 5)
+    np.testing.assert_allclose(models.every(params, XS[:, :4]), said[:, :4], rtol=1e-5, atol=1e-6)
+    noise = XS.at[1, 4:].set(jnp.nan)
+    lengths = jnp.array([7, 4, 7])
+    np.testing.assert_allclose(models.every(params, noise, lengths)[1, :4], said[1, :4], rtol=1e-5, atol=1e-6)
+
+
+def test_tcn_drops_units_only_with_a_key():
+    params = models.init(jax.random.key(0), 2, 5, TCN(units=4))
+    said = models.every(params, XS)
+    np.testing.assert_array_equal(models.every(params, XS, dropout=0.5), said)
+    dropped = [models.every(params, XS, dropout=0.5, key=jax.random.key(n)) for n in (1, 1, 2)]
+    np.testing.assert_array_equal(dropped[0], dropped[1])
+    assert not np.allclose(dropped[0], said)
+    assert not np.allclose(dropped[0], dropped[2])
+
+
 @pytest.mark.parametrize(("field", "value"), [("units", 0), ("chrono", 2), ("chrono", -1)])
 def test_impossible_model_is_refused(field, value):
     with pytest.raises(ValueError, match=rf"model\.{field} is {value}; it must be"):
         Model(**{field: value})
+
+
+@pytest.mark.parametrize(("field", "value"), [("units", 0), ("blocks", 0), ("kernel", 0), ("dropout", 1.0)])
+def test_impossible_tcn_is_refused(field, value):
+    with pytest.raises(ValueError, match=rf"model\.{field} is {value}; it must be"):
+        TCN(**{field: value})

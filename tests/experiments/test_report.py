@@ -30,7 +30,7 @@ def test_picture_names_its_axes_and_its_baselines(tmp_path, monkeypatch):
     lines = [
         {"step": s, "sequences": 8 * s, "loss": 1 / s, "train_mae": 5.0 + s, "train_rmse": 9.0 + s} for s in (1, 2)
     ]
-    report.curve(tmp_path / "c.png", TASK, lines, {"rmse": 14.0}, "a run")
+    report.curve(tmp_path / "c.png", TASK, lines, {"LSTM": {"rmse": 14.0}}, "a run")
     left, right = drawn[0].axes
     assert (left.get_xlabel(), left.get_ylabel()) == ("training sequences", "loss")
     assert right.get_ylabel() == "rmse, thousands of passengers"
