@@ -1,8 +1,12 @@
-"""The tasks by name. Each module has `Options`, what [data] in a config may say, and `build`, which makes a `Task`."""
+"""The tasks by name.
+
+Each module has `Options`, what [data] in a config may say; `build`, which makes a `Task`; and `KINDS`, the kinds of
+model it takes, where that is not an LSTM alone.
+"""
 
 from types import ModuleType
 
-from experiments.tasks import adding, airline, copy, mnist_rows, temporal_order
+from experiments.tasks import adding, airline, chars, copy, jsb, mnist_rows, temporal_order
 
 TASKS: dict[str, ModuleType] = {
     "airline": airline,
@@ -10,4 +14,6 @@ TASKS: dict[str, ModuleType] = {
     "adding": adding,
     "temporal_order": temporal_order,
     "copy": copy,
+    "chars": chars,
+    "jsb": jsb,
 }

@@ -14,7 +14,7 @@ from experiments import commands, runs
 from experiments.__main__ import main
 from experiments.checkpoint import Checkpoints
 from experiments.config import load
-from experiments.data import mnist
+from experiments.data import chorales, files, mnist, shakespeare
 from experiments.train import initial_state
 
 # A kill may tear the file of a compiled program; and resuming must not need one.
@@ -59,7 +59,7 @@ def assert_same_end(run, other):
         assert getattr(run, name).read_bytes() == getattr(other, name).read_bytes(), name
     ours, theirs = (jax.tree.leaves(final_state(r)) for r in (run, other))
     assert [np.asarray(a).tobytes() for a in ours] == [np.asarray(b).tobytes() for b in theirs]
-    assert int(final_state(run).step) == 3000
+    assert int(final_state(run).step) == load(run.config).train.steps
 
 
 def wait_for(condition, process, seconds=120):
@@ -111,6 +111,44 @@ def test_kill_9_then_resume_ends_bit_for_bit_where_the_whole_run_does(whole, lau
     assert run.metrics.read_bytes() == before
 
 
+TEXT = """
+task = "chars"
+[data]
+steps = 20
+[model]
+units = 16
+[train]
+steps = 1000
+batch = 4
+log_every = 50
+evaluate_every = 1000
+save_every = 200
+"""
+
+
+def test_kill_9_does_not_break_what_is_carried_from_batch_to_batch(launch, call, tmp_path, monkeypatch):
+    monkeypatch.setenv("LSTMJAX_DATA", str(tmp_path))
+    path = tmp_path / shakespeare.FILE
+    path.parent.mkdir()
+    path.write_text("".join(np.random.default_rng(0).choice(["so ", "it ", "is.\n"], 2000)), encoding="ascii")
+    (tmp_path / "text.toml").write_text(TEXT)
+    whole, run = (runs.Run(tmp_path / "runs" / f"text-00{number}") for number in (1, 2))
+    code, _, err = call(tmp_path, "run", "text.toml")
+    assert code == 0, err
+
+    process = launch(tmp_path, "run", "text.toml")
+    wait_for(lambda: (run.checkpoints / "200").is_dir(), process)
+    process.kill()
+    process.communicate()
+    saved = Checkpoints(run.checkpoints).latest()
+    assert 200 <= saved < 1000
+    code, out, err = call(tmp_path, "resume", "runs/text-002", **ANEW)
+    assert code == 0, err
+    assert f"on from step {saved}" in out
+    assert_same_end(run, whole)
+    assert np.abs(final_state(run).carried.c).max() > 0
+
+
 def test_ctrl_c_saves_and_says_how_to_go_on(whole, launch, call, tmp_path):
     (tmp_path / "long.toml").write_text(LONG)
     run = runs.Run(tmp_path / "runs" / "long-001")
@@ -151,8 +189,9 @@ CONFIGS = sorted(p.name for p in (Path(__file__).parents[2] / "configs").glob("*
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_config_runs(name, configs, call, tmp_path):
-    if "mnist" in name and mnist.locate() is None:
-        pytest.skip("MNIST is not on this machine; running configs/mnist_rows.toml once fetches it")
+    for task, path in (("mnist", mnist.FILE), ("chars", shakespeare.FILE), ("jsb", chorales.FILE)):
+        if task in name and files.locate(path) is None:
+            pytest.skip(f"{path} is not on this machine; running configs/{name} says how it gets there")
     text = (configs / name).read_text()
     command = "sweep" if "[sweep]" in text else "run"
     code, _, err = call(tmp_path, command, configs / name, "--train.steps", "2")

@@ -1,6 +1,7 @@
 """What holds for every task: nothing is read beyond a sequence's end, and the test split is kept for the end."""
 
 import itertools
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -8,18 +9,23 @@ import numpy as np
 import pytest
 
 from experiments.models import Model
-from experiments.tasks import TASKS, mnist_rows
+from experiments.tasks import TASKS, chars, jsb, mnist_rows
 
-PADDED = ["adding", "temporal_order"]
+# Columns that have padding.
+PADDED = {"adding": ["pairs"], "temporal_order": ["symbols"], "jsb": ["chords", "next"]}
 
 
 @pytest.fixture
 def build(monkeypatch):
-    """Builds a task by its name, `mnist_rows` on a few images of noise."""
+    """Builds a task by its name, on a little noise where it reads data from files."""
     rng = np.random.default_rng(0)
     sizes = {"train": 30, "validation": 10, "test": 20}
     images = {n: (rng.random((k, 28, 28), np.float32), np.arange(k, dtype=np.int32) % 10) for n, k in sizes.items()}
     monkeypatch.setattr(mnist_rows.mnist, "load", lambda: images)
+    text = "".join(rng.choice(list("abcdef \n"), 12000))
+    monkeypatch.setattr(chars.shakespeare, "load", lambda: text)
+    rolls = {n: [rng.integers(0, 2, (rng.integers(2, 30), 88), np.uint8) for _ in range(k)] for n, k in sizes.items()}
+    monkeypatch.setattr(jsb.chorales, "load", lambda: rolls)
     return lambda name: TASKS[name].build(TASKS[name].Options(), Model(units=3), 8, jax.random.key(0))
 
 
@@ -34,13 +40,13 @@ def test_what_the_padding_holds_changes_nothing(name, build):
     params = task.init(jax.random.key(1))
     batch = {column: values[:16] for column, values in task.splits["test"].items()}
     filled = {column: np.array(values) for column, values in batch.items()}
-    sequences = filled["pairs" if name == "adding" else "symbols"]
     rng = np.random.default_rng(1)
-    for row, length in zip(sequences, filled["length"], strict=True):
-        row[length:] = np.nan if name == "adding" else rng.integers(1, 8, len(row) - length)
-    assert sum(len(row) - length for row, length in zip(sequences, filled["length"], strict=True)) > 16
+    for sequences in (filled[column] for column in PADDED[name]):
+        for row, length in zip(sequences, filled["length"], strict=True):
+            row[length:] = rng.integers(1, 8, len(row) - length) if name == "temporal_order" else np.nan
+        assert sum(len(row) - length for row, length in zip(sequences, filled["length"], strict=True)) > 16
 
-    for measured in (task.loss, task.evaluate):
+    for measured in (partial(task.loss, carried=None), task.evaluate):
         plain, other = (jax.tree.leaves(measured(params, b)) for b in (batch, jax.tree.map(jnp.asarray, filled)))
         for figure, same in zip(plain, other, strict=True):
             assert np.isfinite(figure).all()

@@ -1,0 +1,13 @@
+"""Tiny Shakespeare: 1,115,394 characters of plays in modern type, 65 of them different."""
+
+from experiments.data import files
+
+FILE = "tinyshakespeare/input.txt"
+SOURCE = (
+    "text in the public domain, in the repository of Karpathy's char-rnn, https://github.com/karpathy/char-rnn, as "
+    "data/tinyshakespeare/input.txt"
+)
+
+
+def load() -> str:
+    return files.required(FILE, SOURCE).read_text(encoding="ascii")

@@ -1,0 +1,101 @@
+"""Bach's chorales: which of 88 notes sound at the next step, given all that sounded so far?
+
+Every note of a step is a yes or no of its own. The loss of a step is the sum over the 88 notes of their binary
+cross-entropies; that of a split is the mean over all its steps but each chorale's first, long and short chorales
+together, which is how Bai, Kolter & Koltun (An Empirical Evaluation of Generic Convolutional and Recurrent Networks,
+2018, section 5.2) average too.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float, Int
+
+from experiments import models
+from experiments.data import chorales
+from experiments.data.order import shuffled
+from experiments.task import Carried, Task
+
+KINDS = ("lstm", "tcn")
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    pass
+
+
+def build(options: Options, model: models.Model | models.TCN, batch: int, key: Array) -> Task:
+    del options, key
+    dropout = model.dropout if isinstance(model, models.TCN) else 0.0
+    rolls = chorales.load()
+    return Task(
+        init=functools.partial(models.init, inputs=chorales.NOTES, outputs=chorales.NOTES, model=model),
+        batches=functools.partial(_batches, batch=batch),
+        loss=functools.partial(_loss, dropout=dropout),
+        evaluate=_evaluate,
+        splits={name: _padded(split) for name, split in rolls.items()},
+        metric="nll",
+        unit="nats per step",
+        measure="nll",
+        baselines=baselines(rolls["train"], rolls["test"]),
+        watch=("validation",),
+        published="Bai 2018: LSTM 8.45, RNN 8.91, TCN 8.10",
+    )
+
+
+def baselines(train: list[np.ndarray], test: list[np.ndarray]) -> dict[str, dict[str, float]]:
+    """Each note as often as in training; and as often as it follows itself, or its silence, from step to step.
+
+    Frequencies are (yes + 1/2) / (all + 1), so that a note never heard in training is not impossible.
+    """
+    before, after = (np.concatenate([roll[part] for roll in train]) for part in (slice(-1), slice(1, None)))
+    often, from_silence, from_sound = (
+        (after.sum(axis=0, where=counted) + 0.5) / (counted.sum(axis=0) + 1)
+        for counted in (np.ones_like(before, bool), before == 0, before == 1)
+    )
+    shown, truth = (np.concatenate([roll[part] for roll in test]) for part in (slice(-1), slice(1, None)))
+    forecasts = {"note frequencies": often[None], "note transitions": np.where(shown == 1, from_sound, from_silence)}
+    return {
+        name: {"nll": float(-np.where(truth == 1, np.log(forecast), np.log1p(-forecast)).sum(axis=1).mean())}
+        for name, forecast in forecasts.items()
+    }
+
+
+def _padded(rolls: list[np.ndarray]) -> dict[str, Array]:
+    """Chords [chorales, time, 88], those that follow each, and the length of each chorale without its last step."""
+    lengths = np.array([len(roll) - 1 for roll in rolls], np.int32)
+    chords, following = np.zeros((2, len(rolls), lengths.max(), chorales.NOTES), np.float32)
+    for row, (roll, length) in enumerate(zip(rolls, lengths, strict=True)):
+        chords[row, :length], following[row, :length] = roll[:-1], roll[1:]
+    return {"chords": jnp.asarray(chords), "next": jnp.asarray(following), "length": jnp.asarray(lengths)}
+
+
+def _batches(train: dict[str, Array], key: Array, steps: Array, batch: int) -> dict[str, Array]:
+    order, noise = jax.random.split(key)
+    rows = shuffled(order, steps, examples=len(train["length"]), batch=batch)
+    keys = jax.vmap(functools.partial(jax.random.fold_in, noise))(steps)
+    return {name: column[rows] for name, column in train.items()} | {"key": keys}
+
+
+def _nll(
+    params: models.Params, batch: dict[str, Array], dropout: float = 0.0
+) -> tuple[Float[Array, " batch"], Int[Array, ""]]:
+    """Of each chorale, the sum over its steps and notes; and the steps of all."""
+    outputs = models.every(params, batch["chords"], batch["length"], dropout=dropout, key=batch.get("key"))
+    valid = (jnp.arange(outputs.shape[1])[None] < batch["length"][:, None])[..., None]
+    losses = optax.sigmoid_binary_cross_entropy(outputs, jnp.where(valid, batch["next"], 0.0))
+    return jnp.sum(losses, axis=(1, 2), where=valid), jnp.sum(batch["length"])
+
+
+def _loss(params: models.Params, batch: dict[str, Array], carried: Carried, dropout: float):
+    sums, steps = _nll(params, batch, dropout)
+    return jnp.sum(sums) / steps, (sums / batch["length"], carried)
+
+
+def _evaluate(params: models.Params, split: dict[str, Array]):
+    sums, steps = _nll(params, split)
+    return {"nll": jnp.sum(sums) / steps}

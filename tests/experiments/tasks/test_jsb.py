@@ -1,0 +1,117 @@
+"""Chorales: padding counts for nothing, and the figures are those of a loop over chorales, steps and notes."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import models
+from experiments.models import TCN, Model
+from experiments.tasks import jsb
+from experiments.train import Hooks, Train, initial_state, train
+
+RNG = np.random.default_rng(0)
+STEPS = {"train": (9, 5, 12, 7, 6, 3), "validation": (4, 6), "test": (8, 2, 5)}
+
+
+def roll(steps):
+    """Two voices that walk up and down, with a little noise."""
+    sounding = np.zeros((steps, 88), np.uint8)
+    start, way = RNG.integers(30, 50), RNG.choice([-1, 1])
+    for t in range(steps):
+        sounding[t, [start + way * t, start + 12 + way * t]] = 1
+    return sounding | (RNG.random((steps, 88)) < 0.005)
+
+
+@pytest.fixture(scope="module")
+def rolls():
+    return {split: [roll(n).astype(np.uint8) for n in steps] for split, steps in STEPS.items()}
+
+
+@pytest.fixture
+def build(rolls, monkeypatch):
+    monkeypatch.setattr(jsb.chorales, "load", lambda: rolls)
+    return lambda model: jsb.build(jsb.Options(), model, 3, jax.random.key(0))
+
+
+def nll(outputs, truth):
+    """The sum over notes, of one step."""
+    chances = 1 / (1 + np.exp(-np.asarray(outputs, np.float64)))
+    return -sum(np.log(c if sounds else 1 - c) for c, sounds in zip(chances, truth, strict=True))
+
+
+def test_figures_are_means_over_all_steps_of_all_chorales(build, rolls):
+    task = build(Model(units=5))
+    params = task.init(jax.random.key(1))
+    losses = []
+    for chorale in rolls["test"]:
+        outputs = models.every(params, jnp.asarray(chorale[None, :-1], jnp.float32))[0]
+        losses.append([nll(o, t) for o, t in zip(outputs, chorale[1:], strict=True)])
+    assert [len(steps) for steps in losses] == [7, 1, 4]
+    split = task.splits["test"]
+    assert float(task.evaluate(params, split)["nll"]) == pytest.approx(np.mean(np.concatenate(losses)), rel=1e-5)
+    loss, (measure, _) = task.loss(params, split, None)
+    assert float(loss) == pytest.approx(np.mean(np.concatenate(losses)), rel=1e-5)
+    np.testing.assert_allclose(measure, [np.mean(steps) for steps in losses], rtol=1e-5)
+
+
+def test_chords_are_followed_by_the_next_ones(build, rolls):
+    split = build(Model(units=5)).splits["train"]
+    assert split["length"].tolist() == [n - 1 for n in STEPS["train"]]
+    for chords, following, chorale in zip(split["chords"], split["next"], rolls["train"], strict=True):
+        steps = len(chorale) - 1
+        np.testing.assert_array_equal(chords[:steps], chorale[:-1])
+        np.testing.assert_array_equal(following[:steps], chorale[1:])
+        assert not np.asarray(chords[steps:]).any()
+
+
+def test_baselines_recomputed_note_by_note(build, rolls):
+    frequency, transition = [], []
+    for chorale in rolls["test"]:
+        for before, after in itertools.pairwise(chorale):
+            sums = np.zeros(2)
+            for note in range(88):
+                pairs = [(r[t, note], r[t + 1, note]) for r in rolls["train"] for t in range(len(r) - 1)]
+                same = [now for past, now in pairs if past == before[note]]
+                for place, known in enumerate(([now for _, now in pairs], same)):
+                    chance = (sum(known) + 0.5) / (len(known) + 1)
+                    sums[place] -= np.log(chance if after[note] else 1 - chance)
+            frequency.append(sums[0])
+            transition.append(sums[1])
+    baselines = build(Model(units=5)).baselines
+    assert baselines["note frequencies"]["nll"] == pytest.approx(np.mean(frequency))
+    assert baselines["note transitions"]["nll"] == pytest.approx(np.mean(transition))
+
+
+def test_batches_keep_each_chorale_whole_and_draw_a_key_a_step(build):
+    task = build(Model(units=5))
+    train = task.splits["train"]
+    batches = task.batches(train, jax.random.key(2), jnp.arange(4))
+    known = {
+        np.asarray(chords).tobytes(): int(length)
+        for chords, length in zip(train["chords"], train["length"], strict=True)
+    }
+    lengths = [known[np.asarray(chords).tobytes()] for step in batches["chords"] for chords in step]
+    assert lengths == batches["length"].ravel().tolist()
+    assert sorted(lengths[:6]) == sorted(train["length"].tolist())
+    assert len(np.unique(jax.random.key_data(batches["key"]), axis=0)) == 4
+    late = task.batches(train, jax.random.key(2), jnp.arange(2, 4))
+    np.testing.assert_array_equal(jax.random.key_data(late["key"]), jax.random.key_data(batches["key"])[2:])
+
+
+MODELS = {"lstm": Model(units=24), "tcn": TCN(units=24, dropout=0.1)}
+
+
+@pytest.mark.training
+@pytest.mark.parametrize("kind", MODELS)
+def test_walks_are_learned(build, kind):
+    task = build(MODELS[kind])
+    options = Train(steps=150, batch=3, learning_rate=0.01, log_every=50, evaluate_every=50, save_every=50)
+    hooks = Hooks(log=lambda line, rate: None, save=lambda state: None, stop=lambda: False)
+    start = initial_state(task, options)
+    before = float(task.evaluate(start.params, task.splits["train"])["nll"])
+    state = train(task, options, start, hooks).state
+    after = float(task.evaluate(state.params, task.splits["train"])["nll"])
+    assert after < 6 < before
