@@ -8,6 +8,7 @@ from lstmjax import lstm as lstm
 from lstmjax import pooling as pooling
 from lstmjax import residual as residual
 from lstmjax import stack as stack
+from lstmjax import windows as windows
 from lstmjax.bidirectional import BidirectionalParams as BidirectionalParams
 from lstmjax.inspect import summary as summary
 from lstmjax.lstm import LSTMParams as LSTMParams

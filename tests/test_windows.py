@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lstmjax import bidirectional, lstm, windows
+from lstmjax import bidirectional, lstm, stack, windows
 from lstmjax.windows import look_back, stateful_batches, truncated
 
 KEY = jax.random.key(0)
@@ -104,6 +104,16 @@ def test_layer_that_reads_both_ways_is_refused(stacked):
     apply, inputs = (two_layers, 3) if stacked else (bidirectional.apply, 2)
     with pytest.raises(ValueError, match="apply must read in one direction"):
         truncated(apply, 2)(bidirectional.init(KEY, inputs=inputs, units=3), XS)
+
+
+def test_stack_is_cut_as_a_layer_is():
+    params = stack.init(KEY, inputs=2, units=(3, 3))
+    arguments = {"lengths": LENGTHS, "resets": RESETS}
+    ours, whole = (run(params, XS, **arguments) for run in (truncated(stack.apply, 4), stack.apply))
+    for one, other in zip(jax.tree.leaves(ours), jax.tree.leaves(whole), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+    gradient = jax.grad(lambda xs: truncated(stack.apply, 4)(params, xs)[0][:, 10].sum())(XS)
+    assert np.abs(gradient).max(axis=(0, 2)).astype(bool).tolist() == [False] * 8 + [True] * 3
 
 
 @pytest.mark.parametrize("steps", [1, 4, 11, 20])
