@@ -203,3 +203,12 @@ def gradients(loss, arrays):
             gradient[place] = loss(*moved).imag / epsilon
         result.append(gradient)
     return result
+
+
+def slopes(loss, arrays, directions):
+    """The derivative of a real `loss(*arrays)` as each array alone moves along its direction, by one complex step."""
+    epsilon = 1e-30
+    return [
+        loss(*(a + 1j * epsilon * d if i == index else a for i, a in enumerate(arrays))).imag / epsilon
+        for index, d in enumerate(directions)
+    ]

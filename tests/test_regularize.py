@@ -14,8 +14,6 @@ from lstmjax import Dropout, bidirectional, lstm, regularize, stack
 KEY = jax.random.key(3)
 INPUTS, UNITS, TIME, BATCH = 2, 3, 4, (2, 1)
 
-every_implementation = pytest.mark.parametrize("implementation", list(lstm.IMPLEMENTATIONS))
-
 KINDS = {
     "inputs": Dropout(inputs=0.5),
     "tied": Dropout(recurrent=0.5),
@@ -45,8 +43,10 @@ def masks_of(dropout, params, key=KEY):
 
 
 @every_kind
-@every_implementation
-@pytest.mark.parametrize("options", [{}, {"coupled": True, "projection": 2}], ids=str)
+@pytest.mark.parametrize(
+    ("implementation", "options"),
+    [*((name, {}) for name in lstm.IMPLEMENTATIONS), ("fused", {"coupled": True, "projection": 2})],
+)
 def test_values_and_gradients(dropout, implementation, options, x64):
     """Against the float64 loop with the same masks, drawn once from the key."""
     arrays = example(**options)
