@@ -130,7 +130,7 @@ def _model(task: ModuleType, table: Table, origins: dict, path: Path) -> type:
     """The dataclass for the kind of model that [model] names."""
     named = table.get("model")
     kind = named.get("kind", Model.kind) if isinstance(named, dict) else Model.kind
-    kinds = getattr(task, "KINDS", (Model.kind,))
+    kinds = getattr(task, "MODELS", (Model.kind,))
     if kind not in kinds:
         where = origins.get(("model", "kind"), path)
         raise ConfigError(f"{where}: model.kind is {kind!r}{_nearest(str(kind), kinds)}")

@@ -1,6 +1,6 @@
 """The tasks by name.
 
-Each module has `Options`, what [data] in a config may say; `build`, which makes a `Task`; and `KINDS`, the kinds of
+Each module has `Options`, what [data] in a config may say; `build`, which makes a `Task`; and `MODELS`, the kinds of
 model it takes, where that is not an LSTM alone.
 """
 

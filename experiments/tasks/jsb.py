@@ -20,7 +20,7 @@ from experiments.data import chorales
 from experiments.data.order import shuffled
 from experiments.task import Carried, Task
 
-KINDS = ("lstm", "tcn")
+MODELS = ("lstm", "tcn")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -60,6 +60,13 @@ def test_file_wins_over_its_base_table_by_table(write):
     assert read == dataclasses.replace(under, name="a", train=train)
 
 
+def test_every_config_is_of_a_kind_that_its_task_takes(configs):
+    for path in sorted(configs.glob("*.toml")):
+        several = "[sweep]" in path.read_text()
+        for read in [c for _, c in config.load_sweep(path)] if several else [config.load(path)]:
+            assert read.model.kind == ("tcn" if "tcn" in path.name else "lstm")
+
+
 def test_kind_decides_what_model_may_say(write):
     text = AIRLINE.replace('"airline"', '"jsb"').replace("look_back = 6", "")
     tcn = text.replace("[model]", '[model]\nkind = "tcn"\nblocks = 4')
