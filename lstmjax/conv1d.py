@@ -190,14 +190,25 @@ def _convolve(w, bias, xs, stride, dilation, causal):
     *batch, time, inputs = xs.shape
     outside = (w.shape[0] - 1) * dilation
     left = outside if causal else outside // 2
-    ys = jax.lax.conv_general_dilated(
-        xs.astype(dtype).reshape(math.prod(batch), time, inputs),
-        w.astype(dtype),
-        window_strides=(stride,),
-        padding=[(left, outside - left)],
-        rhs_dilation=(dilation,),
-        dimension_numbers=("NWC", "WIO", "NWC"),
-        preferred_element_type=wide,
-    )
+    padded = jnp.pad(xs.astype(dtype).reshape(math.prod(batch), time, inputs), ((0, 0), (left, outside - left), (0, 0)))
+
+    def convolution(w, padded):
+        return jax.lax.conv_general_dilated(
+            padded,
+            w,
+            window_strides=(stride,),
+            padding="VALID",
+            rhs_dilation=(dilation,),
+            dimension_numbers=("NWC", "WIO", "NWC"),
+            preferred_element_type=wide,
+        )
+
+    def product(w, padded):
+        columns = [padded[:, k * dilation : k * dilation + time : stride] for k in range(w.shape[0])]
+        weights = w.reshape(-1, w.shape[-1])
+        return jnp.matmul(jnp.concatenate(columns, axis=-1), weights, preferred_element_type=wide)
+
+    # On CPU, XLA is many times slower at the gradient of a convolution where that stands in a loop, as in training.
+    ys = jax.lax.platform_dependent(w.astype(dtype), padded, cpu=product, default=convolution)
     ys = (ys + jnp.broadcast_to(bias.astype(wide), ys.shape)).astype(dtype)
     return ys.reshape(*batch, *ys.shape[1:])
