@@ -4,11 +4,10 @@ import dataclasses
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 import tyro
 from jaxtyping import Array, Float, Int
 
-from lstmjax import LSTMState, dense, lstm, residual
+from lstmjax import LSTMOptions, LSTMState, dense, lstm, residual
 
 Params = dict[str, Any]
 
@@ -24,6 +23,8 @@ class Model:
     """The forget gate's bias at the start."""
     chrono: int = 0
     """Where above 0, gates start out set to remember for 1 to this many steps, and `forget_bias` says nothing."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """What the LSTM computes in; its parameters, sums and cell state are in float32."""
 
     def __post_init__(self):
         if self.units < 1:
@@ -58,61 +59,55 @@ MODELS: dict[str, type] = {"lstm": Model, "tcn": TCN}
 
 
 def init(key: Array, inputs: int, outputs: int, model: Model | TCN) -> Params:
+    key, dense_key = jax.random.split(key)
+    head = dense.init(dense_key, model.units, outputs)
     if isinstance(model, TCN):
-        tcn_key, dense_key = jax.random.split(key)
-        blocks = residual.init(tcn_key, inputs, (model.units,) * model.blocks, kernel=model.kernel)
-        return {"tcn": blocks, "dense": dense.init(dense_key, model.units, outputs)}
-    lstm_key, dense_key, chrono_key = jax.random.split(key, 3)
-    recurrent = lstm.init(lstm_key, inputs, model.units, forget_bias=model.forget_bias)
-    if model.chrono:
-        bias = chrono_bias(chrono_key, model.units, model.chrono)
-        recurrent = dataclasses.replace(recurrent, bias=bias)
-    return {"lstm": recurrent, "dense": dense.init(dense_key, model.units, outputs)}
-
-
-def chrono_bias(key: Array, units: int, longest: int) -> Float[Array, " gates"]:
-    """Forget biases log U(1, longest - 1), and input biases that are their negatives.
-
-    Tallec & Ollivier, Can Recurrent Neural Networks Warp Time?, 2018. Hochreiter & Schmidhuber 1997 likewise start
-    with input gates nearly closed.
-    """
-    forget = jnp.log(jax.random.uniform(key, (units,), minval=1.0, maxval=longest - 1.0))
-    return jnp.concatenate([-forget, forget, jnp.zeros(2 * units)])
+        blocks = residual.init(key, inputs, (model.units,) * model.blocks, kernel=model.kernel)
+        return {"tcn": blocks, "dense": head}
+    forget_bias = None if model.chrono else model.forget_bias
+    recurrent = lstm.init(key, inputs, model.units, forget_bias=forget_bias, chrono=model.chrono or None)
+    return {"lstm": recurrent, "dense": head}
 
 
 def last(
+    model: Model,
     params: Params,
     xs: Float[Array, "batch time inputs"],
     lengths: Int[Array, " batch"] | None = None,
 ) -> Float[Array, "batch outputs"]:
     """What the model says once it has read each sequence to its end."""
-    h, _ = lstm.apply(params["lstm"], xs, lengths=lengths, return_sequences=False)
+    h, _ = lstm.apply(params["lstm"], xs, lengths=lengths, return_sequences=False, options=_options(model))
     return dense.apply(params["dense"], h)
 
 
 def every(
+    model: Model | TCN,
     params: Params,
     xs: Float[Array, "batch time inputs"],
     lengths: Int[Array, " batch"] | None = None,
     *,
-    dropout: float = 0.0,
     key: Array | None = None,
 ) -> Float[Array, "batch time outputs"]:
     """What the model says at each step, given that one and those before; a TCN drops units where it gets a key."""
-    if "tcn" in params:
-        ys = residual.apply(params["tcn"], xs, lengths=lengths, dropout=dropout, key=key)
+    if isinstance(model, TCN):
+        ys = residual.apply(params["tcn"], xs, lengths=lengths, dropout=model.dropout, key=key)
     else:
-        ys, _ = lstm.apply(params["lstm"], xs, lengths=lengths)
+        ys, _ = lstm.apply(params["lstm"], xs, lengths=lengths, options=_options(model))
     return dense.apply(params["dense"], ys)
 
 
-def initial_state(params: Params, batch: int) -> LSTMState:
-    return lstm.initial_state(params["lstm"], (batch,))
+def initial_state(model: Model, params: Params, batch: int) -> LSTMState:
+    state = lstm.initial_state(params["lstm"], (batch,))
+    return dataclasses.replace(state, h=state.h.astype(model.precision))
 
 
 def going_on(
-    params: Params, xs: Float[Array, "batch time inputs"], state: LSTMState
+    model: Model, params: Params, xs: Float[Array, "batch time inputs"], state: LSTMState
 ) -> tuple[Float[Array, "batch time outputs"], LSTMState]:
     """What the model says at each step of sequences that go on from `state`, and the state they are in after that."""
-    ys, state = lstm.apply(params["lstm"], xs, state)
+    ys, state = lstm.apply(params["lstm"], xs, state, options=_options(model))
     return dense.apply(params["dense"], ys), state
+
+
+def _options(model: Model) -> LSTMOptions:
+    return LSTMOptions(precision=model.precision)

@@ -105,11 +105,12 @@ def instance(name: str, value: Any, expected: type, source: str) -> None:
         raise TypeError(f"{name} must be {expected.__name__}, as {source} makes it; got {type(value).__name__}.")
 
 
-def one_of(name: str, value: Any, known: Any) -> None:
-    """Raise unless `value` is one of the known names."""
+def one_of(name: str, value: Any, known: Any) -> str:
+    """Return `value`, or raise unless it is one of the known names."""
     if not isinstance(value, str) or value not in known:
         names = ", ".join(repr(k) for k in known)
         raise ValueError(f"{name} must be one of {names}; got {value!r}.")
+    return value
 
 
 def features(name: str, array: jax.Array, size: int, axes: str, owner: str) -> None:

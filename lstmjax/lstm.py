@@ -218,10 +218,10 @@ def _apply(
             ys, state = recurrence.in_segments(loop, state, xs, steps, clock, segments)
         else:
             ys, state = loop(state, xs, steps, clock)
-        ys = ys if return_sequences else state.h
+        ys = state.h if ys is None else ys
         if masks.outputs is not None:
             mask = jnp.expand_dims(masks.outputs, -2) if return_sequences else masks.outputs
-            ys = ys * jnp.broadcast_to(mask.astype(ys.dtype), ys.shape)
+            ys *= jnp.broadcast_to(mask.astype(ys.dtype), ys.shape)
         return ys, state
 
     masks = regularize.draw(dropout, key, params, tuple(batch), time)

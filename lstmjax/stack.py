@@ -172,7 +172,7 @@ def apply(
         if residual_from is not None:
             raise ValueError(f"residual_from={residual_from!r} needs StackParams, as stack.init makes them.")
         return _apply_layer(params, xs, state, merge, **arguments)
-    checks.one_of("merge", merge, [name for name in two_ways.MERGES if name])
+    merge = checks.one_of("merge", merge, [name for name in two_ways.MERGES if name])
     _check_layers(params, merge)
     _check_residual(params, residual_from, merge, return_sequences)
     state = (None,) * len(params.layers) if state is None else _check_state(params, state)

@@ -38,8 +38,8 @@ def build(options: Options, model: models.Model, batch: int, key: Array) -> Task
     return Task(
         init=functools.partial(models.init, inputs=2, outputs=1, model=model),
         batches=lambda train, key, steps: drawn.per_step(draw, key, steps, batch),
-        loss=_loss,
-        evaluate=_evaluate,
+        loss=functools.partial(_loss, model),
+        evaluate=functools.partial(_evaluate, model),
         splits={"test": test},
         metric="error",
         measure="error",
@@ -74,17 +74,17 @@ def sequence(key: Array, length: int) -> dict[str, Array]:
     }
 
 
-def _error(params: models.Params, batch: dict[str, Array]) -> Array:
-    return models.last(params, batch["pairs"], batch["length"])[:, 0] - batch["target"]
+def _error(model: models.Model, params: models.Params, batch: dict[str, Array]) -> Array:
+    return models.last(model, params, batch["pairs"], batch["length"])[:, 0] - batch["target"]
 
 
-def _loss(params: models.Params, batch: dict[str, Array], carried: Carried):
-    error = _error(params, batch)
+def _loss(model: models.Model, params: models.Params, batch: dict[str, Array], carried: Carried):
+    error = _error(model, params, batch)
     return jnp.mean(error**2), (jnp.abs(error), carried)
 
 
-def _evaluate(params: models.Params, batch: dict[str, Array]):
-    return _figures(_error(params, batch))
+def _evaluate(model: models.Model, params: models.Params, batch: dict[str, Array]):
+    return _figures(_error(model, params, batch))
 
 
 def _figures(error: Array) -> dict[str, Array]:

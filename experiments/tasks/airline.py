@@ -59,8 +59,8 @@ def build(options: Options, model: models.Model, batch: int, key: Array) -> Task
     return Task(
         init=functools.partial(models.init, inputs=1, outputs=1, model=model),
         batches=functools.partial(_batches, batch=batch),
-        loss=functools.partial(_loss, to_passengers=to_passengers),
-        evaluate=functools.partial(_evaluate, to_passengers=to_passengers),
+        loss=functools.partial(_loss, model, to_passengers=to_passengers),
+        evaluate=functools.partial(_evaluate, model, to_passengers=to_passengers),
         splits=splits,
         metric="rmse",
         unit="thousands of passengers",
@@ -132,12 +132,12 @@ def _batches(train: dict[str, Array], key: Array, steps: Array, batch: int) -> d
     return {name: column[rows] for name, column in train.items()}
 
 
-def _loss(params: models.Params, months: dict[str, Array], carried: Carried, to_passengers):
-    forecast = models.last(params, months["window"])[:, 0]
+def _loss(model: models.Model, params: models.Params, months: dict[str, Array], carried: Carried, to_passengers):
+    forecast = models.last(model, params, months["window"])[:, 0]
     error = to_passengers(forecast, months["year_before"]) - months["passengers"]
     return jnp.mean((forecast - months["target"]) ** 2), (jnp.abs(error), carried)
 
 
-def _evaluate(params: models.Params, months: dict[str, Array], to_passengers):
-    forecast = models.last(params, months["window"])[:, 0]
+def _evaluate(model: models.Model, params: models.Params, months: dict[str, Array], to_passengers):
+    forecast = models.last(model, params, months["window"])[:, 0]
     return _errors(to_passengers(forecast, months["year_before"]) - months["passengers"])

@@ -48,14 +48,14 @@ def build(options: Options, model: models.Model, batch: int, key: Array) -> Task
     return Task(
         init=functools.partial(models.init, inputs=len(alphabet), outputs=len(alphabet), model=model),
         batches=_batches,
-        loss=functools.partial(_loss, symbols=len(alphabet)),
-        evaluate=functools.partial(_evaluate, symbols=len(alphabet)),
+        loss=functools.partial(_loss, model, symbols=len(alphabet)),
+        evaluate=functools.partial(_evaluate, model, symbols=len(alphabet)),
         splits={"train": _rows(parts["train"], batch, options.steps), **held_out},
         metric="loss",
         unit="bits per character",
         measure="accuracy",
         baselines=baselines(parts, len(alphabet)),
-        carried=functools.partial(models.initial_state, batch=batch),
+        carried=functools.partial(models.initial_state, model, batch=batch),
         watch=("validation",),
     )
 
@@ -99,27 +99,27 @@ def _batches(train: dict[str, Array], key: Array, steps: Array) -> dict[str, Arr
 
 
 def _bits(
-    params: models.Params, batch: dict[str, Array], state: LSTMState, symbols: int
+    model: models.Model, params: models.Params, batch: dict[str, Array], state: LSTMState, symbols: int
 ) -> tuple[Float[Array, "rows steps"], Float[Array, "rows steps"], LSTMState]:
     """Of each next character: -log2 of its probability, and 1 where it was the likeliest; then the state."""
-    outputs, state = models.going_on(params, jax.nn.one_hot(batch["read"], symbols), state)
+    outputs, state = models.going_on(model, params, jax.nn.one_hot(batch["read"], symbols), state)
     log_outputs = jax.nn.log_softmax(outputs)
     right = jnp.take_along_axis(log_outputs, batch["next"][..., None], axis=-1)[..., 0]
     correct = jnp.argmax(log_outputs, axis=-1) == batch["next"]
     return -right / math.log(2), correct.astype(jnp.float32), state
 
 
-def _loss(params: models.Params, batch: dict[str, Array], carried: LSTMState, symbols: int):
+def _loss(model: models.Model, params: models.Params, batch: dict[str, Array], carried: LSTMState, symbols: int):
     state = jax.tree.map(lambda leaf: jnp.where(batch["first"], jnp.zeros_like(leaf), leaf), carried)
-    bits, correct, state = _bits(params, batch, state, symbols)
+    bits, correct, state = _bits(model, params, batch, state, symbols)
     return jnp.mean(bits), (jnp.mean(correct, axis=1), state)
 
 
-def _evaluate(params: models.Params, split: dict[str, Array], symbols: int):
+def _evaluate(model: models.Model, params: models.Params, split: dict[str, Array], symbols: int):
     def read(state, piece):
-        bits, correct, state = _bits(params, piece, state, symbols)
+        bits, correct, state = _bits(model, params, piece, state, symbols)
         return state, (jnp.sum(bits * piece["counts"]), jnp.sum(correct * piece["counts"]))
 
-    _, (bits, correct) = jax.lax.scan(read, models.initial_state(params, batch=1), split)
+    _, (bits, correct) = jax.lax.scan(read, models.initial_state(model, params, batch=1), split)
     characters = jnp.sum(split["counts"])
     return {"loss": jnp.sum(bits) / characters, "accuracy": jnp.sum(correct) / characters}

@@ -40,8 +40,8 @@ def build(options: Options, model: models.Model, batch: int, key: Array) -> Task
     return Task(
         init=functools.partial(models.init, inputs=10, outputs=9, model=model),
         batches=lambda train, key, steps: drawn.per_step(draw, key, steps, batch),
-        loss=_loss,
-        evaluate=_evaluate,
+        loss=functools.partial(_loss, model),
+        evaluate=functools.partial(_evaluate, model),
         splits={"test": test},
         metric="loss",
         measure="accuracy",
@@ -61,19 +61,19 @@ def sequence(key: Array, blanks: int) -> dict[str, Array]:
     }
 
 
-def _losses(params: models.Params, batch: dict[str, Array]) -> tuple[Array, Array]:
+def _losses(model: models.Model, params: models.Params, batch: dict[str, Array]) -> tuple[Array, Array]:
     """Per sequence: the cross-entropy over all steps, and how many of the ten symbols are said right."""
-    log_outputs = jax.nn.log_softmax(models.every(params, jax.nn.one_hot(batch["heard"], 10)))
+    log_outputs = jax.nn.log_softmax(models.every(model, params, jax.nn.one_hot(batch["heard"], 10)))
     right = jnp.take_along_axis(log_outputs, batch["said"][..., None], axis=-1)[..., 0]
     said = jnp.argmax(log_outputs, axis=-1) == batch["said"]
     return -jnp.mean(right, axis=-1), jnp.mean(said[:, -COPIED:], axis=-1)
 
 
-def _loss(params: models.Params, batch: dict[str, Array], carried: Carried):
-    losses, accuracies = _losses(params, batch)
+def _loss(model: models.Model, params: models.Params, batch: dict[str, Array], carried: Carried):
+    losses, accuracies = _losses(model, params, batch)
     return jnp.mean(losses), (accuracies, carried)
 
 
-def _evaluate(params: models.Params, batch: dict[str, Array]):
-    losses, accuracies = _losses(params, batch)
+def _evaluate(model: models.Model, params: models.Params, batch: dict[str, Array]):
+    losses, accuracies = _losses(model, params, batch)
     return {"loss": jnp.mean(losses), "accuracy": jnp.mean(accuracies)}

@@ -30,13 +30,12 @@ class Options:
 
 def build(options: Options, model: models.Model | models.TCN, batch: int, key: Array) -> Task:
     del options, key
-    dropout = model.dropout if isinstance(model, models.TCN) else 0.0
     rolls = chorales.load()
     return Task(
         init=functools.partial(models.init, inputs=chorales.NOTES, outputs=chorales.NOTES, model=model),
         batches=functools.partial(_batches, batch=batch),
-        loss=functools.partial(_loss, dropout=dropout),
-        evaluate=_evaluate,
+        loss=functools.partial(_loss, model),
+        evaluate=functools.partial(_evaluate, model),
         splits={name: _padded(split) for name, split in rolls.items()},
         metric="nll",
         unit="nats per step",
@@ -82,20 +81,20 @@ def _batches(train: dict[str, Array], key: Array, steps: Array, batch: int) -> d
 
 
 def _nll(
-    params: models.Params, batch: dict[str, Array], dropout: float = 0.0
+    model: models.Model | models.TCN, params: models.Params, batch: dict[str, Array]
 ) -> tuple[Float[Array, " batch"], Int[Array, ""]]:
     """Of each chorale, the sum over its steps and notes; and the steps of all."""
-    outputs = models.every(params, batch["chords"], batch["length"], dropout=dropout, key=batch.get("key"))
+    outputs = models.every(model, params, batch["chords"], batch["length"], key=batch.get("key"))
     valid = (jnp.arange(outputs.shape[1])[None] < batch["length"][:, None])[..., None]
     losses = optax.sigmoid_binary_cross_entropy(outputs, jnp.where(valid, batch["next"], 0.0))
     return jnp.sum(losses, axis=(1, 2), where=valid), jnp.sum(batch["length"])
 
 
-def _loss(params: models.Params, batch: dict[str, Array], carried: Carried, dropout: float):
-    sums, steps = _nll(params, batch, dropout)
+def _loss(model: models.Model | models.TCN, params: models.Params, batch: dict[str, Array], carried: Carried):
+    sums, steps = _nll(model, params, batch)
     return jnp.sum(sums) / steps, (sums / batch["length"], carried)
 
 
-def _evaluate(params: models.Params, split: dict[str, Array]):
-    sums, steps = _nll(params, split)
+def _evaluate(model: models.Model | models.TCN, params: models.Params, split: dict[str, Array]):
+    sums, steps = _nll(model, params, split)
     return {"nll": jnp.sum(sums) / steps}

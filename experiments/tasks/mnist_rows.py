@@ -30,8 +30,8 @@ def build(options: Options, model: models.Model, batch: int, key: Array) -> Task
     return Task(
         init=functools.partial(models.init, inputs=28, outputs=10, model=model),
         batches=functools.partial(_batches, batch=batch),
-        loss=_loss,
-        evaluate=_evaluate,
+        loss=functools.partial(_loss, model),
+        evaluate=functools.partial(_evaluate, model),
         splits=splits,
         metric="accuracy",
         measure="accuracy",
@@ -46,20 +46,20 @@ def _batches(train: dict[str, Array], key: Array, steps: Array, batch: int) -> d
     return {name: column[rows] for name, column in train.items()}
 
 
-def _losses(params: models.Params, batch: dict[str, Array]) -> tuple[Array, Array]:
-    log_outputs = jax.nn.log_softmax(models.last(params, batch["rows"]))
+def _losses(model: models.Model, params: models.Params, batch: dict[str, Array]) -> tuple[Array, Array]:
+    log_outputs = jax.nn.log_softmax(models.last(model, params, batch["rows"]))
     right = jnp.take_along_axis(log_outputs, batch["digit"][:, None], axis=-1)[:, 0]
     return -right, (jnp.argmax(log_outputs, axis=-1) == batch["digit"]).astype(jnp.float32)
 
 
-def _loss(params: models.Params, batch: dict[str, Array], carried: Carried):
-    losses, correct = _losses(params, batch)
+def _loss(model: models.Model, params: models.Params, batch: dict[str, Array], carried: Carried):
+    losses, correct = _losses(model, params, batch)
     return jnp.mean(losses), (correct, carried)
 
 
-def _evaluate(params: models.Params, split: dict[str, Array]):
+def _evaluate(model: models.Model, params: models.Params, split: dict[str, Array]):
     pieces = jax.tree.map(lambda column: column.reshape(-1, AT_ONCE, *column.shape[1:]), split)
-    losses, correct = jax.lax.map(functools.partial(_losses, params), pieces)
+    losses, correct = jax.lax.map(functools.partial(_losses, model, params), pieces)
     return {"accuracy": jnp.mean(correct), "loss": jnp.mean(losses)}
 
 

@@ -40,8 +40,8 @@ def build(options: Options, model: models.Model, batch: int, key: Array) -> Task
     return Task(
         init=functools.partial(models.init, inputs=len(SYMBOLS), outputs=classes, model=model),
         batches=lambda train, key, steps: drawn.per_step(draw, key, steps, batch),
-        loss=_loss,
-        evaluate=_evaluate,
+        loss=functools.partial(_loss, model),
+        evaluate=functools.partial(_evaluate, model),
         splits={"test": test},
         metric="error",
         measure="error",
@@ -72,19 +72,19 @@ def sequence(key: Array, spans: tuple[tuple[int, int], ...]) -> dict[str, Array]
     }
 
 
-def _logits(params: models.Params, batch: dict[str, Array]) -> Array:
+def _logits(model: models.Model, params: models.Params, batch: dict[str, Array]) -> Array:
     one_hot = jax.nn.one_hot(batch["symbols"], len(SYMBOLS))
-    return models.last(params, one_hot, batch["length"])
+    return models.last(model, params, one_hot, batch["length"])
 
 
-def _loss(params: models.Params, batch: dict[str, Array], carried: Carried):
-    log_outputs = jax.nn.log_softmax(_logits(params, batch))
+def _loss(model: models.Model, params: models.Params, batch: dict[str, Array], carried: Carried):
+    log_outputs = jax.nn.log_softmax(_logits(model, params, batch))
     right = jnp.take_along_axis(log_outputs, batch["class"][:, None], axis=-1)
     return -jnp.mean(right), (_errors(jnp.exp(log_outputs), batch["class"]), carried)
 
 
-def _evaluate(params: models.Params, batch: dict[str, Array]):
-    return _figures(jax.nn.softmax(_logits(params, batch)), batch["class"])
+def _evaluate(model: models.Model, params: models.Params, batch: dict[str, Array]):
+    return _figures(jax.nn.softmax(_logits(model, params, batch)), batch["class"])
 
 
 def _errors(outputs: Array, classes: Array) -> Array:

@@ -1,5 +1,7 @@
 """The models: what they read and where they start."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,17 +14,19 @@ XS = jax.random.normal(jax.random.key(1), (3, 7, 2))
 
 
 def test_last_says_what_every_says_at_the_last_step():
-    params = models.init(jax.random.key(0), 2, 5, Model(units=4))
-    np.testing.assert_allclose(models.last(params, XS), models.every(params, XS)[:, -1], rtol=1e-6)
+    model = Model(units=4)
+    params = models.init(jax.random.key(0), 2, 5, model)
+    np.testing.assert_allclose(models.last(model, params, XS), models.every(model, params, XS)[:, -1], rtol=1e-6)
 
 
 def test_last_reads_each_sequence_to_its_length():
-    params = models.init(jax.random.key(0), 2, 5, Model(units=4))
+    model = Model(units=4)
+    params = models.init(jax.random.key(0), 2, 5, model)
     lengths = jnp.array([2, 7, 4])
-    every = models.every(params, XS)
+    every = models.every(model, params, XS)
     noise = jnp.where((jnp.arange(7)[None] < lengths[:, None])[..., None], XS, jnp.nan)
     expected = [every[b, n - 1] for b, n in enumerate(lengths)]
-    np.testing.assert_allclose(models.last(params, noise, lengths), np.stack(expected), rtol=1e-5)
+    np.testing.assert_allclose(models.last(model, params, noise, lengths), np.stack(expected), rtol=1e-5)
 
 
 def test_chrono_gates_remember_for_one_to_the_longest_gap():
@@ -41,32 +45,48 @@ def test_forget_bias_is_used_without_chrono():
 
 
 def test_what_is_said_in_pieces_is_what_is_said_at_once():
-    params = models.init(jax.random.key(0), 2, 5, Model(units=4))
-    state, said = models.initial_state(params, 3), []
+    model = Model(units=4)
+    params = models.init(jax.random.key(0), 2, 5, model)
+    state, said = models.initial_state(model, params, 3), []
     for piece in (XS[:, :3], XS[:, 3:4], XS[:, 4:]):
-        outputs, state = models.going_on(params, piece, state)
+        outputs, state = models.going_on(model, params, piece, state)
         said.append(outputs)
-    np.testing.assert_allclose(jnp.concatenate(said, axis=1), models.every(params, XS), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(jnp.concatenate(said, axis=1), models.every(model, params, XS), rtol=1e-5, atol=1e-6)
 
 
 def test_tcn_says_at_each_step_what_it_knows_by_then():
-    params = models.init(jax.random.key(0), 2, 5, TCN(units=4, blocks=3, kernel=2))
-    said = models.every(params, XS)
+    model = TCN(units=4, blocks=3, kernel=2)
+    params = models.init(jax.random.key(0), 2, 5, model)
+    said = models.every(model, params, XS)
     assert said.shape == (3, 7, 5)
-    np.testing.assert_allclose(models.every(params, XS[:, :4]), said[:, :4], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(models.every(model, params, XS[:, :4]), said[:, :4], rtol=1e-5, atol=1e-6)
     noise = XS.at[1, 4:].set(jnp.nan)
     lengths = jnp.array([7, 4, 7])
-    np.testing.assert_allclose(models.every(params, noise, lengths)[1, :4], said[1, :4], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(models.every(model, params, noise, lengths)[1, :4], said[1, :4], rtol=1e-5, atol=1e-6)
 
 
 def test_tcn_drops_units_only_with_a_key():
-    params = models.init(jax.random.key(0), 2, 5, TCN(units=4))
-    said = models.every(params, XS)
-    np.testing.assert_array_equal(models.every(params, XS, dropout=0.5), said)
-    dropped = [models.every(params, XS, dropout=0.5, key=jax.random.key(n)) for n in (1, 1, 2)]
+    model = TCN(units=4, dropout=0.5)
+    params = models.init(jax.random.key(0), 2, 5, model)
+    said = models.every(model, params, XS)
+    np.testing.assert_array_equal(models.every(TCN(units=4), params, XS), said)
+    dropped = [models.every(model, params, XS, key=jax.random.key(n)) for n in (1, 1, 2)]
     np.testing.assert_array_equal(dropped[0], dropped[1])
     assert not np.allclose(dropped[0], said)
     assert not np.allclose(dropped[0], dropped[2])
+
+
+def test_precision_is_that_of_the_computation():
+    model = Model(units=4, precision="bfloat16")
+    params = models.init(jax.random.key(0), 2, 5, model)
+    wide, narrow = (models.every(dataclasses.replace(model, precision=p), params, XS) for p in ("float32", "bfloat16"))
+    assert wide.dtype == narrow.dtype == jnp.float32
+    assert 1e-5 < np.abs(wide - narrow).max() < 1e-2
+    state = models.initial_state(model, params, 3)
+    assert [a.dtype for a in jax.tree.leaves(models.going_on(model, params, XS, state)[1])] == [
+        jnp.bfloat16,
+        jnp.float32,
+    ]
 
 
 @pytest.mark.parametrize(("field", "value"), [("units", 0), ("chrono", 2), ("chrono", -1)])

@@ -76,7 +76,7 @@ def test_loss_is_bits_in_the_carried_state(task):
         losses.append(float(loss))
         assert accuracies.shape == (4,)
     both = {name: jnp.concatenate(list(batches[name]), axis=1) for name in ("read", "next")}
-    logits = models.every(params, jax.nn.one_hot(both["read"], len(set(TEXT))))
+    logits = models.every(Model(units=12), params, jax.nn.one_hot(both["read"], len(set(TEXT))))
     outputs = np.exp(np.asarray(logits, np.float64))
     outputs /= outputs.sum(axis=-1, keepdims=True)
     bits = -np.log2(np.take_along_axis(outputs, np.asarray(both["next"])[..., None], axis=-1))
@@ -97,7 +97,9 @@ def test_evaluation_is_one_reading_in_one_state(task):
     params = task.init(jax.random.key(1))
     split = task.splits["test"]
     size = int(split["counts"].sum())
-    logits = models.every(params, jax.nn.one_hot(split["read"].reshape(1, -1)[:, :size], len(set(TEXT))))
+    logits = models.every(
+        Model(units=12), params, jax.nn.one_hot(split["read"].reshape(1, -1)[:, :size], len(set(TEXT)))
+    )
     following = split["next"].reshape(-1)[:size]
     expected = -jax.nn.log_softmax(logits)[0, jnp.arange(size), following].mean() / math.log(2)
     assert float(task.evaluate(params, split)["loss"]) == pytest.approx(float(expected), rel=1e-5)

@@ -25,7 +25,7 @@ def test_sequence_is_symbols_blanks_marker_blanks(blanks):
 def test_chance_is_the_loss_of_knowing_only_when_to_speak(blanks, monkeypatch):
     task = copy.build(copy.Options(blanks=blanks), Model(units=3), 4, jax.random.key(0))
 
-    def outputs(params, xs):
+    def outputs(model, params, xs):
         """Certain of blanks until asked, then even over the eight symbols."""
         speaking = (jnp.arange(xs.shape[1]) >= blanks + 10)[:, None]
         silent, even = jnp.zeros(9).at[0].set(50.0), jnp.zeros(9).at[0].set(-50.0)
@@ -43,7 +43,7 @@ def test_loss_is_averaged_over_all_steps():
     task = copy.build(copy.Options(blanks=3), Model(units=4), 4, jax.random.key(0))
     params = task.init(jax.random.key(1))
     batch = jax.tree.map(lambda column: column[:2], task.splits["test"])
-    logits = np.asarray(models.every(params, jax.nn.one_hot(batch["heard"], 10)), np.float64)
+    logits = np.asarray(models.every(Model(units=4), params, jax.nn.one_hot(batch["heard"], 10)), np.float64)
     losses = []
     for b, t in np.ndindex(2, 23):
         outputs = np.exp(logits[b, t]) / np.exp(logits[b, t]).sum()

@@ -47,7 +47,7 @@ def test_figures_are_means_over_all_steps_of_all_chorales(build, rolls):
     params = task.init(jax.random.key(1))
     losses = []
     for chorale in rolls["test"]:
-        outputs = models.every(params, jnp.asarray(chorale[None, :-1], jnp.float32))[0]
+        outputs = models.every(Model(units=5), params, jnp.asarray(chorale[None, :-1], jnp.float32))[0]
         losses.append([nll(o, t) for o, t in zip(outputs, chorale[1:], strict=True)])
     assert [len(steps) for steps in losses] == [7, 1, 4]
     split = task.splits["test"]

@@ -34,7 +34,7 @@ def task(data, monkeypatch):
 def test_split_measured_in_pieces_is_the_split_measured_whole(task, data):
     params = task.init(jax.random.key(1))
     images, digits = data["test"]
-    logits = np.asarray(models.last(params, jnp.asarray(images)), np.float64)
+    logits = np.asarray(models.last(Model(units=4), params, jnp.asarray(images)), np.float64)
     outputs = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     figures = task.evaluate(params, task.splits["test"])
     assert float(figures["accuracy"]) == pytest.approx(np.mean(logits.argmax(axis=1) == digits))

@@ -63,7 +63,7 @@ def test_loss_is_the_cross_entropy():
     params = task.init(jax.random.key(1))
     batch = jax.tree.map(lambda column: column[:5], task.splits["test"])
     loss, (errors, _) = task.loss(params, batch, None)
-    logits = np.asarray(temporal_order._logits(params, batch), np.float64)
+    logits = np.asarray(temporal_order._logits(Model(units=3), params, batch), np.float64)
     outputs = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     truth = np.asarray(batch["class"])
     assert float(loss) == pytest.approx(-np.mean(np.log(outputs[np.arange(5), truth])), rel=1e-5)
