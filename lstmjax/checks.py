@@ -143,7 +143,7 @@ def integers(name: str, value: Any, low: int, high: int, meaning: str) -> jax.Ar
             raise ValueError(f"{message}; got values from {values.min()} to {values.max()}.")
         return array.astype(jnp.int32)
     array = array.astype(jnp.int32)
-    checkify.debug_check(jnp.all((array >= low) & (array <= high)), f"{message}.")
+    checkify.debug_check(jnp.all(_of_any((array >= low) & (array <= high))), f"{message}.")
     return array
 
 
@@ -180,3 +180,8 @@ def _array(name: str, value: Any) -> jax.Array:
         return jnp.asarray(value)
     except (TypeError, ValueError) as error:
         raise TypeError(f"{name} must be an array, got {type(value).__name__}.") from error
+
+
+# checkify cannot map a check over no examples, so that a `jax.vmap` over none replaces what is checked by True.
+_of_any: Any = jax.custom_batching.custom_vmap(lambda holds: holds)
+_of_any.def_vmap(lambda size, _, holds: (_of_any(holds), True) if size else (jnp.ones(holds.shape[1:], bool), False))

@@ -9,6 +9,7 @@ import pytest
 import reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jax.experimental import checkify
 from jax.sharding import PartitionSpec
 from jax.test_util import check_grads
 
@@ -329,6 +330,32 @@ def test_nothing_to_read(implementation, lengths, resets, batch, time):
     slopes = jax.grad(lambda a: sum(o.sum() for o in run(a, **times, implementation=implementation)))(arrays)
     assert not any(np.asarray(slopes[name]).any() for name in ("w_x", "w_h", "bias"))
     np.testing.assert_array_equal(slopes["h0"], jnp.ones_like(arrays["h0"]))
+
+
+@pytest.mark.parametrize("batch", [(0,), (2, 0), (0, 2)])
+def test_vmap_over_nothing(batch):
+    arrays, times = example(12, batch, 5, lengths=True, resets=True)
+    arrays = cast(arrays, jnp.float32)
+    axes = {name: None if name in ("w_x", "w_h", "bias") else 0 for name in arrays}
+    call = lambda arrays, times: run(arrays, **times)  # noqa: E731
+    for _ in batch:
+        call = jax.vmap(call, in_axes=(axes, 0))
+    ys, h, _ = call(arrays, times)
+    assert (ys.shape, h.shape) == ((*batch, 5, UNITS), (*batch, UNITS))
+    assert not jax.grad(lambda arrays: call(arrays, times)[0].sum())(arrays)["w_x"].any()
+
+
+@pytest.mark.parametrize(("lengths", "reported"), [([5, 0], None), ([5, 6], "at mapped index 1: lengths must lie")])
+def test_checkify_and_vmap(lengths, reported):
+    params, xs = lstm.init(jax.random.key(0), INPUTS, UNITS), jnp.ones((2, 5, INPUTS))
+    call = lambda xs, lengths: lstm.apply(params, xs, lengths=lengths)  # noqa: E731
+    of_each, _ = jax.vmap(checkify.checkify(call))(xs, jnp.array(lengths))
+    of_all, _ = checkify.checkify(jax.vmap(call))(xs, jnp.array(lengths))
+    if reported is None:
+        assert of_each.get() is of_all.get() is None
+    else:
+        assert of_each.get().startswith(reported)
+        assert "lengths must lie between 0 and 5" in of_all.get()
 
 
 @every_implementation
