@@ -1,4 +1,3 @@
-import itertools
 from functools import partial
 
 import jax
@@ -11,74 +10,6 @@ from jax.experimental import checkify
 from lstmjax import Dropout, LSTMOptions, LSTMParams, LSTMState, lstm
 
 KEY = jax.random.key(0)
-
-
-@pytest.mark.parametrize(("inputs", "units", "count"), [(1, 1, 12), (2, 3, 72), (20, 50, 4 * 50 * 71)])
-def test_number_of_parameters(inputs, units, count):
-    params = lstm.init(KEY, inputs=inputs, units=units)
-    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == count
-    assert (params.inputs, params.units) == (inputs, units)
-
-
-def test_initial_weights_of_each_gate():
-    params = lstm.init(KEY, inputs=30, units=20)
-    bound = np.sqrt(6 / (30 + 20))
-    gates = [np.split(np.asarray(w), 4, axis=-1) for w in (params.w_x, params.w_h, params.bias)]
-    for w_x, w_h in zip(*gates[:2], strict=True):
-        assert 0.9 * bound < np.abs(w_x).max() <= bound
-        np.testing.assert_allclose(w_h.T @ w_h, np.eye(20), atol=1e-5)
-    for blocks in gates[:2]:
-        assert not any(np.array_equal(a, b) for a, b in itertools.combinations(blocks, 2))
-    np.testing.assert_array_equal(params.bias, np.repeat([0, 1, 0, 0], 20))
-
-
-def test_initializers_are_replaceable():
-    params = lstm.init(
-        KEY,
-        inputs=2,
-        units=3,
-        forget_bias=0.5,
-        w_x_init=lambda key, shape, dtype: jnp.full(shape, shape[0], dtype),
-        w_h_init=lambda key, shape, dtype: jnp.full(shape, 10 * shape[0], dtype),
-        bias_init=lambda key, shape, dtype: jnp.full(shape, 7, dtype),
-    )
-    assert (params.w_x == 2).all()
-    assert (params.w_h == 30).all()
-    np.testing.assert_array_equal(params.bias, np.repeat([7, 7.5, 7, 7], 3))
-
-
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16, "float32"])
-def test_dtype_of_parameters(dtype):
-    params = lstm.init(KEY, inputs=2, units=3, dtype=dtype)
-    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype(dtype)}
-    state = lstm.initial_state(params, batch=(2,))
-    assert (state.h.dtype, state.c.dtype) == (jnp.dtype(dtype), jnp.float32)
-
-
-def test_float64_parameters(x64):
-    params = lstm.init(KEY, inputs=2, units=3, dtype=jnp.float64)
-    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype(jnp.float64)}
-    assert lstm.initial_state(params).c.dtype == jnp.float64
-    block = params.w_h[:, :3]
-    np.testing.assert_allclose(block.T @ block, np.eye(3), atol=1e-14)
-
-
-def test_old_style_keys():
-    assert lstm.init(jax.random.PRNGKey(0), inputs=2, units=3).w_x.shape == (2, 12)
-
-
-def test_init_under_jit_and_vmap():
-    make = partial(lstm.init, inputs=2, units=3)
-    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), jax.jit(make)(KEY), make(KEY))
-    assert jax.vmap(make)(jax.random.split(KEY, 5)).w_x.shape == (5, 2, 12)
-
-
-def test_paths_of_the_leaves():
-    tree = {"encoder": lstm.init(KEY, 2, 3), "state": lstm.initial_state(lstm.init(KEY, 2, 3))}
-    names = [
-        jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in jax.tree_util.tree_leaves_with_path(tree)
-    ]
-    assert names == ["encoder/w_x", "encoder/w_h", "encoder/bias", "state/h", "state/c"]
 
 
 def test_numpy_parameters_and_inputs():
@@ -323,36 +254,6 @@ class TestRefusals:
             ValueError, match=r"x must have axes \[\*batch, inputs\], at least 1 of them; got shape \(\)"
         ):
             lstm.step(self.params, jnp.ones(()), self.state)
-
-    @pytest.mark.parametrize(
-        ("arguments", "error", "text"),
-        [
-            ({"inputs": 0}, ValueError, "inputs must be an integer of at least 1, got 0"),
-            ({"units": -3}, ValueError, "units must be an integer of at least 1, got -3"),
-            ({"units": 2.5}, ValueError, r"units must be an integer of at least 1, got 2\.5"),
-            ({"units": True}, ValueError, "units must be an integer of at least 1, got True"),
-            ({"dtype": jnp.int32}, TypeError, r"dtype must be a floating type such as jnp\.float32, got int32"),
-        ],
-    )
-    def test_init(self, arguments, error, text):
-        with pytest.raises(error, match=text):
-            lstm.init(**{"key": KEY, "inputs": 2, "units": 3, **arguments})
-
-    def test_initializers(self):
-        with pytest.raises(
-            ValueError, match=r"w_x_init must return shape \(2, 3\), which it was called with; got \(7, 7\)"
-        ):
-            lstm.init(KEY, 2, 3, w_x_init=lambda key, shape, dtype: jnp.ones((7, 7), dtype))
-        with pytest.raises(ValueError, match=r"bias_init must return shape \(3,\), .* got \(\)"):
-            lstm.init(KEY, 2, 3, bias_init=lambda key, shape, dtype: 0.0)
-        with pytest.raises(TypeError, match=r"forget_bias must be a number, got Array"):
-            lstm.init(KEY, 2, 3, forget_bias=jnp.ones(3))
-        with pytest.raises(ValueError, match=r"dtype float64 needs 64-bit JAX: set jax_enable_x64"):
-            lstm.init(KEY, 2, 3, dtype=jnp.float64)
-
-    def test_initial_state(self):
-        with pytest.raises(TypeError, match=r"batch must be a tuple of sizes such as \(8,\).*got 8"):
-            lstm.initial_state(self.params, batch=8)
 
     @pytest.mark.parametrize(
         ("arguments", "text"),
