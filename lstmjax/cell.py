@@ -159,7 +159,7 @@ def pointwise(
     c = clipped(f * c + i * g, options.cell_clip)
     o = gate(z_o, p_o, c)
     shown = c if params.norm is None else normalised(c, params.norm.c_scale) + params.norm.c_bias.astype(c.dtype)
-    return o * act(shown), c
+    return o * ACTIVATIONS[options.output_activation or options.activation](shown), c
 
 
 def zoned_out(after: LSTMState, before: LSTMState, dropout: Dropout, masks: Masks) -> LSTMState:

@@ -18,7 +18,7 @@ def init(
     units: int,
     *,
     bias: bool = True,
-    forget_bias: float | None = None,
+    forget_bias: float | int | None = None,
     chrono: int | None = None,
     peepholes: bool = False,
     projection: int | None = None,

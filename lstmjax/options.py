@@ -12,6 +12,11 @@ ACTIVATIONS = {
     "tanh": jnp.tanh,
     "sigmoid": jax.nn.sigmoid,
     "relu": jax.nn.relu,
+    "linear": lambda x: x,
+    "elu": jax.nn.elu,
+    "softplus": jax.nn.softplus,
+    "softsign": jax.nn.soft_sign,
+    "silu": jax.nn.silu,
     "hard_sigmoid": jax.nn.hard_sigmoid,
     "keras2_hard_sigmoid": lambda x: jnp.clip(0.2 * x + 0.5, 0, 1),
 }
@@ -24,6 +29,7 @@ class LSTMOptions:
     Args:
         activation: of the candidate g and of c on its way to h; a name in `lstmjax.options.ACTIVATIONS`.
         recurrent_activation: of the gates i, f and o; likewise.
+        output_activation: of c on its way to h, where that is another than activation, as ONNX can have it.
         cell_clip: c_t is clipped to [-cell_clip, cell_clip], as in TensorFlow's LSTMCell.
         preactivation_clip: what the gates' activations see is clipped to [-preactivation_clip, preactivation_clip],
             as in ONNX.
@@ -40,14 +46,17 @@ class LSTMOptions:
 
     activation: str = "tanh"
     recurrent_activation: str = "sigmoid"
-    cell_clip: float | None = None
-    preactivation_clip: float | None = None
-    projection_clip: float | None = None
+    output_activation: str | None = None
+    cell_clip: float | int | None = None
+    preactivation_clip: float | int | None = None
+    projection_clip: float | int | None = None
     precision: DTypeLike | None = None
 
     def __post_init__(self):
         checks.one_of("activation", self.activation, ACTIVATIONS)
         checks.one_of("recurrent_activation", self.recurrent_activation, ACTIVATIONS)
+        if self.output_activation is not None:
+            checks.one_of("output_activation", self.output_activation, ACTIVATIONS)
         for name in ("cell_clip", "preactivation_clip", "projection_clip"):
             object.__setattr__(self, name, checks.bound(name, getattr(self, name)))
         if self.precision is not None:

@@ -41,19 +41,18 @@ class Dropout:
     0.1
     """
 
-    inputs: float = 0.0
-    recurrent: float = 0.0
-    outputs: float = 0.0
-    between_layers: float = 0.0
-    zoneout_h: float = 0.0
-    zoneout_c: float = 0.0
-    recurrent_weights: float = 0.0
+    inputs: float | int = 0
+    recurrent: float | int = 0
+    outputs: float | int = 0
+    between_layers: float | int = 0
+    zoneout_h: float | int = 0
+    zoneout_c: float | int = 0
+    recurrent_weights: float | int = 0
     recurrent_kind: str = "tied"
 
     def __post_init__(self):
-        for field in dataclasses.fields(self):
-            if field.type is float:
-                object.__setattr__(self, field.name, checks.rate(field.name, getattr(self, field.name)))
+        for name in (field.name for field in dataclasses.fields(self) if field.name != "recurrent_kind"):
+            object.__setattr__(self, name, checks.rate(name, getattr(self, name)))
         checks.one_of("recurrent_kind", self.recurrent_kind, RECURRENT_KINDS)
 
 

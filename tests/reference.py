@@ -30,10 +30,23 @@ def clip(x, low, high):
     return np.where(x.real < low, low, np.where(x.real > high, high, x))
 
 
+def elu(x):
+    return np.where(x.real > 0, x, np.exp(x) - 1)
+
+
+def softsign(x):
+    return x / (1 + np.where(x.real > 0, x, -x))
+
+
 ACTIVATIONS = {
     "tanh": np.tanh,
     "sigmoid": sigmoid,
     "relu": relu,
+    "linear": lambda x: x,
+    "elu": elu,
+    "softplus": lambda x: np.log(1 + np.exp(x)),
+    "softsign": softsign,
+    "silu": lambda x: x * sigmoid(x),
     "hard_sigmoid": hard_sigmoid,
     "keras2_hard_sigmoid": keras2_hard_sigmoid,
 }
@@ -57,6 +70,7 @@ def step(
     norm=None,
     activation="tanh",
     recurrent_activation="sigmoid",
+    output_activation=None,
     cell_clip=None,
     preactivation_clip=None,
     projection_clip=None,
@@ -95,7 +109,9 @@ def step(
     if cell_clip is not None:
         new_c = clip(new_c, -cell_clip, cell_clip)
     o = gate(seen("o", new_c))
-    new_h = o * act(new_c if norm is None else normalised(new_c, norm.c_scale) + norm.c_bias)
+    new_h = o * ACTIVATIONS[output_activation or activation](
+        new_c if norm is None else normalised(new_c, norm.c_scale) + norm.c_bias
+    )
     if w_projection is not None:
         new_h = new_h @ w_projection
     if projection_clip is not None:

@@ -26,6 +26,9 @@ def test_numpy_parameters_and_inputs():
         {"activation": "relu"},
         {"recurrent_activation": "hard_sigmoid"},
         {"recurrent_activation": "keras2_hard_sigmoid", "activation": "sigmoid"},
+        {"activation": "elu", "output_activation": "softsign"},
+        {"activation": "linear", "output_activation": "tanh"},
+        {"activation": "silu", "output_activation": "softplus"},
         {"cell_clip": 0.3},
         {"preactivation_clip": 0.4},
         {"cell_clip": 0.5, "preactivation_clip": 1.0, "activation": "tanh"},
@@ -260,8 +263,7 @@ class TestRefusals:
         [
             (
                 {"activation": "tahn"},
-                r"activation must be one of 'tanh', 'sigmoid', 'relu', 'hard_sigmoid', 'keras2_hard_sigmoid'; "
-                r"got 'tahn'",
+                r"activation must be one of 'tanh', 'sigmoid', 'relu', 'linear', .*; got 'tahn'",
             ),
             ({"recurrent_activation": None}, r"recurrent_activation must be one of .*; got None"),
             ({"cell_clip": 0.0}, r"cell_clip must be above 0, or None for no clipping; got 0\.0"),
