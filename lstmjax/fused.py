@@ -153,12 +153,10 @@ def _forward(params, xs, state, initial, masks, clock, options, dropout, return_
 def _ahead_of_the_loop(params, d_params, d_vectors, xs, d_xs, saved, constants):
     """The tangents of z_t, of h_{t-1} W_h where that is normalised, and of h_t, so far as no state has a part."""
     dtype, befores = saved.z.dtype, saved.before
-    d_x_product = jnp.zeros_like(saved.x_product)
-    if _given(d_xs):
-        d_x_product += cell.input_product(params.w_x, d_xs, dtype)
-    if _given(d_params.w_x):
-        d_x_product += cell.input_product(_apart(d_params.w_x), xs, dtype)
-    d_z = _tangent(cell.projected, (_vectors(params), saved.x_product), (d_vectors, d_x_product))
+    terms = [cell.input_product(params.w_x, d_xs, dtype)] if _given(d_xs) else []
+    terms += [cell.input_product(_apart(d_params.w_x), xs, dtype)] if _given(d_params.w_x) else []
+    d_x_product = sum(terms[1:], start=terms[0]) if terms else jnp.zeros_like(saved.x_product)
+    d_z = _tangent(jax.checkpoint(cell.projected), (_vectors(params), saved.x_product), (d_vectors, d_x_product))
     d_h_product = d_h = None
     if _given(d_params.w_h):
         masks = jax.tree.map(lambda mask: jnp.broadcast_to(mask, (len(xs), *mask.shape)), constants)
