@@ -192,7 +192,7 @@ def test_learning_reaches_every_layer_and_state():
     assert all((np.abs(leaf) > 0).all() for layer in slopes.layers for leaf in jax.tree.leaves(layer.initial))
 
 
-DROPOUT = Dropout(inputs=0.2, recurrent=0.3, between_layers=0.4, outputs=0.2, zoneout_h=0.1)
+DROPOUT = Dropout(inputs=0.2, between_layers=0.4, zoneout_h=0.1)
 
 
 def dropped(params, xs, lengths, key):
