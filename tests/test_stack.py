@@ -168,6 +168,13 @@ class TestResidual:
         same(last, ys[:, 0 if reverse else -1])
 
 
+def test_what_a_residual_connection_adds_is_not_dropped():
+    silent = jax.tree.map(jnp.zeros_like, PARAMS.layers[1])
+    params = StackParams((PARAMS.layers[0], silent))
+    ys, _ = stack.apply(params, XS, residual_from=1, dropout=Dropout(between_layers=0.5), key=KEY)
+    same(ys, lstm.apply(PARAMS.layers[0], XS)[0])
+
+
 @pytest.mark.parametrize("residual_from", [None, 0])
 @pytest.mark.parametrize("return_sequences", [True, False])
 @pytest.mark.parametrize(("batch", "time"), [((2,), 0), ((0,), 5)])
