@@ -1,5 +1,6 @@
 """LSTMOptions(precision=...): what is computed in which dtype, whatever that of params and inputs."""
 
+import re
 from functools import partial
 
 import jax
@@ -111,6 +112,21 @@ def test_products_add_up_in_float32(implementation):
     np.testing.assert_allclose(end.c[0], 1 / (1 + np.exp(-z)), rtol=1e-6)
     _, after = lstm.step(params, x, state, options=HALF)
     np.testing.assert_allclose(after.c[0], end.c[0], rtol=1e-6)
+
+
+@every_implementation
+@pytest.mark.parametrize("kind", ["tied", "per_gate"])
+def test_no_product_comes_out_narrow(implementation, kind):
+    """As written: a CPU's compiler rounds no product that is widened again, an accelerator's may."""
+    params, state = example(**CELL)
+    dropout = Dropout(recurrent=0.5, recurrent_kind=kind)
+    call = partial(lstm.apply, options=HALF, dropout=dropout, key=KEY, implementation=implementation)
+    programs = [jax.make_jaxpr(call)(params, XS, state)]
+    programs += [jax.make_jaxpr(partial(lstm.step, options=HALF))(params, XS[:, 0], state)]
+    for program in programs:
+        products = re.findall(r":(\w+)\[[^\]]*\] = dot_general", str(program))
+        assert len(products) >= 3
+        assert set(products) == {"f32"}
 
 
 def dtypes(call, *arguments, **options):
