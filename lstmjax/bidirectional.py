@@ -122,6 +122,8 @@ def apply(
     ((8, 10, 6), (8, 3))
     """
     checks.instance("params", params, BidirectionalParams, "bidirectional.init")
+    for name in ("forward", "backward"):
+        checks.instance(f"params.{name}", getattr(params, name), lstm.LSTMParams, "lstm.init")
     if state is not None:
         checks.instance("state", state, BidirectionalState, "bidirectional.initial_state")
     if merge is not None:

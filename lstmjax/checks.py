@@ -53,8 +53,14 @@ def rate(name: str, value: Any) -> float:
 
 def floating_dtype(name: str, dtype: Any) -> Any:
     """Raise unless `dtype` is a floating type."""
+    try:
+        dtype = jnp.dtype(dtype)
+    except TypeError as error:
+        raise TypeError(f"{name} must be a floating type such as jnp.float32, got {dtype!r}.") from error
     if not jnp.issubdtype(dtype, jnp.floating):
-        raise TypeError(f"{name} must be a floating type such as jnp.float32, got {jnp.dtype(dtype).name}.")
+        raise TypeError(f"{name} must be a floating type such as jnp.float32, got {dtype.name}.")
+    if jnp.finfo(dtype).bits < 16:
+        raise TypeError(f"{name} must have at least 16 bits, got {dtype.name}.")
     if jax.dtypes.canonicalize_dtype(dtype) != dtype:
         raise ValueError(f"{name} {jnp.dtype(dtype).name} needs 64-bit JAX: set jax_enable_x64.")
     return jnp.dtype(dtype)

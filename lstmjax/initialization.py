@@ -110,7 +110,8 @@ def init(
 def initial_state(params: LSTMParams, batch: tuple[int, ...] = ()) -> LSTMState:
     """Make the state before the first step: zeros, or the learned one.
 
-    Its dtype is that of params. To carry a state through a loop of your own whose inputs are wider, widen h.
+    Its dtype is that of params. To carry a state through a loop of your own which computes in another, because of wider
+    inputs or `LSTMOptions(precision=...)`, cast h to that.
 
     Args:
         params: LSTMParams.

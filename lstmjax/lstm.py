@@ -19,6 +19,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Integer
 
 from lstmjax import cell, checks, fused, placement, recurrence, regularize
@@ -96,7 +97,8 @@ def apply(
         return_sequences: False returns the final h as ys and stacks nothing over time.
         options: LSTMOptions.
         dropout: Dropout, of which nothing but the expectation of zoneout counts without a key.
-        key: a JAX random key, in training; one key gives the same masks on every implementation.
+        key: a JAX random key, in training; one key gives the same masks on every implementation, and to every example
+            of `jax.vmap` and every shard of `jax.shard_map` that is given it: split it for those.
         implementation: "scan", "fused" (with derivatives of its own) or "auto"; `explain` tells which one runs.
         unroll: steps in one iteration of the compiled loop.
         checkpoint: True cuts time into about sqrt(time) segments, a number into that many, of which the gradient
@@ -196,14 +198,17 @@ def _apply(
     *batch, time, _ = xs.shape
 
     def run(params, xs, state, lengths, resets, masks):
-        arguments = (*_promote(params, xs, state, options), lengths, resets, masks)
-        params, xs, state, lengths, resets, masks = placement.varying_alike(arguments)
+        initial = initial_state(params)
+        params, xs, state = _promote(params, xs, state, options)
+        initial = LSTMState(h=initial.h.astype(xs.dtype), c=initial.c.astype(state.c.dtype))
+        # Wide again where a gradient adds up over segments or steps, and narrowed in them, as widely as c is kept.
+        wide = jax.tree.map(lambda leaf: leaf.astype(state.c.dtype), params)
+        arguments = (wide, xs, state, initial, lengths, resets, masks)
+        wide, xs, state, initial, lengths, resets, masks = placement.varying_alike(arguments)
         clock = recurrence.read_by(lengths, resets, time, reverse=reverse, unroll=unroll)
         if masks.recurrent_weights is not None:
-            w_h = params.w_h * masks.recurrent_weights.astype(params.w_h.dtype)
-            params = dataclasses.replace(params, w_h=w_h)
+            wide = dataclasses.replace(wide, w_h=wide.w_h * masks.recurrent_weights.astype(wide.w_h.dtype))
         constants, steps = masks.in_loop()
-        initial = initial_state(params)
 
         def loop(state, xs, steps, clock):
             xs = recurrence.time_major(xs, clock)
@@ -211,7 +216,7 @@ def _apply(
                 xs = xs * jnp.broadcast_to(masks.inputs.astype(xs.dtype), xs.shape)
             static = options, dropout, return_sequences
             run = IMPLEMENTATIONS[implementation]
-            ys, state = run(params, xs, state, initial, constants.at(steps), clock, *static)
+            ys, state = run(wide, xs, state, initial, constants.at(steps), clock, *static)
             return jnp.moveaxis(ys, 0, -2) if return_sequences else None, state
 
         if segments:
@@ -229,22 +234,27 @@ def _apply(
 
 
 def _scan(params, xs, state, initial, masks, clock, options, dropout, return_sequences):
-    # Widened outside the loop and narrowed in it, so that the weights' gradients add up over time as widely as c does.
-    wide = jax.tree.map(lambda leaf: leaf.astype(state.c.dtype), params)
     constants, steps = masks.in_loop()
 
     def single(state, now, constants):
         x, step = now
-        narrow = jax.tree.map(lambda leaf: leaf.astype(x.dtype), wide)
-        return cell.step(narrow, x, state, options, dropout, constants.at(step)), None
+        return cell.step(_narrowed(params, x), x, state, options, dropout, constants.at(step)), None
 
     xs = (xs, steps)
     ys, state, _ = recurrence.forward(single, state, initial, xs, constants, clock, return_sequences=return_sequences)
     return ys, state
 
 
+def _fused(params, xs, *arguments):
+    return fused.run(_narrowed(params, xs), xs, *arguments)
+
+
+def _narrowed(params, like):
+    return jax.tree.map(lambda leaf: leaf.astype(like.dtype), params)
+
+
 # Fastest first: "auto" takes the first.
-IMPLEMENTATIONS = {"fused": fused.run, "scan": _scan}
+IMPLEMENTATIONS = {"fused": _fused, "scan": _scan}
 
 
 def _choose(implementation: str) -> str:
@@ -315,11 +325,11 @@ def _check_dropout(dropout: Any, key: Any) -> Dropout:
 
 def _segments(checkpoint: Any, time: int) -> int:
     """Number of segments: about sqrt(time), and if possible such that all are of one length; 0 for no checkpoints."""
-    if not isinstance(checkpoint, bool):
+    if not isinstance(checkpoint, bool | np.bool_):
         return checks.positive_int("checkpoint", checkpoint)
     root = math.isqrt(time)
-    near = [count for count in range(max(1, root // 2), 2 * root + 1) if time % count == 0]
-    return min(near, key=lambda count: abs(count - root), default=root) if checkpoint else 0
+    equal = [count for count in range(max(1, root), 2 * root + 1) if time % count == 0]
+    return min(equal, default=max(1, root)) if checkpoint else 0
 
 
 def _checked(params, xs, state, *, lengths, resets, options, unroll):

@@ -150,18 +150,16 @@ def in_segments(
         return run(state, xs, timed, clock)
     timed = (jnp.moveaxis(xs, -2, 0), timed, clock.valid, clock.resets)
 
-    def piece(state, start, timed, size):
-        moved, timed, valid, resets = timed
-        part = jax.lax.dynamic_slice_in_dim(jax.lax.stop_gradient(xs), start, size, axis=-2)
-        part = _with_tangent_of(part, jnp.moveaxis(moved, 0, -2))
-        return run(state, part, timed, dataclasses.replace(clock, valid=valid, resets=resets))
+    def piece(state, timed):
+        xs, timed, valid, resets = timed
+        return run(state, jnp.moveaxis(xs, 0, -2), timed, dataclasses.replace(clock, valid=valid, resets=resets))
 
-    piece = jax.checkpoint(piece, static_argnums=3)
+    piece = jax.checkpoint(piece)
 
-    def advance(carry, now, size=size):
+    def advance(carry, now):
         state, ys = carry
         start, timed = now
-        y, state = piece(state, start, timed, size)
+        y, state = piece(state, timed)
         write = lambda ys, y: jax.lax.dynamic_update_slice_in_dim(ys, y, start, axis=-2)  # noqa: E731
         return (state, jax.tree.map(write, ys, y)), None
 
@@ -174,21 +172,9 @@ def in_segments(
     carry, _ = jax.lax.scan(advance, (state, ys), (first + size * jnp.arange(whole), cut), reverse=clock.reverse)
     if rest:
         start = 0 if clock.reverse else whole * size
-        carry, _ = advance(carry, (start, jax.tree.map(lambda leaf: leaf[start : start + rest], timed)), rest)
+        carry, _ = advance(carry, (start, jax.tree.map(lambda leaf: leaf[start : start + rest], timed)))
     state, ys = carry
     return ys, state
-
-
-@jax.custom_jvp
-def _with_tangent_of(x: Array, like: Array) -> Array:
-    """Return x, and take as its tangent that of `like`, which is equal to it and never read."""
-    del like
-    return x
-
-
-@_with_tangent_of.defjvp
-def _with_tangent_of_jvp(primals, tangents):
-    return primals[0], tangents[1]
 
 
 def _select(condition: Bool[Array, ""], chosen: Any, other: Any) -> Any:

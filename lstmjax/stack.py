@@ -115,7 +115,7 @@ def step(
         if isinstance(layer, BidirectionalParams):
             raise ValueError(f"params.layers[{number}] is bidirectional: its backward half needs the whole sequence.")
         x, (y, after) = y, lstm.step(layer, y, layer_state, options=options, dropout=dropout)
-        y = y + x if _is_residual(number, residual_from) else y
+        y = y + x.astype(y.dtype) if _is_residual(number, residual_from) else y
         states.append(after)
     return y, tuple(states)
 
@@ -149,8 +149,8 @@ def apply(
         residual_from: number of the first layer, counted from 0, whose inputs are added to its outputs (He et al.,
             "Deep residual learning", 2016; Wu et al., "Google's neural machine translation system", 2016).
         merge: how the directions of bidirectional layers are merged; the one that `init` was given.
-        dropout: Dropout; `inputs` drops from xs, `outputs` from the last layer's outputs, `between_layers` from what
-            goes from one layer into the next, all else in every layer.
+        dropout: Dropout; `inputs` drops from xs, `outputs` from the last layer's outputs before a residual is
+            added, `between_layers` from what goes from one layer into the next, all else in every layer.
         key: a JAX random key, in training.
         arguments: resets, options, implementation, unroll and checkpoint, as `lstm.apply` takes them.
 
@@ -167,17 +167,20 @@ def apply(
     ((8, 10, 6), (8, 4))
     """
     arguments |= {"lengths": lengths, "reverse": reverse}
+    if merge is not None:
+        checks.one_of("merge", merge, [name for name in two_ways.MERGES if name])
     if not isinstance(params, StackParams):
         arguments |= {"return_sequences": return_sequences, "dropout": dropout, "key": key}
         if residual_from is not None:
             raise ValueError(f"residual_from={residual_from!r} needs StackParams, as stack.init makes them.")
         return _apply_layer(params, xs, state, merge, **arguments)
-    merge = checks.one_of("merge", merge, [name for name in two_ways.MERGES if name])
+    if merge is None:
+        raise ValueError("merge=None gives pairs, which a stack cannot hand on; take 'concat', 'sum', 'mul' or 'ave'.")
     _check_layers(params, merge)
     _check_residual(params, residual_from, merge, return_sequences)
     state = (None,) * len(params.layers) if state is None else _check_state(params, state)
+    xs = checks.floating("xs", xs)
     if residual_from == 0 and lengths is not None:
-        xs = checks.floating("xs", xs)
         xs = padding.fill(xs, checks.lengths(lengths, xs.shape[:-2], xs.shape[-2]))
     keys = [(None, None)] * len(params.layers) if key is None else jax.random.split(key, (len(params.layers), 2))
     last = len(params.layers) - 1
@@ -195,7 +198,7 @@ def apply(
             **arguments,
         )
         if _is_residual(number, residual_from):
-            ys += xs if sequences else _read_last(xs, lengths, reverse)
+            ys += (xs if sequences else _read_last(xs, lengths, reverse)).astype(ys.dtype)
         xs = ys
         states.append(after)
     return xs, tuple(states)
@@ -210,7 +213,7 @@ def _apply_layer(params, xs, state, merge, **arguments):
 def _module(params: Any) -> Any:
     if isinstance(params, BidirectionalParams):
         return two_ways
-    checks.instance("params", params, LSTMParams, "lstm.init, bidirectional.init or stack.init")
+    checks.instance("a layer", params, LSTMParams, "lstm.init (or bidirectional.init)")
     return lstm
 
 

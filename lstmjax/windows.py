@@ -157,7 +157,8 @@ def truncated(apply: Callable[..., tuple[Array, Any]], steps: int) -> Callable[.
         options |= {"reverse": True} if reverse else {}
         options |= {} if return_sequences else {"return_sequences": False}
 
-        def read(state, piece):
+        def read(carry, piece):
+            state, last = carry
             start, xs, resets = piece
             span, given = xs.shape[-2], {}
             boundary = start + span if reverse else start
@@ -168,7 +169,11 @@ def truncated(apply: Callable[..., tuple[Array, Any]], steps: int) -> Callable[.
             if resets is not None:
                 given["resets"] = resets
             ys, state = apply(params, xs, state, **given, **options)
-            return state, ys
+            if return_sequences:
+                return (state, last), ys
+            if lengths is not None:  # a sequence of which this piece has nothing has said its last before
+                ys = jnp.where(jnp.expand_dims(given["lengths"] > 0, -1), ys, last)
+            return (state, ys), None
 
         # Reading no step gives the state to begin with, in the dtype and on the devices in which it will be carried.
         ys, state = apply(params, xs[..., :0, :], state, **options)
@@ -179,17 +184,18 @@ def truncated(apply: Callable[..., tuple[Array, Any]], steps: int) -> Callable[.
             )
         whole = time - time % steps
         parts = [part for part in ((0, whole, steps), (whole, time, time - whole)) if part[0] < part[1]]
-        outputs = [ys]
+        carry, outputs = (state, ys), [ys]
         for first, last, span in reversed(parts) if reverse else parts:
             pieces = (
                 jnp.arange(first, last, span),
                 _cut(xs[..., first:last, :], span, -2),
                 None if resets is None else _cut(resets[..., first:last], span, -1),
             )
-            state, ys = jax.lax.scan(read, state, pieces, reverse=reverse)
-            outputs.append(_joined(ys) if return_sequences else ys[0 if reverse else -1])
+            carry, ys = jax.lax.scan(read, carry, pieces, reverse=reverse)
+            outputs += [_joined(ys)] if return_sequences else []
+        state, last = carry
         if not return_sequences:
-            return outputs[-1], state
+            return last, state
         return jnp.concatenate(outputs[::-1] if reverse else outputs, axis=-2), state
 
     return apply_in_pieces

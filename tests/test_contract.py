@@ -1,5 +1,6 @@
 """The contract of time, which every implementation keeps: against the float64 loop, and as properties."""
 
+import dataclasses
 from functools import partial
 
 import jax
@@ -154,6 +155,21 @@ def test_forward_mode_and_second_order(implementation, x64):
     arrays, times = example(4, (2,), 4, lengths=True, resets=True, dtype=np.float64)
     call = partial(run, **times, implementation=implementation)
     check_grads(call, (cast(arrays, jnp.float64),), order=2, modes=["fwd", "rev"], atol=1e-6, rtol=1e-6)
+
+
+@every_implementation
+def test_second_order_through_segments(implementation, x64):
+    arrays, times = example(4, (2,), 7, lengths=True, resets=True, dtype=np.float64)
+    arrays = cast(arrays, jnp.float64)
+    weights = weights_like(run(arrays, **times))
+
+    def slopes(arrays, checkpoint):
+        return gradients(arrays, weights, **times, implementation=implementation, checkpoint=checkpoint)
+
+    for derivative in (jax.jacfwd, jax.jacrev):
+        actual, expected = (derivative(partial(slopes, checkpoint=c))(arrays) for c in (3, False))
+        assert np.abs(expected["xs"]["xs"]).max() > 0.1
+        jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-9), actual, expected)
 
 
 @every_implementation
@@ -532,17 +548,29 @@ def test_non_finite_inputs_of_valid_steps_propagate(implementation):
 
 
 @every_implementation
-def test_half_precision_gradients_do_not_drift_with_time(implementation):
+@pytest.mark.parametrize("checkpoint", [False, 250])
+def test_half_precision_gradients_do_not_drift_with_time(implementation, checkpoint):
     """The weights' gradients add up over time in float32: their error is that of rounding the terms and the sum."""
     arrays, _ = example(21, (4,), 1000, lengths=False, resets=False, dtype=jnp.bfloat16)
     arrays["w_h"] /= 2  # a loop that forgets, so that the error of h is not amplified over time
     wide, narrow = cast(arrays, jnp.float32), cast(arrays, jnp.bfloat16)
     weights = weights_like(run(wide))
     expected = gradients(wide, weights, implementation=implementation)
-    actual = gradients(narrow, weights, implementation=implementation)
+    actual = gradients(narrow, weights, implementation=implementation, checkpoint=checkpoint)
     for name in ("w_x", "w_h", "bias"):
         error = np.linalg.norm(np.float64(actual[name]) - np.float64(expected[name]))
         assert error < 1e-2 * np.linalg.norm(expected[name]), name
+
+
+@every_implementation
+def test_a_reset_restores_the_learned_state_unrounded(implementation):
+    params = lstm.init(jax.random.key(0), INPUTS, UNITS, learned_state=True)
+    learned = LSTMState(h=jnp.full(UNITS, 0.1234567), c=jnp.full(UNITS, 0.7654321))
+    params = dataclasses.replace(params, initial=learned)
+    call = partial(lstm.apply, params, jnp.ones((2, 1, INPUTS)), implementation=implementation)
+    options = lstm.LSTMOptions(precision="bfloat16")
+    expected, actual = call(options=options), call(options=options, resets=jnp.ones((2, 1), bool))
+    jax.tree.map(np.testing.assert_array_equal, actual, expected)
 
 
 @every_implementation

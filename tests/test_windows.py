@@ -221,3 +221,13 @@ def test_module_is_exported():
     import lstmjax
 
     assert lstmjax.windows is windows
+
+
+def test_a_residual_stack_says_its_last_in_the_piece_where_it_ends():
+    params = stack.init(jax.random.key(0), 2, (2, 2))
+    xs = jax.random.normal(jax.random.key(1), (4, 9, 2))
+    apply = partial(stack.apply, residual_from=0)
+    arguments = {"lengths": jnp.array([9, 2, 5, 0]), "return_sequences": False}
+    for reverse in (False, True):
+        whole, cut = (f(params, xs, reverse=reverse, **arguments) for f in (apply, windows.truncated(apply, 3)))
+        jax.tree.map(partial(np.testing.assert_allclose, rtol=0, atol=1e-6), cut, whole)
