@@ -179,9 +179,9 @@ def apply(
     _check_layers(params, merge)
     _check_residual(params, residual_from, merge, return_sequences)
     state = (None,) * len(params.layers) if state is None else _check_state(params, state)
-    xs = checks.floating("xs", xs)
+    below = checks.floating("xs", xs)
     if residual_from == 0 and lengths is not None:
-        xs = padding.fill(xs, checks.lengths(lengths, xs.shape[:-2], xs.shape[-2]))
+        below = padding.fill(below, checks.lengths(lengths, below.shape[:-2], below.shape[-2]))
     keys = [(None, None)] * len(params.layers) if key is None else jax.random.split(key, (len(params.layers), 2))
     last = len(params.layers) - 1
     states = []
@@ -189,7 +189,7 @@ def apply(
         sequences = return_sequences or number < last
         ys, after = _apply_layer(
             layer,
-            _dropped(xs, dropout, between) if number else xs,
+            _dropped(below, dropout, between) if number else below,
             layer_state,
             merge,
             return_sequences=sequences,
@@ -198,10 +198,10 @@ def apply(
             **arguments,
         )
         if _is_residual(number, residual_from):
-            ys += (xs if sequences else _read_last(xs, lengths, reverse)).astype(ys.dtype)
-        xs = ys
+            ys += (below if sequences else _read_last(below, lengths, reverse)).astype(ys.dtype)
+        below = ys
         states.append(after)
-    return xs, tuple(states)
+    return below, tuple(states)
 
 
 def _apply_layer(params, xs, state, merge, **arguments):

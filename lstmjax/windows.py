@@ -192,7 +192,7 @@ def truncated(apply: Callable[..., tuple[Array, Any]], steps: int) -> Callable[.
                 None if resets is None else _cut(resets[..., first:last], span, -1),
             )
             carry, ys = jax.lax.scan(read, carry, pieces, reverse=reverse)
-            outputs += [_joined(ys)] if return_sequences else []
+            outputs += [] if ys is None else [_joined(ys)]
         state, last = carry
         if not return_sequences:
             return last, state
