@@ -198,7 +198,7 @@ class TestRefusals:
             (
                 {"params": BidirectionalParams(PARAMS.forward, None)},
                 TypeError,
-                r"params must be LSTMParams, as lstm\.init makes it; got NoneType",
+                r"params\.backward must be LSTMParams, as lstm\.init makes it; got NoneType",
             ),
             (
                 {"state": STATE.forward},
