@@ -101,7 +101,7 @@ def apply(
             of `jax.vmap` and every shard of `jax.shard_map` that is given it: split it for those.
         implementation: "scan", "fused" (with derivatives of its own) or "auto"; `explain` tells which one runs.
         unroll: steps in one iteration of the compiled loop.
-        checkpoint: True cuts time into about sqrt(time) segments, a number into that many, of which the gradient
+        checkpoint: True cuts time into about sqrt(6 * time) segments, a number into that many, of which the gradient
             keeps the first state alone and computes the rest again; for sequences too long for the memory.
 
     Returns:
@@ -324,12 +324,16 @@ def _check_dropout(dropout: Any, key: Any) -> Dropout:
 
 
 def _segments(checkpoint: Any, time: int) -> int:
-    """Number of segments: about sqrt(time), and if possible such that all are of one length; 0 for no checkpoints."""
+    """Number of segments, 0 for no checkpoints.
+
+    A gradient keeps about six times as much of a step inside a segment (z, c, h, x and their cotangents) as of a state
+    between segments, so that sqrt(6 * time) of them take the least memory; if possible all of one length.
+    """
     if not isinstance(checkpoint, bool | np.bool_):
         return checks.positive_int("checkpoint", checkpoint)
-    root = math.isqrt(time)
-    equal = [count for count in range(max(1, root), 2 * root + 1) if time % count == 0]
-    return min(equal, default=max(1, root)) if checkpoint else 0
+    best = max(1, math.isqrt(6 * time))
+    equal = [count for count in range(-(-best // 2), min(2 * best, time) + 1) if time % count == 0]
+    return min(equal, key=lambda count: abs(count - best), default=best) if checkpoint else 0
 
 
 def _checked(params, xs, state, *, lengths, resets, options, unroll):

@@ -179,7 +179,7 @@ def apply(
     _check_layers(params, merge)
     _check_residual(params, residual_from, merge, return_sequences)
     state = (None,) * len(params.layers) if state is None else _check_state(params, state)
-    below = checks.floating("xs", xs)
+    below, return_sequences = checks.floating("xs", xs), checks.boolean("return_sequences", return_sequences)
     if residual_from == 0 and lengths is not None:
         below = padding.fill(below, checks.lengths(lengths, below.shape[:-2], below.shape[-2]))
     keys = [(None, None)] * len(params.layers) if key is None else jax.random.split(key, (len(params.layers), 2))
