@@ -4,12 +4,15 @@ from lstmjax import bidirectional as bidirectional
 from lstmjax import conv1d as conv1d
 from lstmjax import dense as dense
 from lstmjax import embedding as embedding
+from lstmjax import hierarchy as hierarchy
 from lstmjax import lstm as lstm
 from lstmjax import pooling as pooling
 from lstmjax import residual as residual
 from lstmjax import stack as stack
 from lstmjax import windows as windows
 from lstmjax.bidirectional import BidirectionalParams as BidirectionalParams
+from lstmjax.hierarchy import HierarchyParams as HierarchyParams
+from lstmjax.hierarchy import LevelParams as LevelParams
 from lstmjax.inspect import summary as summary
 from lstmjax.lstm import LSTMParams as LSTMParams
 from lstmjax.lstm import LSTMState as LSTMState

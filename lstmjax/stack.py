@@ -64,7 +64,7 @@ def init(
     layers = []
     for layer_key, layer_units in zip(jax.random.split(key, len(units)), units, strict=True):
         layers.append(make(layer_key, inputs, layer_units, **options))
-        inputs = _outputs(layers[-1], merge)
+        inputs = outputs(layers[-1], merge)
     return StackParams(tuple(layers))
 
 
@@ -204,6 +204,19 @@ def apply(
     return below, tuple(states)
 
 
+def outputs(params: StackParams | LSTMParams | BidirectionalParams, merge: str = "concat") -> int:
+    """Length of one output of `apply`.
+
+    >>> outputs(init(jax.random.key(0), inputs=2, units=(4, 3), bidirectional=True))
+    6
+    """
+    if isinstance(params, StackParams):
+        return outputs(params.layers[-1], merge)
+    if isinstance(params, BidirectionalParams):
+        return params.forward.outputs * (2 if merge == "concat" else 1)
+    return params.outputs
+
+
 def _apply_layer(params, xs, state, merge, **arguments):
     if isinstance(params, BidirectionalParams):
         return two_ways.apply(params, xs, state, merge=merge, **arguments)
@@ -215,13 +228,6 @@ def _module(params: Any) -> Any:
         return two_ways
     checks.instance("a layer", params, LSTMParams, "lstm.init (or bidirectional.init)")
     return lstm
-
-
-def _outputs(layer: Any, merge: str) -> int:
-    """Length of what a layer says of one step."""
-    if isinstance(layer, BidirectionalParams):
-        return layer.forward.outputs * (2 if merge == "concat" else 1)
-    return layer.outputs
 
 
 def _is_residual(number: int, residual_from: int | None) -> bool:
@@ -258,7 +264,7 @@ def _check_layers(params: StackParams, merge: str) -> None:
         raise TypeError(f"params.layers must be a tuple of at least one layer; got {params.layers!r}.")
     for number, layer in enumerate(params.layers):
         _module(layer)
-        if number and _inputs(layer) != (width := _outputs(params.layers[number - 1], merge)):
+        if number and _inputs(layer) != (width := outputs(params.layers[number - 1], merge)):
             raise ValueError(
                 f"params.layers[{number}] must have {width} inputs, which layer {number - 1} puts out with "
                 f"merge={merge!r}; got {_inputs(layer)}."
@@ -285,11 +291,11 @@ def _check_residual(params: StackParams, residual_from: Any, merge: str, return_
     if isinstance(residual_from, bool) or not isinstance(residual_from, int) or not 0 <= residual_from < count:
         raise ValueError(f"residual_from must be the number of a layer, from 0 to {count - 1}; got {residual_from!r}.")
     for number in range(residual_from, count):
-        inputs, outputs = _inputs(params.layers[number]), _outputs(params.layers[number], merge)
-        if inputs != outputs:
+        inputs, width = _inputs(params.layers[number]), outputs(params.layers[number], merge)
+        if inputs != width:
             raise ValueError(
                 f"residual_from={residual_from} needs as many outputs as inputs in layer {number}; it has {inputs} "
-                f"inputs and {outputs} outputs with merge={merge!r}."
+                f"inputs and {width} outputs with merge={merge!r}."
             )
     if not return_sequences and isinstance(params.layers[-1], BidirectionalParams):
         raise ValueError(

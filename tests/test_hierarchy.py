@@ -1,0 +1,319 @@
+import re
+
+import hypothesis
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lstmjax import Dropout, LevelParams, bidirectional, embedding, hierarchy, lstm, pooling, stack, time_distributed
+
+KEY = jax.random.key(0)
+CODES = ("final", "last", "max", "mean")
+ENCODERS = {
+    "lstm": {"units": (4, 5)},
+    "learned state": {"units": (4, 5), "learned_state": True},
+    "bidirectional": {"units": (4, 5), "bidirectional": True},
+    "stacks": {"units": ((4, 3), (5, 5)), "bidirectional": True},
+    "mixed": {"units": (4, (5, 2)), "bidirectional": (True, False)},
+}
+
+
+def conversations(seed=0, sizes=((3, 0, 7), (), (2, 5, 1, 4), (0,))):
+    """Tokens [4, 4, 7] and the lengths of both levels: empty utterances and an empty conversation among them."""
+    rng = np.random.default_rng(seed)
+    words, utterances = np.zeros((len(sizes), 4), np.int32), np.array([len(c) for c in sizes], np.int32)
+    for row, conversation in enumerate(sizes):
+        words[row, : len(conversation)] = conversation
+    return rng.integers(0, 11, (len(sizes), 4, 7)).astype(np.int32), (words, utterances)
+
+
+def loop(params, tokens, lengths, code):
+    """One utterance at a time, one conversation at a time, without padding, batches or lengths."""
+    words, utterances = params.levels
+    rows = []
+    for row, count in enumerate(lengths[1]):
+        codes = []
+        for utterance in range(count):
+            said = tokens[row, utterance, : lengths[0][row, utterance]]
+            xs = said if words.embedding is None else words.embedding.table[said]
+            codes.append(one_code(words.encoder, xs, code))
+        width = stack.outputs(words.encoder)
+        xs = jnp.stack(codes) if codes else jnp.zeros((0, width))
+        ys, _ = stack.apply(utterances.encoder, xs)
+        rows.append(jnp.zeros((tokens.shape[1], ys.shape[-1])).at[:count].set(ys))
+    return jnp.stack(rows)
+
+
+def one_code(encoder, xs, code):
+    if code == "final":
+        return stack.apply(encoder, xs, return_sequences=False)[0]
+    ys, _ = stack.apply(encoder, xs)
+    if not len(ys):
+        return jnp.zeros(ys.shape[1])
+    return {"last": lambda: ys[-1], "max": lambda: ys.max(axis=0), "mean": lambda: ys.mean(axis=0)}[code]()
+
+
+def randomised(params, seed=1):
+    """Every weight away from the zeros that some start at."""
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(seed), len(leaves))
+    noise = [0.3 * jax.random.normal(k, leaf.shape, leaf.dtype) for k, leaf in zip(keys, leaves, strict=True)]
+    return jax.tree.map(jnp.add, params, tree.unflatten(noise))
+
+
+@pytest.mark.parametrize(
+    ("encoder", "code"), [*((name, "final") for name in ENCODERS), *(("bidirectional", code) for code in CODES[1:])]
+)
+def test_is_the_double_loop_over_single_utterances(x64, encoder, code):
+    params = randomised(hierarchy.init(KEY, 3, vocabulary=11, dtype=jnp.float64, **ENCODERS[encoder]))
+    tokens, lengths = conversations()
+    weight = jax.random.normal(KEY, (4, 4, stack.outputs(params.levels[1].encoder)), jnp.float64)
+
+    def folded(params, tokens):
+        ys = hierarchy.apply(params, tokens, lengths=lengths, code=code)
+        return jnp.sum(weight * ys), ys
+
+    def looped(params):
+        ys = loop(params, tokens, lengths, code)
+        return jnp.sum(weight * ys), ys
+
+    (_, ys), gradient = jax.jit(jax.value_and_grad(folded, has_aux=True))(params, jnp.asarray(tokens))
+    (_, expected), gradient_expected = jax.value_and_grad(looped, has_aux=True)(params)
+    np.testing.assert_allclose(ys, expected, rtol=0, atol=1e-12)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-11), gradient, gradient_expected)
+
+
+@pytest.mark.parametrize("code", CODES)
+def test_padding_reaches_nothing_be_it_nan_or_a_wrong_token(code):
+    tokens, lengths = conversations()
+    params = randomised(hierarchy.init(KEY, 3, (4, 5), bidirectional=True, learned_state=True))
+    vectors = jax.random.normal(KEY, (*tokens.shape, 3))
+    real = (np.arange(7) < lengths[0][..., None]) & (np.arange(4) < lengths[1][:, None])[..., None]
+    spoilt = jnp.where(real[..., None], vectors, jnp.nan)
+    beyond = np.where(np.arange(4) < lengths[1][:, None], lengths[0], 7)  # utterances that are none have words
+
+    def total(params, vectors, words):
+        ys = hierarchy.apply(params, vectors, lengths=(words, lengths[1]), code=code)
+        return jnp.sum(ys**2), ys
+
+    both = jax.jit(jax.value_and_grad(total, argnums=(0, 1), has_aux=True))
+    clean, dirty = both(params, vectors, lengths[0]), both(params, spoilt, beyond)
+    jax.tree.map(np.testing.assert_array_equal, clean, dirty)
+    assert not np.any(np.asarray(clean[1][1])[~real])
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.int64, np.uint8])
+@pytest.mark.parametrize("jitted", [False, True])
+def test_a_token_out_of_range_is_refused_where_it_counts_and_nowhere_else(dtype, jitted):
+    tokens, lengths = conversations()
+    tokens = tokens.astype(dtype)
+    params = hierarchy.init(KEY, 3, (4, 5), vocabulary=11)
+    apply = jax.jit(hierarchy.apply) if jitted else hierarchy.apply
+    expected = apply(params, tokens, lengths=lengths)
+    real = (np.arange(7) < lengths[0][..., None]) & (np.arange(4) < lengths[1][:, None])[..., None]
+    spoilt = np.where(real, tokens, np.iinfo(dtype).max).astype(dtype)
+    np.testing.assert_array_equal(apply(params, spoilt, lengths=lengths), expected)
+    spoilt[0, 0, 0] = 200
+    if jitted:
+        assert np.isnan(apply(params, spoilt, lengths=lengths)[0, 0]).all()
+    else:
+        with pytest.raises(ValueError, match=r"tokens must lie between 0 and 10"):
+            apply(params, spoilt, lengths=lengths)
+
+
+def test_three_levels_with_vectors_of_their_own_equal_the_layers_by_hand():
+    params = hierarchy.init(
+        KEY, (2, 3, 1), (4, (5, 6), 7), vocabulary=(20, 30, None), bidirectional=(True, False, True)
+    )
+    keys = jax.random.split(jax.random.key(1), 5)
+    characters = jax.random.randint(keys[0], (2, 3, 4, 5), 0, 20)
+    words = jax.random.randint(keys[1], (2, 3, 4), 0, 30)
+    speakers = jax.random.normal(keys[2], (2, 3, 1))
+    lengths = (
+        jax.random.randint(keys[3], (2, 3, 4), 0, 6),
+        jax.random.randint(keys[4], (2, 3), 0, 5),
+        jnp.array([3, 2]),
+    )
+    got = hierarchy.apply(params, (characters, words, speakers), lengths=lengths, code=("final", "max", "final"))
+
+    spelling, phrase, talk = params.levels
+    codes, _ = bidirectional.apply(
+        spelling.encoder, embedding.apply(spelling.embedding, characters), lengths=lengths[0], return_sequences=False
+    )
+    xs = jnp.concatenate([embedding.apply(phrase.embedding, words), codes], axis=-1)
+    ys, _ = stack.apply(phrase.encoder, xs, lengths=lengths[1])
+    xs = jnp.concatenate([speakers, pooling.global_max(ys, lengths=lengths[1])], axis=-1)
+    expected, _ = bidirectional.apply(talk.encoder, xs, lengths=lengths[2])
+    np.testing.assert_allclose(got, expected, rtol=0, atol=1e-6)
+    assert got.shape == (2, 3, 14)
+
+
+@pytest.mark.parametrize("units", [(4,), (4, 5), (4, 5, 6), (2, 3, 4, 5)])
+def test_any_number_of_levels_down_to_one_code(units):
+    params = hierarchy.init(KEY, 3, units)
+    xs = jax.random.normal(KEY, (2, 3, 2, 3, 2, 3)[-len(units) - 2 :])
+    code = hierarchy.apply(params, xs, return_sequences=False)
+    assert code.shape == (xs.shape[0], units[-1])
+    ys = hierarchy.apply(params, xs)
+    np.testing.assert_allclose(code, ys[:, -1], rtol=0, atol=1e-6)
+
+
+def test_equals_the_plain_functions_under_time_distributed_and_under_vmap():
+    params = hierarchy.init(KEY, 3, (4, 5), vocabulary=11, bidirectional=True)
+    tokens, lengths = conversations()
+    words, talk = params.levels
+
+    def encode(tokens, lengths):
+        vectors = embedding.apply(words.embedding, tokens)
+        return bidirectional.apply(words.encoder, vectors, lengths=lengths, return_sequences=False)[0]
+
+    def converse(codes, lengths):
+        return bidirectional.apply(talk.encoder, codes, lengths=lengths)[0]
+
+    expected = hierarchy.apply(params, tokens, lengths=lengths)
+    plain = converse(time_distributed(encode)(jnp.asarray(tokens), lengths[0]), lengths[1])
+    np.testing.assert_allclose(plain, expected, rtol=0, atol=1e-6)
+    mapped = jax.vmap(converse)(jax.vmap(jax.vmap(encode))(tokens, lengths[0]), lengths[1])
+    np.testing.assert_allclose(mapped, expected, rtol=0, atol=1e-6)
+    whole = jax.vmap(lambda t, w, u: hierarchy.apply(params, t, lengths=(w, u)))(tokens, *lengths)
+    np.testing.assert_allclose(whole, expected, rtol=0, atol=1e-6)
+
+
+def loops(text):
+    return len(re.findall(r"\bwhile\(", text))
+
+
+@pytest.mark.parametrize("sizes", [(2, 3, 4), (5, 11, 17)])
+@pytest.mark.parametrize(("both_ways", "forward"), [(False, 2), (True, 4)])
+@pytest.mark.parametrize("implementation", ["fused", "scan"])
+def test_two_levels_are_two_loops_for_each_direction_whatever_the_sizes(sizes, both_ways, forward, implementation):
+    params = hierarchy.init(KEY, 3, (4, 5), bidirectional=both_ways)
+    xs = jnp.zeros((*sizes, 3))
+    lengths = jnp.full(sizes[:2], sizes[2]), jnp.full(sizes[0], sizes[1])
+
+    def total(params, xs, lengths):
+        return jnp.sum(hierarchy.apply(params, xs, lengths=lengths, implementation=implementation))
+
+    assert loops(jax.jit(total).lower(params, xs, lengths).compile().as_text()) == forward
+    assert loops(jax.jit(jax.grad(total)).lower(params, xs, lengths).compile().as_text()) == 2 * forward
+
+
+def test_no_recompilation_on_other_lengths():
+    params = hierarchy.init(KEY, 3, (4, 5), vocabulary=11)
+    tokens, (words, utterances) = conversations()
+    apply = jax.jit(hierarchy.apply)
+    apply(params, tokens, lengths=(words, utterances))
+    apply(params, tokens + 0, lengths=(words * 0, utterances * 0))
+    assert apply._cache_size() == 1
+
+
+@hypothesis.settings(max_examples=8)
+@hypothesis.given(st.lists(st.lists(st.integers(0, 7), max_size=4), min_size=1, max_size=4), st.integers(0, 1000))
+def test_a_conversation_does_not_depend_on_its_neighbours(sizes, seed):
+    tokens, (words, utterances) = conversations(seed, [*sizes, *[()] * (4 - len(sizes))])
+    params = hierarchy.init(KEY, 3, (4, 5), vocabulary=11, bidirectional=True)
+    apply = jax.jit(hierarchy.apply)
+    together = apply(params, tokens, lengths=(words, utterances))
+    order = np.random.default_rng(seed).permutation(4)
+    moved = apply(params, tokens[order], lengths=(words[order], utterances[order]))
+    np.testing.assert_allclose(moved, together[order], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(0, 4, 7), (3, 0, 7), (3, 4, 0), (0, 0, 0)])
+@pytest.mark.parametrize("code", CODES)
+def test_axes_of_no_size(shape, code):
+    params = hierarchy.init(KEY, 3, (4, 5), vocabulary=11, bidirectional=True)
+    lengths = jnp.full(shape[:2], shape[2]), jnp.full(shape[:1], shape[1])
+    ys = hierarchy.apply(params, jnp.zeros(shape, jnp.int32), lengths=lengths, code=code)
+    assert ys.shape == (*shape[:2], 10)
+    assert np.isfinite(ys).all()
+
+
+def test_dropout_needs_a_key_and_is_drawn_anew_at_each_level():
+    params = hierarchy.init(KEY, 3, (4, 5))
+    xs = jax.random.normal(KEY, (2, 3, 4, 3))
+    still = hierarchy.apply(params, xs)
+    rates = Dropout(inputs=0.5, outputs=0.5)
+    np.testing.assert_array_equal(hierarchy.apply(params, xs, dropout=rates), still)
+    dropped = hierarchy.apply(params, xs, dropout=rates, key=KEY)
+    assert np.mean(np.asarray(dropped) == 0) > 0.2
+    lower = hierarchy.apply(params, xs, dropout=(rates, None), key=KEY)
+    assert np.all(np.asarray(lower) != 0)
+    assert not np.allclose(lower, still)
+    keys = jax.random.split(KEY, 2)
+    codes = hierarchy.encode(params.levels[0].encoder, xs, dropout=rates, key=keys[0])
+    by_hand, _ = lstm.apply(params.levels[1].encoder, codes, dropout=rates, key=keys[1])
+    np.testing.assert_allclose(dropped, by_hand, rtol=0, atol=1e-6)
+
+
+def test_names_of_the_leaves_read_well():
+    params = hierarchy.init(KEY, 3, (4, 5), vocabulary=11)
+    paths = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in jax.tree.leaves_with_path(params)]
+    assert paths == [
+        "levels/0/encoder/w_x",
+        "levels/0/encoder/w_h",
+        "levels/0/encoder/bias",
+        "levels/0/embedding/table",
+        "levels/1/encoder/w_x",
+        "levels/1/encoder/w_h",
+        "levels/1/encoder/bias",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("inputs", "units", "options", "message"),
+    [
+        (3, 4, {}, r"units must be a tuple with an entry for each level"),
+        (3, (), {}, r"units must be a tuple with an entry for each level"),
+        (0, (4, 5), {}, r"inputs\[0\] must be an integer of at least 1, got 0"),
+        ((3, -1), (4, 5), {}, r"inputs\[1\] must be an integer of at least 1, got -1"),
+        ((3, 0, 0), (4, 5), {}, r"inputs must have an entry for each of the 2 levels, lowest first; got 3"),
+        (3, (4, 5), {"vocabulary": (7, 8)}, r"inputs\[1\] must be the length of a vector of vocabulary\[1\]; got 0"),
+        (3, (4, 5), {"bidirectional": (True,)}, r"bidirectional must have an entry for each of the 2 levels"),
+        (3, (4, 5), {"merge": "add"}, r"merge must be one of"),
+    ],
+)
+def test_init_says_what_is_wrong(untyped, inputs, units, options, message):
+    with pytest.raises(ValueError, match=message):
+        hierarchy.init(KEY, inputs, units, **options)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "options", "message"),
+    [
+        (np.zeros(4, int), {}, r"tokens\[0\] must have an axis of time for each of the 2 levels; got shape \(4,\)"),
+        (None, {}, r"tokens\[0\] must be an array, which its embedding reads; got None"),
+        ((np.zeros((2, 3, 4), int), np.zeros((2, 4, 1))), {}, r"tokens\[1\] must have shape \(2, 3, 1\)"),
+        (np.zeros((2, 3, 4), int), {"lengths": (np.zeros((2, 3), int),)}, r"lengths must have an entry for each"),
+        (
+            np.zeros((2, 3, 4), int),
+            {"lengths": (np.zeros((3, 2), int), None)},
+            r"lengths\[0\] must have shape \(2, 3\)",
+        ),
+        (
+            np.zeros((2, 3, 4), int),
+            {"lengths": (None, np.array([4, 0]))},
+            r"lengths\[1\] must lie between 0 and 3 \(the time steps of level 1\)",
+        ),
+        (np.zeros((2, 3, 4), int), {"code": "first"}, r"code\[0\] must be one of 'final', 'last', 'max', 'mean'"),
+        (np.zeros((2, 3, 4), int), {"code": ("max",)}, r"code must have an entry for each of the 2 levels"),
+    ],
+)
+def test_apply_says_what_is_wrong(untyped, tokens, options, message):
+    params = hierarchy.init(KEY, 3, (4, 5), vocabulary=7)
+    with pytest.raises(ValueError, match=message):
+        hierarchy.apply(params, tokens, **options)
+
+
+def test_apply_wants_params_of_its_own(untyped):
+    with pytest.raises(TypeError, match=r"params must be HierarchyParams, as hierarchy.init makes it; got dict"):
+        hierarchy.apply({}, jnp.zeros((2, 3, 4)))
+    with pytest.raises(TypeError, match=r"params.levels must be a tuple of at least one LevelParams"):
+        hierarchy.apply(hierarchy.HierarchyParams(()), jnp.zeros((2, 3, 4)))
+    with pytest.raises(TypeError, match=r"params.levels\[0\] must be LevelParams"):
+        hierarchy.apply(hierarchy.HierarchyParams((lstm.init(KEY, 2, 3),)), jnp.zeros((2, 3, 4)))
+    params = hierarchy.HierarchyParams((LevelParams(lstm.init(KEY, 2, 3)),))
+    with pytest.raises(TypeError, match=r"tokens\[0\] must have a floating dtype, got int32"):
+        hierarchy.apply(params, jnp.zeros((2, 3), jnp.int32))
