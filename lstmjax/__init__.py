@@ -2,6 +2,7 @@
 
 from lstmjax import bidirectional as bidirectional
 from lstmjax import conv1d as conv1d
+from lstmjax import crf as crf
 from lstmjax import dense as dense
 from lstmjax import embedding as embedding
 from lstmjax import lstm as lstm
@@ -10,6 +11,7 @@ from lstmjax import residual as residual
 from lstmjax import stack as stack
 from lstmjax import windows as windows
 from lstmjax.bidirectional import BidirectionalParams as BidirectionalParams
+from lstmjax.crf import CRFParams as CRFParams
 from lstmjax.inspect import summary as summary
 from lstmjax.lstm import LSTMParams as LSTMParams
 from lstmjax.lstm import LSTMState as LSTMState
