@@ -2,6 +2,7 @@
 
 from lstmjax import bidirectional as bidirectional
 from lstmjax import conv1d as conv1d
+from lstmjax import crf as crf
 from lstmjax import dense as dense
 from lstmjax import embedding as embedding
 from lstmjax import hierarchy as hierarchy
@@ -11,6 +12,7 @@ from lstmjax import residual as residual
 from lstmjax import stack as stack
 from lstmjax import windows as windows
 from lstmjax.bidirectional import BidirectionalParams as BidirectionalParams
+from lstmjax.crf import CRFParams as CRFParams
 from lstmjax.hierarchy import HierarchyParams as HierarchyParams
 from lstmjax.hierarchy import LevelParams as LevelParams
 from lstmjax.inspect import summary as summary

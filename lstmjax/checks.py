@@ -153,21 +153,26 @@ def integers(name: str, value: Any, low: int, high: int, meaning: str) -> jax.Ar
     return array
 
 
-def lengths(value: Any, batch: tuple[int, ...], time: int) -> jax.Array:
-    """Return `value` as int32 [*batch] from 0 to time, or raise."""
-    array = integers("lengths", value, 0, time, "the number of time steps of xs")
-    shape("lengths", array, batch, "the batch axes of xs")
+def lengths(value: Any, batch: tuple[int, ...], time: int, owner: str = "xs") -> jax.Array:
+    """Return `value` as int32 [*batch] from 0 to time, or raise; `owner` has the batch axes and the time."""
+    array = integers("lengths", value, 0, time, f"the number of time steps of {owner}")
+    shape("lengths", array, batch, f"the batch axes of {owner}")
+    return array
+
+
+def booleans(name: str, value: Any, meaning: str) -> jax.Array:
+    """Return `value` as a bool array, or raise; `meaning` says what True means."""
+    array = _array(name, value)
+    if array.dtype != jnp.bool_:
+        raise TypeError(
+            f"{name} must be bool, {meaning}; got {array.dtype.name} {array.shape}. Convert it with .astype(bool)."
+        )
     return array
 
 
 def resets(value: Any, batch: tuple[int, ...], time: int) -> jax.Array:
     """Return `value` as bool [*batch, time], or raise."""
-    array = _array("resets", value)
-    if array.dtype != jnp.bool_:
-        raise TypeError(
-            f"resets must be bool, True where a step starts afresh; got {array.dtype.name} {array.shape}. "
-            "Convert it with .astype(bool)."
-        )
+    array = booleans("resets", value, "True where a step starts afresh")
     shape("resets", array, (*batch, time), "[*batch, time] of xs")
     return array
 

@@ -102,7 +102,7 @@ def init(
             if not width:
                 raise ValueError(f"inputs[{number}] must be the length of a vector of vocabulary[{number}]; got 0.")
             table = embedding.init(table_key, vocabularies[number], width, dtype=options.get("dtype", jnp.float32))
-        layers = units[number]
+        layers: Any = units[number]
         stacked = isinstance(layers, tuple | list)
         both = {"bidirectional": directions[number], "merge": merge} | options
         encoder = stack.init(encoder_key, width + code, layers if stacked else (layers,), **both)

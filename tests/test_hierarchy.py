@@ -203,7 +203,7 @@ def test_two_levels_are_two_loops_for_each_direction_whatever_the_sizes(sizes, b
 def test_no_recompilation_on_other_lengths():
     params = hierarchy.init(KEY, 3, (4, 5), vocabulary=11)
     tokens, (words, utterances) = conversations()
-    apply = jax.jit(hierarchy.apply)
+    apply = jax.jit(lambda *args, **kwargs: hierarchy.apply(*args, **kwargs))
     apply(params, tokens, lengths=(words, utterances))
     apply(params, tokens + 0, lengths=(words * 0, utterances * 0))
     assert apply._cache_size() == 1

@@ -1,0 +1,425 @@
+"""A linear chain of tags over a sequence: a conditional random field.
+
+    score(y) = start[y_1] + sum_t emissions_t[y_t] + sum_t transitions[y_{t-1}, y_t] + end[y_T]
+    p(y | emissions) = exp(score(y)) / Z                    Z = sum_y exp(score(y))
+
+    alpha_t[j] = log(sum_i exp(alpha_{t-1}[i] + transitions[i, j])) + emissions_t[j]
+    log Z      = log(sum_j exp(alpha_T[j] + end[j]))
+
+Lafferty, McCallum & Pereira, "Conditional random fields" (2001). The recursion in alpha, its mirror image from the
+last step to the first, and Viterbi's, with a maximum in place of the sum, are those of Rabiner, "A tutorial on
+hidden Markov models" (1989).
+
+Of a sequence without steps there is one path, the empty one, and its score is 0. A score of -inf forbids: a tag at
+its step, or a transition wherever it might be taken.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.nn import initializers
+from jax.typing import DTypeLike
+from jaxtyping import Array, ArrayLike, Float, Int, Integer
+
+from lstmjax import checks, placement
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class CRFParams:
+    """The scores of a chain of tags.
+
+    Args:
+        start: [tags], of the first tag.
+        transitions: [tags, tags], from the tag of the row to that of the column.
+        end: [tags], of the last tag.
+    """
+
+    start: Any
+    transitions: Any
+    end: Any
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class Allowed:
+    """What a path may do, as `bio` makes it, or of bool arrays of one's own.
+
+    Args:
+        start: bool [tags], the tags that may come first.
+        transitions: bool [tags, tags], the tag of the column may follow that of the row.
+        end: bool [tags], the tags that may come last.
+    """
+
+    start: Any
+    transitions: Any
+    end: Any
+
+
+def init(
+    key: Array,
+    tags: int,
+    *,
+    start_init: Callable[..., Array] = initializers.zeros,
+    transitions_init: Callable[..., Array] = initializers.zeros,
+    end_init: Callable[..., Array] = initializers.zeros,
+    dtype: DTypeLike = jnp.float32,
+) -> CRFParams:
+    """Make the scores of a chain: tags * (tags + 2) numbers, 0 unless an initializer says otherwise.
+
+    Args:
+        key: a JAX random key.
+        tags: number of tags; ids run from 0 to tags - 1.
+        start_init: initializer `(key, shape, dtype) -> array` of start.
+        transitions_init: likewise of transitions.
+        end_init: likewise of end.
+        dtype: of all three.
+
+    Raises:
+        ValueError: tags is not a positive integer, or an initializer returns another shape.
+        TypeError: dtype is not floating.
+
+    >>> init(jax.random.key(0), tags=3).transitions.shape
+    (3, 3)
+    """
+    tags = checks.positive_int("tags", tags)
+    dtype = checks.floating_dtype("dtype", dtype)
+    start_key, transitions_key, end_key = jax.random.split(key, 3)
+    return CRFParams(
+        start=checks.drawn("start_init", start_init, start_key, (tags,), dtype),
+        transitions=checks.drawn("transitions_init", transitions_init, transitions_key, (tags, tags), dtype),
+        end=checks.drawn("end_init", end_init, end_key, (tags,), dtype),
+    )
+
+
+def bio(names: Sequence[str]) -> Allowed:
+    """Allow the paths that spell whole segments: "I-X" comes after "B-X" or "I-X" alone.
+
+    The scheme is BIO, elsewhere IOB2 (Ramshaw & Marcus, "Text chunking using transformation-based learning", 1995).
+    Where a name begins with "E-" or "S-" it is BIOES, in which "E-X" ends every segment of several steps, and "S-X" is
+    one of a single step.
+
+    Args:
+        names: those of the tags, by id: "O", or one of B, I, E, S, a hyphen, and the kind of the segment.
+
+    Returns:
+        Allowed.
+
+    Raises:
+        ValueError: a name of another form, or no names.
+
+    >>> bio(["O", "B-NP", "I-NP"]).transitions
+    array([[ True,  True, False],
+           [ True,  True,  True],
+           [ True,  True,  True]])
+    """
+    pairs = [(name, "") if name == "O" else tuple(name.split("-", 1)) for name in names]
+    for name, pair in zip(names, pairs, strict=True):
+        if len(pair) != 2 or pair[0] not in ("O", "B", "I", "E", "S"):
+            raise ValueError(f"names must be 'O', or begin with 'B-', 'I-', 'E-' or 'S-'; got {name!r}.")
+    if not pairs:
+        raise ValueError("names must be those of at least 1 tag, got none.")
+    marks, kinds = np.array(pairs).T
+    opened, continues = np.isin(marks, ("B", "I")), np.isin(marks, ("I", "E"))
+    same = opened[:, None] & continues & (kinds[:, None] == kinds)
+    closed = ~opened | (not np.isin(marks, ("E", "S")).any())  # where a segment may end
+    return Allowed(start=~continues, transitions=same | closed[:, None] & ~continues, end=closed)
+
+
+def log_likelihood(
+    params: CRFParams,
+    emissions: Float[ArrayLike, "*batch time tags"],
+    tags: Integer[ArrayLike, "*batch time"],
+    *,
+    lengths: Integer[ArrayLike, "*batch"] | None = None,
+    allowed: Allowed | None = None,
+) -> Float[Array, "*batch"]:
+    """Compute log p(tags | emissions), 0 or less but for rounding.
+
+    Args:
+        params: CRFParams.
+        emissions: score of each tag at each step [*batch, time, tags], floating; any number of batch axes.
+        tags: the path, integers [*batch, time] from 0 to tags - 1; anything in padding. Under jit their values
+            cannot be read: one that is out of range then gives NaN.
+        lengths: valid steps of each sequence, integers [*batch] from 0 to time; None where all are valid.
+        allowed: what a path may do; None where it may do anything.
+
+    Returns:
+        [*batch], in at least float32; -inf, without a gradient, for a path that is not allowed.
+
+    Raises:
+        ValueError: shapes or values that do not fit; TypeError: an argument of another type than these.
+
+    >>> params = init(jax.random.key(0), tags=2)
+    >>> log_likelihood(params, jnp.zeros((3, 2)), jnp.array([0, 1, 1])) / jnp.log(2)
+    Array(-3., dtype=float32)
+    """
+    chain = _Chain(params, emissions, lengths, allowed)
+    return chain.map(_log_likelihood, chain.path(tags))
+
+
+def log_partition(
+    params: CRFParams,
+    emissions: Float[ArrayLike, "*batch time tags"],
+    *,
+    lengths: Integer[ArrayLike, "*batch"] | None = None,
+    allowed: Allowed | None = None,
+) -> Float[Array, "*batch"]:
+    """Compute log Z, of the sum over all paths that are allowed; -inf where none is.
+
+    Args:
+        params: CRFParams.
+        emissions: score of each tag at each step [*batch, time, tags], floating; any number of batch axes.
+        lengths: valid steps of each sequence, integers [*batch] from 0 to time; None where all are valid.
+        allowed: what a path may do; None where it may do anything.
+
+    Returns:
+        [*batch], in at least float32.
+
+    Raises:
+        ValueError: shapes or values that do not fit; TypeError: an argument of another type than these.
+
+    >>> params = init(jax.random.key(0), tags=2)
+    >>> log_partition(params, jnp.zeros((3, 2))) / jnp.log(2)
+    Array(3., dtype=float32)
+    """
+    return _Chain(params, emissions, lengths, allowed).map(_log_partition)
+
+
+def marginals(
+    params: CRFParams,
+    emissions: Float[ArrayLike, "*batch time tags"],
+    *,
+    lengths: Integer[ArrayLike, "*batch"] | None = None,
+    allowed: Allowed | None = None,
+) -> Float[Array, "*batch time tags"]:
+    """Compute p(y_t | emissions), the probability of each tag at each step.
+
+    Args:
+        params: CRFParams.
+        emissions: score of each tag at each step [*batch, time, tags], floating; any number of batch axes.
+        lengths: valid steps of each sequence, integers [*batch] from 0 to time; None where all are valid.
+        allowed: what a path may do; None where it may do anything.
+
+    Returns:
+        [*batch, time, tags], in at least float32; 0 at padding, and where no path is allowed.
+
+    Raises:
+        ValueError: shapes or values that do not fit; TypeError: an argument of another type than these.
+
+    >>> params = init(jax.random.key(0), tags=2)
+    >>> marginals(params, jnp.array([[1.0, 1.0], [2.0, -jnp.inf]]))
+    Array([[0.5, 0.5],
+           [1. , 0. ]], dtype=float32)
+    """
+    return _Chain(params, emissions, lengths, allowed).map(_marginals)
+
+
+def decode(
+    params: CRFParams,
+    emissions: Float[ArrayLike, "*batch time tags"],
+    *,
+    lengths: Integer[ArrayLike, "*batch"] | None = None,
+    allowed: Allowed | None = None,
+) -> tuple[Int[Array, "*batch time"], Float[Array, "*batch"]]:
+    """Find the path with the highest score, and that score.
+
+    Args:
+        params: CRFParams.
+        emissions: score of each tag at each step [*batch, time, tags], floating; any number of batch axes.
+        lengths: valid steps of each sequence, integers [*batch] from 0 to time; None where all are valid.
+        allowed: what a path may do; None where it may do anything.
+
+    Returns:
+        The tags, int32 [*batch, time], 0 at padding; and their score [*batch], in at least float32. Where no path is
+        allowed the score is -inf and the tags are 0. One of several highest paths is as good as another.
+
+    Raises:
+        ValueError: shapes or values that do not fit; TypeError: an argument of another type than these.
+
+    >>> params = init(jax.random.key(0), tags=2)
+    >>> decode(params, jnp.array([[1.0, 2.0], [4.0, 3.0], [9.0, 9.0]]), lengths=2)
+    (Array([1, 0, 0], dtype=int32), Array(6., dtype=float32))
+    """
+    return _Chain(params, emissions, lengths, allowed).map(_decode)
+
+
+def sample(
+    params: CRFParams,
+    emissions: Float[ArrayLike, "*batch time tags"],
+    *,
+    key: Array,
+    lengths: Integer[ArrayLike, "*batch"] | None = None,
+    allowed: Allowed | None = None,
+) -> Int[Array, "*batch time"]:
+    """Draw a path from p(y | emissions): alpha forward, then one tag after another from the last to the first.
+
+    Args:
+        params: CRFParams.
+        emissions: score of each tag at each step [*batch, time, tags], floating; any number of batch axes.
+        key: a JAX random key.
+        lengths: valid steps of each sequence, integers [*batch] from 0 to time; None where all are valid.
+        allowed: what a path may do; None where it may do anything.
+
+    Returns:
+        Tags, int32 [*batch, time]; 0 at padding, and where no path is allowed.
+
+    Raises:
+        ValueError: shapes or values that do not fit; TypeError: an argument of another type than these.
+
+    >>> params = init(jax.random.key(0), tags=2)
+    >>> sample(params, jnp.array([[1.0, -jnp.inf], [-jnp.inf, 0.0]]), key=jax.random.key(1))
+    Array([0, 1], dtype=int32)
+    """
+    chain = _Chain(params, emissions, lengths, allowed)
+    return chain.map(_sample, jax.random.split(key, chain.batch))
+
+
+class _Chain:
+    """Arguments that were found right: start and end scores added to the emissions, -inf for what is forbidden."""
+
+    def __init__(self, params, emissions, lengths, allowed):
+        checks.instance("params", params, CRFParams, "crf.init")
+        transitions = checks.weights("params.transitions", params.transitions, "from", "to")
+        size = len(transitions)
+        shapes = {"start": (size,), "transitions": (size, size), "end": (size,)}
+        for name, shape in shapes.items():
+            checks.floating(f"params.{name}", getattr(params, name))
+            checks.shape(f"params.{name}", getattr(params, name), shape, "the tags of params.transitions")
+        emissions = checks.floating("emissions", emissions)
+        checks.features("emissions", emissions, size, "*batch, time, tags", "params.transitions has that many tags")
+        *batch, time, _ = emissions.shape
+        self.batch = tuple(batch)
+        if lengths is not None:
+            lengths = checks.lengths(lengths, self.batch, time, "emissions")
+        self.lengths = jnp.full(batch, time, jnp.int32) if lengths is None else jnp.minimum(lengths, time)
+        dtype = checks.at_least_float32(jnp.result_type(params.start, transitions, params.end, emissions))
+        scores = {name: jnp.asarray(getattr(params, name), dtype) for name in shapes}
+        if allowed is not None:
+            checks.instance("allowed", allowed, Allowed, "crf.bio")
+            for name, shape in shapes.items():
+                may = checks.booleans(f"allowed.{name}", getattr(allowed, name), "True where a path may go")
+                checks.shape(f"allowed.{name}", may, shape, "the tags of params.transitions")
+                scores[name] = jnp.where(may, scores[name], -jnp.inf)
+        self.transitions = scores["transitions"]
+        steps = jax.lax.broadcasted_iota(jnp.int32, emissions.shape, len(batch))
+        counts = self.lengths[..., None, None]
+        start, end = (jnp.broadcast_to(scores[name], emissions.shape) for name in ("start", "end"))
+        self.valid = steps < counts
+        emissions = jnp.where(self.valid, emissions.astype(dtype), 0)
+        emissions = emissions + jnp.where((steps == 0) & self.valid, start, 0)
+        self.emissions = emissions + jnp.where(steps == counts - 1, end, 0)
+
+    def path(self, tags):
+        valid = self.valid[..., 0]
+        checks.shape("tags", tags, valid.shape, "[*batch, time] of emissions")
+        concrete = not any(isinstance(array, jax.core.Tracer) for array in (tags, valid))
+        tags = (np if concrete else jnp).where(valid, tags, 0)
+        return checks.integers("tags", tags, 0, len(self.transitions) - 1, "the tags of params.transitions")
+
+    def map(self, function, *arguments):
+        """`function(transitions, emissions, length, ...)` of every sequence."""
+
+        def run(transitions, emissions, lengths, *arguments):
+            arrays = jax.tree.map(
+                lambda array: array.reshape(math.prod(self.batch), *array.shape[len(self.batch) :]),
+                (emissions, lengths, *arguments),
+            )
+            results = jax.vmap(partial(function, transitions))(*arrays)
+            return jax.tree.map(lambda array: array.reshape(*self.batch, *array.shape[1:]), results)
+
+        run = placement.automatic(run, len(self.batch))
+        return run(self.transitions, self.emissions, self.lengths, *arguments)
+
+
+def _log_likelihood(transitions, emissions, length, tags):
+    """-log Z of the scores relative to the path's: nothing large is subtracted from something large."""
+    emissions = emissions - _highest(emissions)[:, None]
+    scores = _step_scores(transitions, emissions, length, tags)
+    possible = (scores != -jnp.inf).all()
+    return jnp.where(
+        possible, -_log_partition(transitions, emissions - jnp.where(possible, scores, 0)[:, None], length), -jnp.inf
+    )
+
+
+def _step_scores(transitions, emissions, length, tags):
+    """What each step of a path adds to its score."""
+    size = len(transitions)
+    tags = jnp.where(tags < 0, size, tags)
+    scores = jnp.take_along_axis(emissions, tags[:, None], axis=1, mode="fill")[:, 0]
+    moves = transitions.at[tags[:-1], tags[1:]].get(mode="fill", fill_value=np.nan)
+    valid = jnp.arange(len(tags)) < length
+    return jnp.where(valid, scores + jnp.pad(moves, (len(tags) - len(moves), 0)), 0)
+
+
+def _log_partition(transitions, emissions, length):
+    tops = _highest(emissions)
+    alphas, norms = _recursion(_log_sum, transitions, emissions - tops[:, None], length)
+    return jnp.where(length > 0, tops.sum() + norms.sum() + _log_sum(_at(alphas, length - 1)), 0)
+
+
+def _marginals(transitions, emissions, length):
+    return jax.grad(_log_partition, argnums=1)(transitions, emissions, length)
+
+
+def _decode(transitions, emissions, length):
+    deltas, _ = _recursion(jnp.max, transitions, emissions - _highest(emissions)[:, None], length)
+    tags = _backwards(transitions, deltas, length, jnp.zeros_like(deltas))
+    return tags, _step_scores(transitions, emissions, length, tags).sum()
+
+
+def _sample(transitions, emissions, length, key):
+    alphas, _ = _recursion(_log_sum, transitions, emissions - _highest(emissions)[:, None], length)
+    return _backwards(transitions, alphas, length, jax.random.gumbel(key, alphas.shape, alphas.dtype))
+
+
+def _recursion(add, transitions, emissions, length):
+    """Rabiner's alpha, or Viterbi's delta where `add` is a maximum: each less its maximum, and those maxima."""
+
+    def step(alpha, inputs):
+        t, emission = inputs
+        alpha_next = jnp.where(t == 0, 0, add(alpha[:, None] + transitions, axis=0)) + emission
+        norm = _highest(alpha_next)
+        alpha = jnp.where(t < length, alpha_next - norm, alpha)
+        return alpha, (alpha, jnp.where(t < length, norm, 0))
+
+    time, size = emissions.shape
+    return jax.lax.scan(step, jnp.zeros(size, emissions.dtype), (jnp.arange(time), emissions))[1]
+
+
+def _backwards(transitions, alphas, length, noise):
+    """From the last tag to the first, the one before y: argmax_i alpha_t[i] + transitions[i, y] + noise."""
+
+    def step(later, inputs):
+        t, alpha, noise = inputs
+        scores = alpha + jnp.where(t == length - 1, 0, transitions[:, later])
+        tag = jnp.argmax(scores - _highest(scores) + noise)
+        return jnp.where(t < length, tag, 0).astype(jnp.int32), jnp.where(t < length, tag, 0).astype(jnp.int32)
+
+    _, tags = jax.lax.scan(step, jnp.int32(0), (jnp.arange(len(alphas)), alphas, noise), reverse=True)
+    possible = (_at(alphas, length - 1) > -jnp.inf).any()
+    return jnp.where(possible, tags, 0)
+
+
+def _at(alphas, t):
+    return jnp.where((jnp.arange(len(alphas)) == t)[:, None], alphas, 0).sum(axis=0)
+
+
+def _highest(scores):
+    """The maximum over tags, or 0 where all are -inf; what is added and subtracted needs no derivative."""
+    top = jax.lax.stop_gradient(scores.max(axis=-1))
+    return jnp.where(top == -jnp.inf, 0, top)
+
+
+def _log_sum(scores, axis=0):
+    """log(sum(exp(scores))), -inf where all are, with finite derivatives there too."""
+    top = jax.lax.stop_gradient(scores.max(axis=axis))
+    top = jnp.where(top == -jnp.inf, 0, top)
+    total = jnp.exp(scores - jnp.expand_dims(top, axis)).sum(axis=axis)
+    return jnp.where(total == 0, -jnp.inf, jnp.log(jnp.where(total == 0, 1, total)) + top)
