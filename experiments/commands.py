@@ -85,7 +85,7 @@ def evaluate(folder: str) -> int:
         raise RunError(f"{run.folder} has no checkpoint yet; start it on with {_command('resume', run)}")
     state = checkpoints.restore(initial_state(task, config.train))
     title = f"{run.folder} at step {int(state.step)}"
-    console.print(report.table(task, {_kind(config): _test(task, state)}, title))
+    console.print(report.table({_kind(config): _test(task, state)}, _baselines(task), title))
     return 0
 
 
@@ -155,19 +155,18 @@ def _train(
 
 
 def _finish(run: Run, config: Config, task: Task, outcome: Outcome) -> None:
-    test, state = _test(task, outcome.state), outcome.state
+    test, baselines, state = _test(task, outcome.state), _baselines(task), outcome.state
     sequences = int(state.step) * config.train.batch
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     result = {"task": config.task, "step": int(state.step), "sequences": sequences}
-    result |= {"parameters": parameters, "test": test}
-    result["baselines"] = {name: {k: float(v) for k, v in figures.items()} for name, figures in task.baselines.items()}
+    result |= {"parameters": parameters, "test": test, "baselines": baselines}
     if task.criterion:
         result["criterion_met"] = bool(criterion_met(task, state))
     rows = {_kind(config): test}
-    report.curve(run.curve, task, runs.read(run.metrics), rows, f"{run.folder.name}: {config.task}")
+    report.curve(run.curve, task, runs.read(run.metrics), rows, baselines, f"{run.folder.name}: {config.task}")
     runs.write(run.result, json.dumps(result, indent=2, allow_nan=False) + "\n")
 
-    console.print(report.table(task, rows, str(run.folder)))
+    console.print(report.table(rows, baselines, str(run.folder)))
     if task.criterion:
         met = f"met after {sequences:,} sequences" if result["criterion_met"] else "not met"
         console.print(f"criterion   {met}, of at most {config.train.steps * config.train.batch:,}")
@@ -198,9 +197,13 @@ def _task(config: Config) -> Task:
 
 
 def _test(task: Task, state: TrainState) -> dict[str, float]:
-    figures = jax.jit(task.evaluate)(state.params, task.splits["test"])
+    figures = task.score(jax.jit(task.evaluate)(state.params, task.splits["test"]), task.splits["test"])
     names = sorted(figures, key=lambda name: (name != task.metric, name))
-    return {name: float(figures[name]) for name in names}
+    return {name: figures[name] for name in names}
+
+
+def _baselines(task: Task) -> report.Rows:
+    return {row: {name: float(value) for name, value in figures.items()} for row, figures in task.baselines().items()}
 
 
 def _command(name: str, run: Run) -> str:

@@ -14,6 +14,10 @@ from rich.table import Table
 
 from experiments.task import Task
 
+Rows = Mapping[str, Mapping[str, float]]
+"""Figures by their names, of each row of a table."""
+SHARES = ("accuracy", "f1")  # drawn as they are, other figures by their logarithms
+
 console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 160)
 
 
@@ -44,13 +48,13 @@ def progress(steps: int, first: int) -> Iterator[Callable[[dict, float], None]]:
         yield update
 
 
-def table(task: Task, rows: Mapping[str, Mapping[str, float]], title: str) -> Table:
+def table(rows: Rows, baselines: Rows, title: str) -> Table:
     """Measured figures beside those of the baselines, on the test split."""
     names = list(next(iter(rows.values())))
     shown = Table("test", *names, title=title, title_justify="left")
     for row, figures in rows.items():
         shown.add_row(row, *(number(figures.get(name)) for name in names), style="bold")
-    for row, figures in task.baselines.items():
+    for row, figures in baselines.items():
         shown.add_row(row, *(number(figures.get(name)) for name in names))
     return shown
 
@@ -59,27 +63,27 @@ def number(value: Any) -> str:
     return "" if value is None else f"{float(value):.4g}"
 
 
-def curve(path: Path, task: Task, lines: list[dict], rows: Mapping[str, Mapping[str, float]], title: str) -> None:
+def curve(path: Path, task: Task, lines: list[dict], rows: Rows, baselines: Rows, title: str) -> None:
     """Loss, and the task's metric or measure, over the training sequences, with baselines as level lines."""
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2)
     beside = task.metric if task.metric != "loss" else task.measure
     for axes, metric in ((left, "loss"), (right, beside)):
-        _lines(axes, task, lines, rows, metric)
+        _lines(axes, task, lines, rows, baselines, metric)
     figure.suptitle(title)
     figure.savefig(path, dpi=120)
 
 
-def _lines(axes, task: Task, lines: list[dict], rows: Mapping[str, Mapping[str, float]], metric: str) -> None:
+def _lines(axes, task: Task, lines: list[dict], rows: Rows, baselines: Rows, metric: str) -> None:
     names = dict.fromkeys(name for line in lines for name in line)
     for name in names:
         if name == metric or name.endswith(f"_{metric}"):
             points = [(line["sequences"], line[name]) for line in lines if name in line]
             label = "train_loss" if name == "loss" else name
             axes.plot(*zip(*points, strict=True), label=label.replace("_", " "), marker="." * (len(points) < 40))
-    for color, (name, figures) in zip(("C4", "C5", "C6", "C7"), task.baselines.items(), strict=False):
+    for color, (name, figures) in zip(("C4", "C5", "C6", "C7"), baselines.items(), strict=False):
         if metric in figures:
-            value = float(figures[metric])
+            value = figures[metric]
             axes.axhline(value, color=color, linestyle="--", label=f"{name} on test, {number(value)}")
     for name, figures in rows.items():
         if metric in figures:
@@ -88,7 +92,7 @@ def _lines(axes, task: Task, lines: list[dict], rows: Mapping[str, Mapping[str, 
     if task.criterion and metric == task.measure:
         mean = task.criterion.mean
         axes.axhline(mean, color="grey", linestyle=":", label=f"criterion, mean below {mean}")
-    if metric != "accuracy":
+    if metric not in SHARES:
         axes.set_yscale("log")
         low, high = axes.get_ylim()
         axes.yaxis.set_major_formatter("{x:g}")

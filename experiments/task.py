@@ -35,6 +35,12 @@ class Criterion:
         return jnp.all(recent < self.each) & (jnp.mean(recent) < self.mean)
 
 
+def figures(evaluated: Mapping[str, Array], split: Any) -> dict[str, float]:
+    """Each array of `evaluate` is a figure."""
+    del split
+    return {name: float(value) for name, value in evaluated.items()}
+
+
 @dataclasses.dataclass(frozen=True)
 class Task:
     """A task, ready to train.
@@ -42,8 +48,10 @@ class Task:
     `loss` returns, beside the mean loss, one number per sequence, named by `measure`, which the criterion looks at; and
     what the next batch is given of this one. Where sequences go on from batch to batch that is the state they are in,
     and no gradient reaches the batches before; where every batch stands by itself it is None.
-    `evaluate` returns named figures of a whole split, `metric` first among them. `baselines` gives the same figures
-    for predictors that need no LSTM, and is computed when the task is built.
+    `evaluate` returns named arrays of a whole split, and `score` makes of them, outside of JAX, the figures that are
+    shown, `metric` among them: a figure each, where a task does not say otherwise. `baselines` computes the same
+    figures of the test split for predictors that need no LSTM; that may take a minute, so it is called where they are
+    shown, once.
     """
 
     init: Callable[[Array], Params]
@@ -53,7 +61,8 @@ class Task:
     splits: Mapping[str, Any]  # "test", "train" where data is given, not drawn, and others to watch
     metric: str
     measure: str
-    baselines: Mapping[str, Mapping[str, float | Array]]
+    baselines: Callable[[], Mapping[str, Mapping[str, float | Array]]]
+    score: Callable[[Mapping[str, Array], Any], dict[str, float]] = figures  # (what `evaluate` returned, split)
     carried: Callable[[Params], Carried] = lambda params: None  # what the first batch is given
     watch: tuple[str, ...] = ()  # splits evaluated while training
     unit: str = ""  # of `metric`

@@ -129,8 +129,8 @@ def train(task: Task, options: Train, state: TrainState, hooks: Hooks) -> Outcom
         line |= {"loss": _mean(losses), f"train_{task.measure}": _mean(measures)}
         if finished or step % options.evaluate_every == 0:
             for name, measured in evaluate.items():
-                figures = measured(state.params, task.splits[name])
-                line |= {f"{name}_{k}": float(v) for k, v in figures.items()}
+                figures = task.score(measured(state.params, task.splits[name]), task.splits[name])
+                line |= {f"{name}_{k}": v for k, v in figures.items()}
         hooks.log(line, (step - first) / (time.perf_counter() - compiled))
         stopped = not finished and hooks.stop()
         if finished or stopped or step % options.save_every == 0:

@@ -1,6 +1,7 @@
 """Where data files are looked for: the folder that LSTMJAX_DATA names, then the user's cache."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 
@@ -12,15 +13,15 @@ def cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lstmjax"
 
 
-def locate(name: str) -> Path | None:
+def locate(name: str, found: Callable[[Path], bool] = Path.is_file) -> Path | None:
     """The file `name`, such as "mnist/mnist.pkl.gz", or None where it is in neither folder."""
     folders = [Path(os.environ["LSTMJAX_DATA"])] if "LSTMJAX_DATA" in os.environ else []
-    return next((folder / name for folder in [*folders, cache()] if (folder / name).is_file()), None)
+    return next((folder / name for folder in [*folders, cache()] if found(folder / name)), None)
 
 
-def required(name: str, source: str) -> Path:
-    """The file `name`, or an error that says where it comes from."""
-    path = locate(name)
+def required(name: str, source: str, found: Callable[[Path], bool] = Path.is_file) -> Path:
+    """The file `name`, or with `Path.is_dir` the folder, or an error that says where it comes from."""
+    path = locate(name, found)
     if path is None:
         given = os.environ.get("LSTMJAX_DATA")
         where = "LSTMJAX_DATA is not set" if given is None else f"LSTMJAX_DATA is {given}"
@@ -29,3 +30,12 @@ def required(name: str, source: str) -> Path:
             f"them. It is {source}"
         )
     return path
+
+
+def lines(path: Path) -> list[str]:
+    """The lines of a text file, without their ends; an empty file has none."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is no text in UTF-8: {error}") from None
+    return text.removesuffix("\n").split("\n") if text else []

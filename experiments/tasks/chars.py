@@ -54,7 +54,7 @@ def build(options: Options, model: models.Model, batch: int, key: Array) -> Task
         metric="loss",
         unit="bits per character",
         measure="accuracy",
-        baselines=baselines(parts, len(alphabet)),
+        baselines=functools.partial(baselines, parts, len(alphabet)),
         carried=functools.partial(models.initial_state, model, batch=batch),
         watch=("validation",),
     )

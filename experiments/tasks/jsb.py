@@ -40,7 +40,7 @@ def build(options: Options, model: models.Model | models.TCN, batch: int, key: A
         metric="nll",
         unit="nats per step",
         measure="nll",
-        baselines=baselines(rolls["train"], rolls["test"]),
+        baselines=functools.partial(baselines, rolls["train"], rolls["test"]),
         watch=("validation",),
         published="Bai 2018: LSTM 8.45, RNN 8.91, TCN 8.10",
     )

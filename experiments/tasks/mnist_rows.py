@@ -35,7 +35,7 @@ def build(options: Options, model: models.Model, batch: int, key: Array) -> Task
         splits=splits,
         metric="accuracy",
         measure="accuracy",
-        baselines=_baselines(splits),
+        baselines=functools.partial(_baselines, splits),
         watch=("validation",),
         published="TensorFlow examples, LSTM(128) on 128 test images: 0.9766",
     )

@@ -36,7 +36,6 @@ def build(options: Options, model: models.Model, batch: int, key: Array) -> Task
     draw = functools.partial(sequence, spans=spans)
     test = drawn.sequences(draw, key, TEST)
     classes = 2 ** len(spans)
-    uniform = jnp.full((TEST, classes), 1 / classes)
     return Task(
         init=functools.partial(models.init, inputs=len(SYMBOLS), outputs=classes, model=model),
         batches=lambda train, key, steps: drawn.per_step(draw, key, steps, batch),
@@ -45,7 +44,7 @@ def build(options: Options, model: models.Model, batch: int, key: Array) -> Task
         splits={"test": test},
         metric="error",
         measure="error",
-        baselines={"chance": _figures(uniform, test["class"])},
+        baselines=lambda: {"chance": _figures(jnp.full((TEST, classes), 1 / classes), test["class"])},
         criterion=Criterion(each=RIGHT, mean=0.1),
         published=PUBLISHED[options.variant],
     )

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.commands import _task
+from experiments.commands import _task, _test
 from experiments.config import Config
 from experiments.models import Model
 from experiments.task import Criterion
@@ -67,6 +67,25 @@ def test_loop_takes_the_steps_a_plain_loop_takes(schedule):
     assert outcome.finished
     for ours, plain in zip(jax.tree.leaves(outcome.state.params), jax.tree.leaves(params), strict=True):
         np.testing.assert_allclose(ours, plain, rtol=2e-3, atol=2e-4)
+
+
+def test_figures_that_are_watched_are_those_of_the_score():
+    """Made of what `evaluate` returned and of the split, outside of JAX."""
+
+    def evaluate(params, split):
+        return {"far": jnp.abs(split["passengers"]) > 200}
+
+    def score(evaluated, split):
+        assert evaluated["far"].shape == split["passengers"].shape
+        return {"rmse": len(np.flatnonzero(evaluated["far"])) / 10}
+
+    task = dataclasses.replace(AIRLINE, evaluate=evaluate, score=score)
+    _, lines, _ = trained(task, OPTIONS)
+    far = int(np.sum(np.asarray(task.splits["train"]["passengers"]) > 200))
+    assert [line.get("train_rmse") for line in lines] == [None, far / 10, far / 10]
+    state = initial_state(task, OPTIONS)
+    tested = int(np.sum(np.asarray(task.splits["test"]["passengers"]) > 200))
+    assert _test(task, state) == {"rmse": tested / 10}
 
 
 def test_criterion_stops_the_run_at_its_step():

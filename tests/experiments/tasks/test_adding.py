@@ -57,7 +57,7 @@ def test_figures_and_chance_recomputed():
     task = adding.build(adding.Options(length=30), Model(units=3), 4, jax.random.key(0))
     targets = np.asarray(task.splits["test"]["target"])
     errors = abs(0.5 - targets)
-    chance = {name: float(value) for name, value in task.baselines["always 0.5"].items()}
+    chance = {name: float(value) for name, value in task.baselines()["always 0.5"].items()}
     assert len(targets) == 2560
     assert chance["wrong of 2560"] == sum(errors >= 0.04)
     assert chance["error"] == pytest.approx(errors.mean(), rel=1e-5)

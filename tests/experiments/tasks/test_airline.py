@@ -78,7 +78,7 @@ def test_baselines_recomputed_month_by_month():
         "seasonal naive": lambda t: y[t - 12],
         "AR(13) on the log": lambda t: np.exp(weights[0] + sum(weights[k] * log[t - k] for k in range(1, 14))),
     }
-    computed = task(Options()).baselines
+    computed = task(Options()).baselines()
     assert list(computed) == list(forecasts)
     for name, forecast in forecasts.items():
         errors = np.array([forecast(t) - y[t] for t in range(96, 144)])
@@ -87,7 +87,7 @@ def test_baselines_recomputed_month_by_month():
 
 
 def test_baselines_are_the_known_figures():
-    computed = {name: float(figures["rmse"]) for name, figures in task(Options()).baselines.items()}
+    computed = {name: float(figures["rmse"]) for name, figures in task(Options()).baselines().items()}
     assert computed["seasonal naive"] == pytest.approx(41.9, abs=0.05)
     assert computed["AR(13) on the log"] == pytest.approx(14.0, abs=0.05)
     # Over all 48 months; the tutorials' windows leave out the first and the last of them, which gives 48.7.

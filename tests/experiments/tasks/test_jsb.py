@@ -80,7 +80,7 @@ def test_baselines_recomputed_note_by_note(build, rolls):
                     sums[place] -= np.log(chance if after[note] else 1 - chance)
             frequency.append(sums[0])
             transition.append(sums[1])
-    baselines = build(Model(units=5)).baselines
+    baselines = build(Model(units=5)).baselines()
     assert baselines["note frequencies"]["nll"] == pytest.approx(np.mean(frequency))
     assert baselines["note transitions"]["nll"] == pytest.approx(np.mean(transition))
 

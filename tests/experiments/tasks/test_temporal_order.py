@@ -46,7 +46,7 @@ def test_symbols_stand_where_the_paper_says(drawn_sequences):
 
 def test_chance_is_wrong_everywhere_and_right_once_in_four():
     task = temporal_order.build(temporal_order.Options(), Model(units=3), 4, jax.random.key(0))
-    chance = {name: float(value) for name, value in task.baselines["chance"].items()}
+    chance = {name: float(value) for name, value in task.baselines()["chance"].items()}
     assert chance["wrong of 2560"] == 2560
     assert chance["error"] == 0.75
     assert chance["accuracy"] == pytest.approx(0.25, abs=0.03)

@@ -1,0 +1,66 @@
+"""CoNLL-2000 chunking: sentences of the Wall Street Journal, each word with its part of speech and its chunk.
+
+Tjong Kim Sang & Buchholz, Introduction to the CoNLL-2000 Shared Task: Chunking, 2000. A line is `word POS chunk`, where
+a chunk begins with B-NP, goes on with I-NP and ends before anything else, and O is a word in none; a blank line ends a
+sentence. The shared task keeps no sentences to choose by; here they are the last 1,000 of its training file, in one
+piece, so that at most one article is in both.
+"""
+
+import dataclasses
+import re
+from pathlib import Path
+
+from experiments.data import files
+from experiments.data.files import DataError
+
+FILES = {"train": "conll2000/train.txt", "test": "conll2000/test.txt"}
+SOURCE = (
+    "a file of the CoNLL-2000 shared task, https://www.clips.uantwerpen.be/conll2000/chunking/, unpacked with gunzip"
+)
+VALIDATION = 1000
+CHUNK = re.compile(r"O|[BI]-\S+")
+
+
+@dataclasses.dataclass(frozen=True)
+class Sentence:
+    words: tuple[str, ...]
+    pos: tuple[str, ...]
+    chunks: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.words)
+
+
+def load() -> dict[str, list[Sentence]]:
+    """The sentences of "train", "validation" and "test"."""
+    paths = {split: files.required(name, SOURCE) for split, name in FILES.items()}
+    train, test = (_read(path) for path in paths.values())
+    if len(train) <= VALIDATION:
+        raise DataError(
+            f"{paths['train']} has {len(train)} sentences; there must be more than the {VALIDATION} that are kept to "
+            f"choose by. It should be {SOURCE}"
+        )
+    return {"train": train[:-VALIDATION], "validation": train[-VALIDATION:], "test": test}
+
+
+def _read(path: Path) -> list[Sentence]:
+    sentences, rows = [], []
+    for number, line in enumerate([*files.lines(path), ""], 1):
+        if line.strip():
+            rows.append(_columns(line, path, number))
+        elif rows:
+            sentences.append(Sentence(*map(tuple, zip(*rows, strict=True))))
+            rows = []
+    if not sentences:
+        raise DataError(f"{path} has no sentences; it should be {SOURCE}")
+    return sentences
+
+
+def _columns(line: str, path: Path, number: int) -> list[str]:
+    columns = line.split()
+    if len(columns) != 3 or not CHUNK.fullmatch(columns[2]):
+        raise DataError(
+            f"{path}, line {number}: {line!r} must be a word, its part of speech and its chunk, such as B-NP, I-NP or "
+            f"O, with spaces between; it should be {SOURCE}"
+        )
+    return columns

@@ -1,0 +1,144 @@
+"""Conversations whose utterances are labelled, one file each, one line an utterance: `speaker|text|tag`.
+
+So is the Switchboard Dialogue Act corpus (Jurafsky, Shriberg & Biasca 1997) laid out, in the folders train, val and
+test; where there is a folder `splits` beside them, its files of names decide, which for Switchboard are the 1,003, 112
+and 19 conversations of Lee & Dernoncourt, Sequential Short-Text Classification with Recurrent and Convolutional Neural
+Networks, NAACL 2016. The MRDA corpus has three tags to a line, `speaker|text|basic|general|full`.
+"""
+
+import dataclasses
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from experiments.data import files
+from experiments.data.files import DataError
+
+SOURCE = (
+    "a folder of conversations in the layout of https://github.com/NathanDuran/Switchboard-Corpus (its swda_data as "
+    "swda) or https://github.com/NathanDuran/MRDA-Corpus (its mrda_data as mrda): train, val and test with a text file "
+    "for each conversation, and splits/train.txt, valid.txt and test.txt with their names where the folders are not "
+    "the splits"
+)
+FOLDERS = {"train": "train", "validation": "val", "test": "test"}
+NAMES = {"train": "splits/train.txt", "validation": "splits/valid.txt", "test": "splits/test.txt"}
+TAGS = {3: ("tag",), 5: ("basic", "general", "full")}
+"""What the columns after speaker and text are called, by how many columns there are."""
+WORD = re.compile(r"\w+(?:['’]\w+)*|[^\w\s]")
+
+
+@dataclasses.dataclass(frozen=True)
+class Conversation:
+    """Utterances in the order in which they were said; of one to be labelled, `tags` is empty."""
+
+    name: str
+    speakers: tuple[str, ...]
+    texts: tuple[str, ...]
+    tags: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+
+def load(folder: str = "swda", column: str = "tag") -> dict[str, list[Conversation]]:
+    """Of "train", "validation" and "test", each conversation, labelled by the tags in `column`.
+
+    A text may be empty: something was said that was not written down. A file without a line, and a split without a
+    file, are refused.
+    """
+    root = files.required(folder, SOURCE, Path.is_dir)
+    splits = {}
+    for split, paths in _paths(root).items():
+        if not paths:
+            raise DataError(f"{root} has no conversations for {split}; it should be {SOURCE}")
+        splits[split] = [_read(path, column) for path in paths]
+    return splits
+
+
+def tags(splits: Mapping[str, Sequence[Conversation]]) -> tuple[str, ...]:
+    """Every tag of a corpus, those most frequent in training first.
+
+    A tag that is in the held-out conversations alone is among them too: which tags there are is given with the corpus,
+    and to leave such utterances out would flatter the figures. A model never learns to say it.
+    """
+    seen = Counter(tag for conversation in splits["train"] for tag in conversation.tags)
+    every = {tag for split in splits.values() for conversation in split for tag in conversation.tags}
+    return tuple(sorted(every, key=lambda tag: (-seen[tag], tag)))
+
+
+def words(text: str) -> list[str]:
+    """The words and the marks of a text in lower case; what an apostrophe joins is one word, what a hyphen does is not.
+
+    "Uh-huh, I don't" is uh - huh , i don't.
+    """
+    return WORD.findall(text.lower())
+
+
+def plain(path: Path) -> Conversation:
+    """A conversation to be labelled, of a text file with a line for each utterance.
+
+    Lines are `speaker|text`, or whole lines of a corpus, whose tags are not looked at. In a file without any `|` every
+    line is a text, and all are one speaker's. Blank lines are not utterances.
+    """
+    split = [(number, line.split("|")) for number, line in enumerate(files.lines(path), 1) if line.strip()]
+    if not split:
+        raise DataError(f"{path} has no lines; each should be an utterance, such as A|How are you?")
+    if all(len(columns) == 1 for _, columns in split):
+        return Conversation(path.stem, ("",) * len(split), tuple(text.strip() for _, (text,) in split))
+    for number, columns in split:
+        if len(columns) not in (2, *TAGS):
+            raise DataError(
+                f"{path}, line {number}: {'|'.join(columns)!r} has {len(columns)} columns; it must be speaker|text, as "
+                f"other lines are, or a line of a corpus, speaker|text|tag or speaker|text|basic|general|full"
+            )
+    speakers, texts = zip(*((speaker.strip(), text.strip()) for _, (speaker, text, *_) in split), strict=True)
+    return Conversation(path.stem, speakers, texts)
+
+
+def _paths(root: Path) -> dict[str, list[Path]]:
+    """The files of each split; names in `splits` are looked for in all three folders."""
+    there = {split: sorted((root / folder).glob("*.txt")) for split, folder in FOLDERS.items()}
+    if not (root / "splits").is_dir():
+        return there
+    by_name = {path.stem: path for paths in there.values() for path in paths}
+    chosen, taken = {}, {}
+    for split, file in NAMES.items():
+        if not (root / file).is_file():
+            raise DataError(f"{root}/splits has no {Path(file).name}; it should be {SOURCE}")
+        names = [name for line in files.lines(root / file) if (name := line.strip())]
+        for name in names:
+            if name not in by_name:
+                raise DataError(f"{root / file} names {name}, but none of {', '.join(FOLDERS.values())} has {name}.txt")
+            if name in taken:
+                raise DataError(f"{root / file} names {name}, which is in {taken[name]} already; splits share nothing")
+            taken[name] = file
+        chosen[split] = [by_name[name] for name in names]
+    return chosen
+
+
+def _read(path: Path, column: str) -> Conversation:
+    rows = [_columns(line, path, number, column) for number, line in enumerate(files.lines(path), 1)]
+    if not rows:
+        raise DataError(f"{path} is empty; each line should be {_layouts()}")
+    speakers, texts, found = zip(*rows, strict=True)
+    return Conversation(path.stem, speakers, texts, found)
+
+
+def _columns(line: str, path: Path, number: int, column: str) -> tuple[str, str, str]:
+    speaker, *rest = (part.strip() for part in line.split("|"))
+    names = TAGS.get(len(rest) + 1)
+    if names is None:
+        raise DataError(f"{path}, line {number}: {line!r} has {len(rest) + 1} columns; it must be {_layouts()}")
+    if column not in names:
+        raise DataError(
+            f"{path}, line {number}: column is {column!r}; a line of {len(rest) + 1} columns has {' and '.join(names)}"
+        )
+    tag = rest[1 + names.index(column)]
+    if not tag:
+        raise DataError(f"{path}, line {number}: {line!r} has no {column}; it must be {_layouts()}")
+    return speaker, rest[0], tag
+
+
+def _layouts() -> str:
+    return " or ".join("|".join(("speaker", "text", *names)) for names in TAGS.values())
