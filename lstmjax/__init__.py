@@ -8,6 +8,7 @@ from lstmjax import embedding as embedding
 from lstmjax import hierarchy as hierarchy
 from lstmjax import lstm as lstm
 from lstmjax import pooling as pooling
+from lstmjax import ragged as ragged
 from lstmjax import residual as residual
 from lstmjax import stack as stack
 from lstmjax import windows as windows

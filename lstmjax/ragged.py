@@ -1,0 +1,181 @@
+"""Lists of unequal length into padded arrays and their lengths, with a bound on how much of them is padding.
+
+NumPy alone: this is done once, before any program is compiled. Sequences that go into one array are as wide as the
+longest of them; `widths` finds the fewest widths whose arrays have no more padding than is allowed, and `buckets`
+makes those arrays (Khomenko et al., "Accelerating recurrent neural network training using sequence bucketing", 2016).
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from jax.typing import DTypeLike
+
+from lstmjax import checks
+
+
+class Bucket(NamedTuple):
+    """Sequences of similar lengths in one array.
+
+    Args:
+        rows: which of the sequences these are, integers [rows].
+        xs: the sequences, padded [rows, time, *features].
+        lengths: valid steps of each [rows].
+    """
+
+    rows: np.ndarray
+    xs: np.ndarray
+    lengths: np.ndarray
+
+
+def pad(
+    sequences: Sequence[Any], *, levels: int = 1, fill: float = 0, dtype: DTypeLike | None = None
+) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
+    """Put nested lists into one array as wide, at every level, as the longest.
+
+    Args:
+        sequences: a list of sequences of steps; with two levels a list of conversations, each a list of utterances,
+            each a list of words. A step is a number, or an array of features of the same shape throughout.
+        levels: how many of them vary in length, all but the outermost list.
+        fill: what padding is filled with.
+        dtype: of the array; None for bool, int32 or float32, whichever holds the steps.
+
+    Returns:
+        xs [sequences, time of the highest level, ..., time of the lowest, *features], and `lengths`, int32, a tuple
+        with an entry for each level, lowest first, as `hierarchy.apply` takes them: those of the lowest level are
+        [sequences, time of the highest level, ...], those of the highest [sequences].
+
+    Raises:
+        ValueError: steps of different shapes, or a number where a list should be.
+
+    >>> words, (words_per_utterance, utterances_per_conversation) = pad([[[3, 1, 4], [1]], [], [[], [5, 9]]], levels=2)
+    >>> words.shape, words[2].tolist()
+    ((3, 2, 3), [[0, 0, 0], [5, 9, 0]])
+    >>> words_per_utterance.tolist(), utterances_per_conversation.tolist()
+    ([[3, 1], [0, 0], [0, 2]], [2, 0, 2])
+    """
+    levels = checks.positive_int("levels", levels)
+    nested, lengths = [_list(sequences, 0)], []
+    for level in range(levels):
+        nested = [_list(inner, level + 1) for outer in nested for inner in outer]
+        lengths.append(np.array([len(inner) for inner in nested], np.int32))
+    steps = [step for inner in nested for step in inner]
+    shapes = {np.shape(step) for step in steps}
+    if len(shapes) > 1:
+        raise ValueError(f"sequences must hold steps of one shape; got {sorted(shapes)}.")
+    flat = np.asarray(steps, _dtype(steps) if dtype is None else dtype)
+    flat = flat.reshape(len(steps), *(shapes.pop() if shapes else ()))
+    axes, placed = (len(sequences),), []
+    for sizes in lengths:
+        real = placed[-1] if placed else np.ones(axes, bool)
+        whole = np.zeros(axes, np.int32)
+        whole[real] = sizes
+        axes = (*axes, int(sizes.max(initial=0)))
+        placed.append(np.arange(axes[-1]) < whole[..., None])
+        lengths[len(placed) - 1] = whole
+    xs = np.full((*axes, *flat.shape[1:]), fill, flat.dtype)
+    xs[placed[-1]] = flat
+    return xs, tuple(reversed(lengths))
+
+
+def widths(lengths: Any, *, waste: float = 0.25) -> tuple[int, ...]:
+    """Find the fewest widths such that, each sequence in the narrowest that holds it, padding is at most a share.
+
+    Of as many widths, those with the least padding, by dynamic programming.
+
+    Args:
+        lengths: of all sequences, integers of any shape.
+        waste: padding as a share of all steps of the arrays, from 0 to below 1.
+
+    Returns:
+        Widths in ascending order, the last of which is the greatest length.
+
+    Raises:
+        ValueError: a negative length, no lengths at all, a share out of range; TypeError: lengths are no integers.
+
+    >>> widths([1, 2, 2, 3, 40], waste=0.5), widths([1, 2, 2, 3, 40], waste=0.1), widths([1, 2, 2, 3, 40], waste=0)
+    ((3, 40), (2, 3, 40), (1, 2, 3, 40))
+    """
+    waste, lengths = checks.rate("waste", waste), _lengths(lengths)
+    values, counts = np.unique(lengths, return_counts=True)
+    below = np.concatenate([[0], np.cumsum(counts)])
+    cells = values * below[1:].astype(float)  # of the arrays that hold all sequences up to each value
+    cuts = []
+    while (cells[-1] - lengths.sum()) > waste * cells[-1]:
+        # one more width, values[j], for the sequences above values[i]
+        more = cells[:, None] + values * (below[None, 1:] - below[1:, None])
+        more[np.tril_indices(len(values))] = np.inf
+        cuts.append(np.where(more.min(axis=0) < cells, np.argmin(more, axis=0), -1))
+        cells = np.minimum(cells, more.min(axis=0))
+    chosen, last = [int(values[-1])], len(values) - 1
+    for cut in reversed(cuts):
+        if cut[last] >= 0:
+            last = cut[last]
+            chosen.append(int(values[last]))
+    return tuple(reversed(chosen))
+
+
+def buckets(
+    sequences: Sequence[Any], *, waste: float = 0.25, fill: float = 0, dtype: DTypeLike | None = None
+) -> list[Bucket]:
+    """Put sequences of similar lengths into one array each, so that padding is at most a share of all arrays.
+
+    Args:
+        sequences: a list of sequences of steps, as `pad` takes them with one level.
+        waste: padding as a share of all steps of the arrays, from 0 to below 1.
+        fill: what padding is filled with.
+        dtype: of the arrays, as in `pad`.
+
+    Returns:
+        A Bucket for each of `widths`, narrowest first; within one, sequences stand in the order in which they came.
+
+    Raises:
+        ValueError, TypeError: what `pad` and `widths` raise.
+
+    >>> utterances = [[3], [1, 4, 1, 5, 9, 2, 6], [5], [], [3, 5]]
+    >>> made = buckets(utterances, waste=0.3)
+    >>> [(bucket.rows.tolist(), bucket.xs.shape) for bucket in made]
+    [([0, 2, 3, 4], (4, 2)), ([1], (1, 7))]
+
+    What is made of each row goes back to where it came from with the inverse of all rows:
+
+    >>> codes = np.concatenate([bucket.xs.sum(axis=1) for bucket in made])
+    >>> codes[np.argsort(np.concatenate([bucket.rows for bucket in made]))].tolist()
+    [3, 28, 5, 0, 8]
+    """
+    sizes = [len(_list(sequence, 1)) for sequence in _list(sequences, 0)]
+    if not sizes:
+        return []
+    chosen, dtype = widths(sizes, waste=waste), dtype or _dtype([step for sequence in sequences for step in sequence])
+    home = np.searchsorted(chosen, sizes)
+    made = []
+    for number in range(len(chosen)):
+        rows = np.flatnonzero(home == number)
+        xs, (lengths,) = pad([sequences[row] for row in rows.tolist()], fill=fill, dtype=dtype)
+        made.append(Bucket(rows, xs, lengths))
+    return made
+
+
+def _list(value: Any, depth: int) -> Any:
+    if not isinstance(value, list | tuple) and not (isinstance(value, np.ndarray) and value.ndim):
+        raise ValueError(
+            f"sequences must have a list or an array {'outermost' if not depth else f'in list {depth} from outside'}; "
+            f"got {value!r}."
+        )
+    return value
+
+
+def _dtype(steps: list[Any]) -> Any:
+    found = np.result_type(*{np.asarray(step).dtype for step in steps}) if steps else np.float32
+    if np.issubdtype(found, np.floating):
+        return np.float32
+    return found if found == np.bool_ else np.int32
+
+
+def _lengths(lengths: Any) -> np.ndarray:
+    lengths = np.asarray(lengths)
+    if not np.issubdtype(lengths.dtype, np.integer) and lengths.size:
+        raise TypeError(f"lengths must be integers; got {lengths.dtype.name}.")
+    if not lengths.size or lengths.min() < 0:
+        raise ValueError(f"lengths must be at least one, each at least 0; got {lengths!r}.")
+    return lengths.ravel()
