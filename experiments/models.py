@@ -7,6 +7,7 @@ import jax
 import tyro
 from jaxtyping import Array, Float, Int
 
+from experiments.tagger import Tagger
 from lstmjax import LSTMOptions, LSTMState, dense, lstm, residual
 
 Params = dict[str, Any]
@@ -55,7 +56,7 @@ class TCN:
             raise ValueError(f"model.dropout is {self.dropout}; it must be from 0 to below 1")
 
 
-MODELS: dict[str, type] = {"lstm": Model, "tcn": TCN}
+MODELS: dict[str, type] = {"lstm": Model, "tcn": TCN, "tagger": Tagger}
 
 
 def init(key: Array, inputs: int, outputs: int, model: Model | TCN) -> Params:

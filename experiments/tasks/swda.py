@@ -1,0 +1,194 @@
+"""Dialogue acts: what is done by each utterance of a conversation - a statement, a question, a sign of listening?
+
+The words of every utterance are read by one LSTM in both directions; what it makes of them, and whether the speaker
+has changed, is read by another over the utterances of the conversation; a CRF chooses all tags of a conversation
+together (Kumar et al., Dialogue Act Sequence Labeling using Hierarchical encoder with CRF, AAAI 2018). Any corpus in
+the layout of experiments/data/dialogues.py can take Switchboard's place.
+
+Which conversations make up a batch is settled once, so that all batches have nearly as many words, and their order is
+drawn anew in every epoch. Within a batch, utterances stand by length in arrays of a few widths, and an index says
+where in its conversation each belongs: little of what the lower LSTM reads is padding.
+"""
+
+import dataclasses
+import functools
+import itertools
+from collections import Counter
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from experiments import tagger
+from experiments.data import dialogues
+from experiments.data.dialogues import Conversation
+from experiments.data.order import shuffled
+from experiments.tagger import Tagger
+from experiments.task import Carried, Task
+from lstmjax import HierarchyParams, dense, hierarchy, ragged
+
+MODELS = ("tagger",)
+UNKNOWN = 0
+WASTE = 0.3  # of what the lower LSTM reads, padding
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    corpus: str = "swda"
+    """Folder of the corpus within LSTMJAX_DATA."""
+    column: str = "tag"
+    """Which of a line's tags is learned: tag where there is one, else basic, general or full."""
+    least: int = 2
+    """A word that training has less often than this is an unknown one."""
+
+    def __post_init__(self):
+        if self.least < 1:
+            raise ValueError(f"data.least is {self.least}; it must be at least 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class Coding:
+    """The numbers of words and tags."""
+
+    words: dict[str, int]
+    tags: tuple[str, ...]
+
+    def tokens(self, text: str) -> list[int]:
+        """Of a text; one without any words is one unknown word."""
+        return [self.words.get(word, UNKNOWN) for word in dialogues.words(text)] or [UNKNOWN]
+
+
+def build(options: Options, model: Tagger, batch: int, key: Array) -> Task:
+    del key  # nothing is drawn
+    corpus = dialogues.load(options.corpus, options.column)
+    coding = code(corpus, options.least)
+    return Task(
+        init=functools.partial(
+            tagger.init, model=model, words=len(coding.words) + 1, tags=len(coding.tags), speakers=1
+        ),
+        batches=_batches,
+        loss=functools.partial(_loss, model),
+        evaluate=functools.partial(_evaluate, model),
+        splits={name: arranged(conversations, coding, batch) for name, conversations in corpus.items()},
+        metric="accuracy",
+        measure="nll",
+        baselines=lambda: {},
+        watch=("validation",),
+        published="Kumar et al. 2018: 79.2 %",
+    )
+
+
+def code(corpus: dict[str, list[Conversation]], least: int) -> Coding:
+    counts = Counter(word for talk in corpus["train"] for text in talk.texts for word in dialogues.words(text))
+    kept = sorted(word for word, count in counts.items() if count >= least)
+    return Coding({word: number for number, word in enumerate(kept, UNKNOWN + 1)}, dialogues.tags(corpus))
+
+
+def arranged(conversations: Sequence[Conversation], coding: Coding, batch: int) -> dict[str, Array]:
+    """All batches, an axis of them in front of every array."""
+    said = [[coding.tokens(text) for text in talk.texts] for talk in conversations]
+    dealt = deal([sum(map(len, talk)) for talk in said], batch)
+    ranked = [
+        sorted(((len(u), t, p) for t in members for p, u in enumerate(said[t])), reverse=True) for members in dealt
+    ]
+    tallest = max(map(len, ranked))
+    longest = np.max([[size for size, _, _ in ranks] + [0] * (tallest - len(ranks)) for ranks in ranked], axis=0)
+    edges = np.searchsorted(-longest, -np.array([*ragged.widths(longest, waste=WASTE)[::-1], -1]), side="left")
+    steps = max(len(talk) for talk in said)
+    arrays = {
+        "lengths": np.zeros((len(dealt), batch), np.int32),
+        "tags": np.zeros((len(dealt), batch, steps), np.int32),
+        "turn": np.zeros((len(dealt), batch, steps, 1), np.float32),
+        "place": np.zeros((len(dealt), batch, steps), np.int32),
+    }
+    numbers = {tag: number for number, tag in enumerate(coding.tags)}
+    buckets = []
+    for number, (members, ranks) in enumerate(zip(dealt, ranked, strict=True)):
+        row = {talk: position for position, talk in enumerate(members)}
+        for talk, position in row.items():
+            spoken = conversations[talk]
+            arrays["lengths"][number, position] = len(spoken)
+            arrays["tags"][number, position, : len(spoken.tags)] = [numbers[tag] for tag in spoken.tags]
+            changed = [now != before for before, now in zip(spoken.speakers, spoken.speakers[1:], strict=False)]
+            arrays["turn"][number, position, 1 : len(spoken), 0] = changed
+        for rank, (_, talk, position) in enumerate(ranks):
+            arrays["place"][number, row[talk], position] = rank
+        words = [said[talk][position] for _, talk, position in ranks] + [[]] * (tallest - len(ranks))
+        buckets.append([words[first:after] for first, after in itertools.pairwise(edges)])
+    return jax.tree.map(jnp.asarray, arrays | {"words": tuple(_bucket(same) for same in zip(*buckets, strict=True))})
+
+
+def deal(sizes: Sequence[int], batch: int) -> list[list[int]]:
+    """Which go into each batch, so that batches are of nearly one size: the largest first, there and back."""
+    order = np.argsort(-np.asarray(sizes), kind="stable").tolist()
+    count = -(-len(order) // batch)
+    rounds = [order[first : first + count] for first in range(0, len(order), count)]
+    dealt: list[list[int]] = [[] for _ in range(count)]
+    for number, dealing in enumerate(rounds):
+        for member, to in zip(dealing, dealt if number % 2 == 0 else reversed(dealt), strict=False):
+            to.append(member)
+    return dealt
+
+
+def _bucket(batches: Sequence[list[list[int]]]) -> tuple[np.ndarray, np.ndarray]:
+    """Words [batches, utterances, words] and their numbers [batches, utterances]."""
+    words, (lengths, _) = ragged.pad(batches, levels=2, dtype=np.int32)
+    return words, lengths
+
+
+def _batches(train: dict[str, Array], key: Array, steps: Int[Array, " steps"]) -> dict[str, Array]:
+    order, noise = jax.random.split(key)
+    chosen = shuffled(order, steps, examples=len(train["lengths"]), batch=1)[:, 0]
+    keys = jax.vmap(functools.partial(jax.random.fold_in, noise))(steps)
+    return jax.tree.map(lambda array: array[chosen], train) | {"key": keys}
+
+
+def emissions(model: Tagger, params: tagger.Params, batch: dict[str, Array]) -> Float[Array, "batch utterances tags"]:
+    """Scores of the tags of each utterance."""
+    key = batch.get("key")
+    keys = [None] * (len(batch["words"]) + 2) if key is None else list(jax.random.split(key, len(batch["words"]) + 2))
+    levels = params["hierarchy"].levels
+    lower = HierarchyParams(levels[:-1] if model.context else levels)
+    codes = []
+    for (words, lengths), bucket_key in zip(batch["words"], keys[2:], strict=True):
+        word_key, level_key = (None, None) if bucket_key is None else jax.random.split(bucket_key)
+        codes.append(
+            hierarchy.apply(
+                lower,
+                tagger.vectors(model, params, words, word_key),
+                lengths=(lengths,),
+                code=model.code,
+                return_sequences=False,
+                dropout=tagger.dropouts(model, 1, top=not model.context),
+                key=level_key,
+            )
+        )
+    ys = jnp.concatenate(codes)[batch["place"]]
+    if model.context:
+        ys = hierarchy.apply(
+            HierarchyParams(levels[-1:]),
+            jnp.concatenate([batch["turn"], ys], axis=-1),
+            lengths=(batch["lengths"],),
+            dropout=tagger.dropouts(model, 1, top=True),
+            key=keys[0],
+        )
+    return dense.apply(params["dense"], ys)
+
+
+def _loss(model: Tagger, params: tagger.Params, batch: dict[str, Array], carried: Carried):
+    sums = tagger.nll(model, params, emissions(model, params, batch), batch["tags"], batch["lengths"])
+    return jnp.sum(sums) / jnp.sum(batch["lengths"]), (sums / jnp.maximum(batch["lengths"], 1), carried)
+
+
+def _evaluate(model: Tagger, params: tagger.Params, split: dict[str, Array]) -> dict[str, Array]:
+    def right(batch):
+        scores = emissions(model, params, batch)
+        tags, _ = tagger.decode(model, params, scores, batch["lengths"])
+        real = jnp.arange(tags.shape[1])[None] < batch["lengths"][:, None]
+        nll = tagger.nll(model, params, scores, batch["tags"], batch["lengths"])
+        return jnp.sum((tags == batch["tags"]) & real), jnp.sum(nll)
+
+    correct, nll = jax.lax.map(right, split)
+    return {"accuracy": jnp.sum(correct) / jnp.sum(split["lengths"]), "nll": jnp.sum(nll) / jnp.sum(split["lengths"])}
