@@ -7,12 +7,12 @@ Networks, NAACL 2016. The MRDA corpus has three tags to a line, `speaker|text|ba
 """
 
 import dataclasses
+import itertools
 import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from experiments.data import files
+from experiments.data import files, vocabulary
 from experiments.data.files import DataError
 
 SOURCE = (
@@ -57,14 +57,9 @@ def load(folder: str = "swda", column: str = "tag") -> dict[str, list[Conversati
 
 
 def tags(splits: Mapping[str, Sequence[Conversation]]) -> tuple[str, ...]:
-    """Every tag of a corpus, those most frequent in training first.
-
-    A tag that is in the held-out conversations alone is among them too: which tags there are is given with the corpus,
-    and to leave such utterances out would flatter the figures. A model never learns to say it.
-    """
-    seen = Counter(tag for conversation in splits["train"] for tag in conversation.tags)
-    every = {tag for split in splits.values() for conversation in split for tag in conversation.tags}
-    return tuple(sorted(every, key=lambda tag: (-seen[tag], tag)))
+    """Every tag of a corpus, those most frequent in training first."""
+    of = {split: [tag for conversation in found for tag in conversation.tags] for split, found in splits.items()}
+    return vocabulary.labels(of["train"], itertools.chain.from_iterable(of.values()))
 
 
 def words(text: str) -> list[str]:

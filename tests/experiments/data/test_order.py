@@ -1,13 +1,16 @@
 """The order of reading: each epoch a permutation, and the same whatever the chunks."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.data.order import shuffled
+from experiments.data.order import of_like_length, shuffled
 
 KEY = jax.random.key(3)
+LENGTHS = jnp.array([3, 9, 3, 1, 9, 2, 3, 7, 7, 1, 3])
 
 
 def test_each_epoch_reads_every_row_once():
@@ -27,8 +30,26 @@ def test_order_is_a_function_of_the_step_alone(size):
     whole = shuffled(KEY, jnp.arange(21), examples=10, batch=3)
     pieces = [shuffled(KEY, jnp.arange(s, s + size), 10, 3) for s in range(0, 21, size)]
     np.testing.assert_array_equal(np.concatenate(pieces), whole)
+    whole = of_like_length(KEY, jnp.arange(21), LENGTHS, batch=3)
+    pieces = [of_like_length(KEY, jnp.arange(s, s + size), LENGTHS, 3) for s in range(0, 21, size)]
+    np.testing.assert_array_equal(np.concatenate(pieces), whole)
 
 
 def test_batch_larger_than_the_data_is_refused():
     with pytest.raises(ValueError, match=r"train\.batch is 12; there are only 10"):
         shuffled(KEY, jnp.arange(2), examples=10, batch=12)
+    with pytest.raises(ValueError, match=r"train\.batch is 12; there are only 11"):
+        of_like_length(KEY, jnp.arange(2), LENGTHS, batch=12)
+
+
+def test_batches_of_like_length_are_the_rows_of_an_epoch_in_order_of_length():
+    steps = of_like_length(KEY, jnp.arange(60), LENGTHS, batch=3)
+    epochs = np.asarray(steps).reshape(20, 3, 3)
+    for epoch in epochs:
+        assert len(np.unique(epoch)) == 9
+        spans = sorted((LENGTHS[batch].min().item(), LENGTHS[batch].max().item()) for batch in epoch)
+        assert all(longest <= shortest for (_, longest), (shortest, _) in itertools.pairwise(spans))
+    assert set(epochs.ravel().tolist()) == set(range(11))
+    batches = {frozenset(batch) for epoch in epochs.tolist() for batch in epoch}
+    assert len(batches) > 15
+    assert len({tuple(np.asarray(LENGTHS)[epoch].max(axis=1)) for epoch in epochs}) > 3

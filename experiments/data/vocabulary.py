@@ -1,0 +1,30 @@
+"""Numbers for words, characters and labels."""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from jaxtyping import Int
+
+UNKNOWN = ""
+
+
+def known(tokens: Iterable[str], least: int = 1) -> tuple[str, ...]:
+    """What is there at least so many times, the most frequent first, after one place for all else."""
+    counts = Counter(tokens)
+    return (UNKNOWN, *sorted((t for t in counts if counts[t] >= least), key=lambda token: (-counts[token], token)))
+
+
+def labels(train: Iterable[str], held_out: Iterable[str]) -> tuple[str, ...]:
+    """Every label of a data set, those most frequent in training first.
+
+    A label that is in held-out data alone is among them too: which labels there are is given with the data, and to
+    leave out what bears it would flatter the figures. A model never learns to say it.
+    """
+    counts = Counter(train)
+    return tuple(sorted({*counts, *held_out}, key=lambda label: (-counts[label], label)))
+
+
+def numbers(tokens: Sequence[str], places: dict[str, int]) -> Int[np.ndarray, " tokens"]:
+    """The place of each token; that of `UNKNOWN` for one without a place, or an error where unknown ones have none."""
+    return np.array([places[t] if t in places else places[UNKNOWN] for t in tokens], np.int32)

@@ -1,0 +1,238 @@
+"""CoNLL-2000 chunking: where in a sentence does a noun phrase begin, a verb phrase, ..., and where does it end?
+
+Every word is given as itself, as its characters and as how it is written; parts of speech are given to a baseline
+alone. A chunk counts as found where its kind, its first and its last word are right, and F1 is that of all chunks of a
+split, by seqeval in its default mode, which counts as the shared task's own conlleval does.
+"""
+
+import dataclasses
+import functools
+import itertools
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+from seqeval.metrics.sequence_labeling import accuracy_score, precision_recall_fscore_support
+
+from experiments.data import vocabulary
+from experiments.data.chunks import Sentence
+from experiments.data.order import of_like_length
+from experiments.models import Params
+from experiments.task import Carried, Task
+
+AT_ONCE = 100  # held-out sentences in one piece
+CASES = ("digit", "lower", "upper", "initial", "mixed", "other")
+KINDS = ("words", "characters", "tags")
+STEPWISE = ("words", "characters", "letters", "case", "tags")
+Splits = dict[str, list[Sentence]]
+Columns = dict[str, Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    rare: int = 2
+    """A word that is seen less often in training is read as unknown: at 2, 8.6 % of the words of the test split."""
+    characters: int = 20
+    """Of a longer word, of which there is one in 7,000, half of these are its first ones and half its last ones."""
+    widths: tuple[int, ...] = (16, 24, 32, 48)
+    """Batches are cut to the smallest of these numbers of words that holds them, or are of the longest sentence's."""
+
+    def __post_init__(self):
+        if self.rare < 1:
+            raise ValueError(f"data.rare is {self.rare}; it must be at least 1")
+        if self.characters < 2 or self.characters % 2:
+            raise ValueError(f"data.characters is {self.characters}; it must be an even number of at least 2")
+        if list(self.widths) != sorted({*self.widths}) or min(self.widths, default=1) < 1:
+            raise ValueError(f"data.widths is {self.widths}; they must ascend from at least 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class Kinds:
+    """What has a number: its place here."""
+
+    words: tuple[str, ...]
+    characters: tuple[str, ...]
+    tags: tuple[str, ...]
+
+
+def build_with(
+    splits: Splits,
+    options: Options,
+    batch: int,
+    init: Callable[[Array], Params],
+    losses: Callable[[Params, Columns], Float[Array, " batch"]],
+    decode: Callable[[Params, Columns], Int[Array, "batch words"]],
+) -> Task:
+    """The task for a model of three functions: its parameters, the -log likelihood of sentences, their likeliest tags.
+
+    Both are given the columns of `padded`, cut to the batch's width; `losses` has a `key` beside them in training.
+    """
+    found = kinds(splits, options)
+    columns = {name: padded(split, found, options) for name, split in splits.items()}
+    return Task(
+        init=init,
+        batches=functools.partial(_batches, batch=batch),
+        loss=functools.partial(_loss, losses, options.widths),
+        evaluate=functools.partial(_evaluate, losses, decode, options.widths),
+        splits=columns,
+        metric="f1",
+        measure="nll",
+        baselines=functools.partial(baselines, splits["train"], splits["test"]),
+        score=functools.partial(score, tags=found.tags),
+        watch=("validation",),
+        published="Huang, Xu & Yu 2015, random embeddings: BiLSTM F1 0.9364, CRF 0.9369, BiLSTM-CRF 0.9413",
+    )
+
+
+def kinds(splits: Splits, options: Options) -> Kinds:
+    """The words and characters of the training sentences, and the tags of all."""
+    tags = {name: [tag for sentence in split for tag in sentence.chunks] for name, split in splits.items()}
+    words = [word for sentence in splits["train"] for word in sentence.words]
+    return Kinds(
+        words=vocabulary.known(map(normal, words), options.rare),
+        characters=vocabulary.known(itertools.chain.from_iterable(words)),
+        tags=vocabulary.labels(tags["train"], itertools.chain.from_iterable(tags.values())),
+    )
+
+
+def normal(word: str) -> str:
+    """In lower case, and of numbers how long they are: "1,950th" is 0,000th."""
+    return re.sub(r"\d", "0", word.lower())
+
+
+def case(word: str) -> str:
+    """Which of `CASES` a word is written in; one capital letter is an initial."""
+    if any(letter.isdigit() for letter in word):
+        return "digit"
+    if word.islower():
+        return "lower"
+    if word.isupper() and len(word) > 1:
+        return "upper"
+    if word[0].isupper() and (len(word) == 1 or word[1:].islower()):
+        return "initial"
+    return "mixed" if any(letter.isalpha() for letter in word) else "other"
+
+
+def ends(word: str, characters: int) -> str:
+    """A word of at most so many characters, or as many from its ends."""
+    return word if len(word) <= characters else word[: characters // 2] + word[-(characters // 2) :]
+
+
+def padded(sentences: Sequence[Sentence], found: Kinds, options: Options) -> Columns:
+    """Numbers for words, cases and tags [sentences, words] and characters [sentences, words, characters].
+
+    `length` has the words of each sentence [sentences], `letters` the characters of each word [sentences, words]. The
+    sentences are put in order of length, so that consecutive ones have little padding.
+    """
+    sentences = sorted(sentences, key=len)
+    places = {name: {kind: place for place, kind in enumerate(getattr(found, name))} for name in KINDS}
+    shape = (len(sentences), max(map(len, sentences)))
+    words, cases, tags, letters = np.zeros((4, *shape), np.int32)
+    characters = np.zeros((*shape, options.characters), np.int32)
+    for row, sentence in enumerate(sentences):
+        of = slice(len(sentence))
+        words[row, of] = vocabulary.numbers([*map(normal, sentence.words)], places["words"])
+        cases[row, of] = [CASES.index(case(word)) for word in sentence.words]
+        tags[row, of] = vocabulary.numbers(sentence.chunks, places["tags"])
+        for step, word in enumerate(sentence.words):
+            spelling = vocabulary.numbers(ends(word, options.characters), places["characters"])
+            letters[row, step] = len(spelling)
+            characters[row, step, : len(spelling)] = spelling
+    columns = {"words": words, "case": cases, "tags": tags, "letters": letters, "characters": characters}
+    columns["length"] = np.array([*map(len, sentences)], np.int32)
+    return {name: jnp.asarray(column) for name, column in columns.items()}
+
+
+def score(evaluated: Mapping[str, Array], split: Columns, tags: tuple[str, ...]) -> dict[str, float]:
+    lengths = np.asarray(split["length"])
+    truth, decoded = (
+        [[tags[tag] for tag in row[:length]] for row, length in zip(np.asarray(rows), lengths, strict=True)]
+        for rows in (split["tags"], evaluated["decoded"])
+    )
+    loss = np.sum(np.asarray(evaluated["nll"], np.float64)) / np.sum(lengths)
+    return figures(truth, decoded) | {"loss": float(loss)}
+
+
+def figures(truth: list[list[str]], decoded: list[list[str]]) -> dict[str, float]:
+    """Of all chunks, in seqeval's default mode, and of all words."""
+    options: Any = {"average": "micro", "zero_division": 0}  # its annotations take no number for the second
+    precision, recall, f1, _ = np.array(precision_recall_fscore_support(truth, decoded, **options), float)
+    found = {"f1": f1, "precision": precision, "recall": recall, "accuracy": accuracy_score(truth, decoded)}
+    return {name: float(figure) for name, figure in found.items()}
+
+
+def baselines(train: Sequence[Sentence], test: Sequence[Sentence]) -> dict[str, dict[str, float]]:
+    """The commonest tag of each word, or that of all words for a new one; and the commonest of each part of speech.
+
+    The latter is the baseline of the shared task, F1 0.7707.
+    """
+    truth = [[*sentence.chunks] for sentence in test]
+    rows = {"commonest tag of the word": _words, "commonest tag of the part of speech": _pos}
+    return {name: figures(truth, _commonest(train, test, of)) for name, of in rows.items()}
+
+
+def _words(sentence: Sentence) -> Sequence[str]:
+    return sentence.words
+
+
+def _pos(sentence: Sentence) -> Sequence[str]:
+    return sentence.pos
+
+
+def _commonest(
+    train: Sequence[Sentence], test: Sequence[Sentence], of: Callable[[Sentence], Sequence[str]]
+) -> list[list[str]]:
+    every = Counter(tag for sentence in train for tag in sentence.chunks)
+    counts: dict[str, Counter] = defaultdict(Counter)
+    for sentence in train:
+        for given, tag in zip(of(sentence), sentence.chunks, strict=True):
+            counts[given][tag] += 1
+    return [[counts.get(given, every).most_common(1)[0][0] for given in of(sentence)] for sentence in test]
+
+
+def _batches(train: Columns, key: Array, steps: Int[Array, " steps"], batch: int) -> Columns:
+    order, noise = jax.random.split(key)
+    rows = of_like_length(order, steps, train["length"], batch)
+    keys = jax.vmap(functools.partial(jax.random.fold_in, noise))(steps)
+    return {name: column[rows] for name, column in train.items()} | {"key": keys}
+
+
+def _loss(losses, widths: tuple[int, ...], params: Params, batch: Columns, carried: Carried):
+    nll = _cut(functools.partial(losses, params), batch, widths)
+    return jnp.sum(nll) / jnp.sum(batch["length"]), (nll / batch["length"], carried)
+
+
+def _evaluate(losses, decode, widths: tuple[int, ...], params: Params, split: Columns) -> Columns:
+    """The tags and the -log likelihood of each sentence, `AT_ONCE` at a time; the last piece is filled up with none."""
+    sentences, longest = split["words"].shape
+
+    def read(piece: Columns) -> tuple[Array, Array]:
+        decoded = decode(params, piece)
+        return jnp.pad(decoded, ((0, 0), (0, longest - decoded.shape[1]))), losses(params, piece)
+
+    def pieces(column: Array) -> Array:
+        filled = jnp.pad(column, ((0, -sentences % AT_ONCE), *((0, 0),) * (column.ndim - 1)))
+        return filled.reshape(-1, AT_ONCE, *column.shape[1:])
+
+    decoded, nll = jax.lax.map(lambda piece: _cut(read, piece, widths), jax.tree.map(pieces, split))
+    return {"decoded": decoded.reshape(-1, longest)[:sentences], "nll": nll.ravel()[:sentences]}
+
+
+def _cut(function: Callable[[Columns], Any], batch: Columns, widths: tuple[int, ...]) -> Any:
+    """`function` of the batch without the columns that are padding in all of it, to the nearest of `widths`.
+
+    Each width is compiled by itself, and which of them runs is decided as the batch is read.
+    """
+    longest = batch["words"].shape[1]
+    widths = (*(width for width in widths if width < longest), longest)
+
+    def to(width: int) -> Callable[[Columns], Any]:
+        return lambda batch: function(batch | {name: batch[name][:, :width] for name in STEPWISE})
+
+    fitting = jnp.searchsorted(jnp.array(widths), jnp.max(batch["length"]))
+    return jax.lax.switch(fitting, [to(width) for width in widths], batch)

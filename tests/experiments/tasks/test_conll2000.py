@@ -1,0 +1,272 @@
+"""Chunking: columns hold what was read, F1 is that of chunks counted by hand, and padding counts for nothing."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments.data import chunks, files
+from experiments.data.chunks import Sentence
+from experiments.tasks import conll2000
+from experiments.tasks.conll2000 import Options
+from experiments.train import Hooks, Train, initial_state, train
+
+RNG = np.random.default_rng(0)
+NOUNS = {"DT": ("the", "a"), "NN": ("Trade", "dive", "U.S."), "VB": ("fell", "rose"), "CD": ("1990", "12")}
+OPTIONS = Options(rare=1, characters=6, widths=(4, 9))
+
+
+def sentence(words):
+    """Noun phrases of two words, and verb phrases."""
+    pos, tags = [], []
+    while len(pos) < words:
+        phrase = [("DT", "NN"), ("CD", "NN"), ("VB",)][RNG.integers(3)]
+        pos += phrase
+        tags += ["B-VP"] if len(phrase) == 1 else ["B-NP", "I-NP"]
+    said = [str(RNG.choice(NOUNS[p])) for p in pos[:words]]
+    return Sentence(tuple(said), tuple(pos[:words]), tuple(tags[:words]))
+
+
+@pytest.fixture(scope="module")
+def splits():
+    sizes = {"train": 40, "validation": 7, "test": 11}
+    return {split: [sentence(n) for n in RNG.integers(1, 15, count)] for split, count in sizes.items()}
+
+
+def counting(params, batch):
+    """A model without order: each word has a score for each tag."""
+    scores = jax.nn.log_softmax(params["scores"][batch["words"]])
+    valid = jnp.arange(scores.shape[1])[None] < batch["length"][:, None]
+    right = jnp.take_along_axis(scores, batch["tags"][..., None], axis=-1)[..., 0]
+    return -jnp.sum(right, axis=1, where=valid)
+
+
+def likeliest(params, batch):
+    return jnp.argmax(params["scores"][batch["words"]], axis=-1)
+
+
+@pytest.fixture
+def task(splits):
+    found = conll2000.kinds(splits, OPTIONS)
+    shape = (len(found.words), len(found.tags))
+    return conll2000.build_with(
+        splits, OPTIONS, 8, lambda key: {"scores": jax.random.normal(key, shape)}, counting, likeliest
+    )
+
+
+def test_columns_hold_what_was_read(task, splits):
+    found = conll2000.kinds(splits, OPTIONS)
+    columns = {name: np.asarray(column) for name, column in task.splits["train"].items()}
+    assert columns["characters"].shape == (*columns["words"].shape, 6)
+    ordered = sorted(splits["train"], key=len)
+    assert columns["length"].tolist() == [len(sentence) for sentence in ordered]
+    for row, sentence in enumerate(ordered):
+        for step, word in enumerate(sentence.words):
+            assert found.words[columns["words"][row, step]] == conll2000.normal(word)
+            letters = columns["characters"][row, step, : columns["letters"][row, step]]
+            assert "".join(found.characters[letter] for letter in letters) == word
+            assert conll2000.CASES[columns["case"][row, step]] == conll2000.case(word)
+            assert found.tags[columns["tags"][row, step]] == sentence.chunks[step]
+        for name in conll2000.STEPWISE:
+            assert not columns[name][row, len(sentence) :].any()
+
+
+@pytest.mark.parametrize(
+    ("word", "kind"),
+    [
+        *(("trade", "lower"), ("Trade", "initial"), ("A", "initial"), ("US", "upper"), ("U.S.", "upper")),
+        *(
+            ("McDonald", "mixed"),
+            ("eBay", "mixed"),
+            ("1990s", "digit"),
+            ("A-4", "digit"),
+            ("--", "other"),
+            ("%", "other"),
+        ),
+        *(("'s", "lower"), ("Jan.", "initial"), ("bid-wanted", "lower"), ("'Tis", "mixed")),
+    ],
+)
+def test_case_of_a_word(word, kind):
+    assert conll2000.case(word) == kind
+
+
+def test_words_are_read_in_lower_case_and_numbers_by_their_length():
+    assert conll2000.normal("Jan.") == "jan."
+    assert conll2000.normal("1,950th") == "0,000th"
+    assert conll2000.ends("trade", 6) == "trade"
+    assert conll2000.ends("tradesman", 6) == "traman"
+
+
+def test_rare_words_are_unknown_and_tags_never_are(splits):
+    odd = Sentence(("Once", "1990"), ("RB", "CD"), ("B-ADVP", "B-NP"))
+    options = Options(rare=2, characters=6)
+    found = conll2000.kinds(splits | {"train": [*splits["train"], odd], "test": [odd]}, options)
+    assert "once" not in found.words
+    assert {"0000", "trade"} <= {*found.words}
+    assert found.tags[-1] == "B-ADVP"
+    columns = conll2000.padded([odd], found, options)
+    assert columns["words"].tolist() == [[0, found.words.index("0000")]]
+    assert "B-ADVP" in conll2000.kinds(splits | {"test": [odd]}, options).tags
+
+
+def spans(tags):
+    """As in the shared task: a chunk ends before B, before O, and where the kind changes."""
+    found, start, kind = set(), 0, None
+    for place, tag in enumerate([*tags, "O"]):
+        begins, name = tag[0], tag[2:] or None
+        if kind is not None and (begins != "I" or name != kind):
+            found.add((kind, start, place - 1))
+            kind = None
+        if name is not None and kind is None:
+            start, kind = place, name
+    return found
+
+
+def by_hand(truth, decoded):
+    right = asked = said = 0
+    for one, other in zip(truth, decoded, strict=True):
+        right += len(spans(one) & spans(other))
+        asked += len(spans(one))
+        said += len(spans(other))
+    words = [a == b for one, other in zip(truth, decoded, strict=True) for a, b in zip(one, other, strict=True)]
+    precision, recall = right / max(said, 1), right / asked
+    f1 = 2 * precision * recall / max(precision + recall, 1e-12)
+    return {"f1": f1, "precision": precision, "recall": recall, "accuracy": np.mean(words)}
+
+
+def test_figures_of_two_sentences():
+    truth = [["B-NP", "I-NP", "O", "B-VP"], ["B-NP", "B-NP", "I-NP"]]
+    decoded = [["I-NP", "I-NP", "O", "I-VP"], ["B-NP", "I-NP", "I-NP"]]
+    figures = {"f1": 4 / 7, "precision": 2 / 3, "recall": 2 / 4, "accuracy": 4 / 7}
+    assert conll2000.figures(truth, decoded) == pytest.approx(figures)
+    assert by_hand(truth, decoded) == pytest.approx(figures)
+
+
+def test_figures_are_those_of_chunks_counted_by_hand():
+    tags = ["O", "B-NP", "I-NP", "B-VP", "I-VP"]
+    for _ in range(20):
+        truth, decoded = ([[*map(str, RNG.choice(tags, n))] for n in (1, 7, 30, 4)] for _ in range(2))
+        truth[1] = ["B-NP"] * 7
+        assert conll2000.figures(truth, decoded) == pytest.approx(by_hand(truth, decoded))
+    nothing = [["O"] * len(row) for row in truth]
+    assert conll2000.figures(truth, nothing)["f1"] == 0
+
+
+def test_baselines_recomputed_word_by_word(task, splits):
+    pairs = [p for s in splits["train"] for p in zip(s.words, s.pos, s.chunks, strict=True)]
+    commonest = lambda found: max(dict.fromkeys(found), key=found.count)  # noqa: E731
+    for name, place in (("commonest tag of the word", 0), ("commonest tag of the part of speech", 1)):
+        decoded = []
+        for s in splits["test"]:
+            given = (s.words, s.pos)[place]
+            decoded.append([commonest([p[2] for p in pairs if p[place] == key]) for key in given])
+        assert task.baselines()[name] == pytest.approx(by_hand([s.chunks for s in splits["test"]], decoded))
+
+
+def test_word_that_training_lacks_gets_the_commonest_tag_of_all(splits):
+    train = [Sentence(("a", "b", "c"), ("X", "X", "X"), ("O", "B-NP", "B-NP"))]
+    test = [Sentence(("new", "a"), ("X", "X"), ("B-NP", "B-NP"))]
+    found = conll2000.baselines(train, test)
+    assert found["commonest tag of the word"]["accuracy"] == 0.5
+    assert found["commonest tag of the part of speech"]["accuracy"] == 1
+
+
+@pytest.mark.parametrize("pieces", [3, 100])
+def test_evaluation_is_that_of_single_sentences(task, splits, pieces, monkeypatch):
+    monkeypatch.setattr(conll2000, "AT_ONCE", pieces)
+    found = conll2000.kinds(splits, OPTIONS)
+    params = task.init(jax.random.key(1))
+    scores = np.asarray(jax.nn.log_softmax(params["scores"]), np.float64)
+    decoded, losses = [], []
+    for sentence in splits["test"]:
+        rows = [scores[found.words.index(conll2000.normal(word))] for word in sentence.words]
+        decoded.append([found.tags[int(row.argmax())] for row in rows])
+        losses += [-row[found.tags.index(tag)] for row, tag in zip(rows, sentence.chunks, strict=True)]
+    expected = by_hand([s.chunks for s in splits["test"]], decoded) | {"loss": np.mean(losses)}
+    split = task.splits["test"]
+    assert task.score(jax.jit(task.evaluate)(params, split), split) == pytest.approx(expected, rel=1e-5)
+
+
+def test_loss_is_a_mean_over_words_whatever_the_width(task, splits):
+    params = task.init(jax.random.key(1))
+    split = task.splits["train"]
+    for rows, width in ((slice(0, 3), 4), (slice(0, 20), 9), (slice(30, 40), 14)):
+        batch = {name: column[rows] for name, column in split.items()}
+        assert int(batch["length"].max()) <= width
+        nll = counting(params, batch)
+        loss, (measure, _) = jax.jit(task.loss)(params, batch, None)
+        assert float(loss) == pytest.approx(float(nll.sum() / batch["length"].sum()), rel=1e-5)
+        np.testing.assert_allclose(measure, nll / batch["length"], rtol=1e-5)
+
+
+def test_batches_are_cut_to_the_smallest_width_that_holds_them(splits):
+    seen = []
+
+    def losses(params, batch):
+        jax.debug.callback(seen.append, jnp.array(batch["words"].shape[1]))
+        return params["a"] * batch["length"]
+
+    task = conll2000.build_with(splits, OPTIONS, 8, lambda key: {"a": jnp.ones(())}, losses, likeliest)
+    split = task.splits["train"]
+    longest = split["words"].shape[1]
+    for row, length in enumerate(split["length"].tolist()):
+        task.loss({"a": jnp.ones(())}, {name: column[row : row + 1] for name, column in split.items()}, None)
+        jax.effects_barrier()
+        assert int(seen[-1]) == next(width for width in (4, 9, longest) if length <= width)
+
+
+def test_batches_keep_each_sentence_whole_and_draw_a_key_a_step(task):
+    train = task.splits["train"]
+    batches = task.batches(train, jax.random.key(2), jnp.arange(10))
+    columns = [name for name in batches if name != "key"]
+    assert {*columns} == {*train}
+    known = {b"".join(np.asarray(train[name][row]).tobytes() for name in columns) for row in range(40)}
+    read = [b"".join(np.asarray(batches[n][s, r]).tobytes() for n in columns) for s in range(10) for r in range(8)]
+    assert {*read} <= known
+    assert len(np.unique(jax.random.key_data(batches["key"]), axis=0)) == 10
+    gaps = [lengths.max() - lengths.min() for lengths in np.asarray(batches["length"])]
+    assert np.mean(gaps) < 5
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"rare": 0}, "data.rare is 0"),
+        ({"characters": 7}, "data.characters is 7; it must be an even number"),
+        ({"characters": 0}, "data.characters is 0"),
+        ({"widths": (8, 4)}, "they must ascend"),
+        ({"widths": (0, 4)}, "from at least 1"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(wrong, words):
+    with pytest.raises(ValueError, match=words):
+        Options(**wrong)
+    assert Options(widths=()).widths == ()
+
+
+@pytest.mark.training
+def test_tags_of_words_are_learned(task):
+    options = Train(steps=120, batch=8, learning_rate=0.1, log_every=40, evaluate_every=40, save_every=40)
+    lines = []
+    hooks = Hooks(log=lambda line, rate: lines.append(line), save=lambda state: None, stop=lambda: False)
+    train(task, options, initial_state(task, options), hooks)
+    assert lines[-1]["validation_f1"] == 1
+    assert lines[-1]["validation_loss"] < 0.1 < lines[0]["loss"]
+
+
+def test_baseline_of_the_shared_task_if_its_files_are_here():
+    if files.locate(chunks.FILES["train"]) is None:
+        pytest.skip("CoNLL-2000 is not on this machine: LSTMJAX_DATA names no folder that has it")
+    splits = chunks.load()
+    found = conll2000.baselines([*splits["train"], *splits["validation"]], splits["test"])
+    pos = found["commonest tag of the part of speech"]
+    assert {name: round(100 * pos[name], 2) for name in ("precision", "recall", "f1")} == {
+        "precision": 72.58,
+        "recall": 82.14,
+        "f1": 77.07,
+    }
+    words = [conll2000.normal(word) for sentence in splits["test"] for word in sentence.words]
+    known = {*conll2000.kinds(splits, Options()).words}
+    assert round(np.mean([word not in known for word in words]), 3) == 0.086
+    every = [word for split in splits.values() for sentence in split for word in sentence.words]
+    assert sum(len(word) > Options().characters for word in every) == 36
