@@ -4,6 +4,7 @@ python -m experiments run CONFIG [--train.steps 500 --model.units 64 ...]   trai
 python -m experiments sweep CONFIG [overrides]                              train once per combination in [sweep]
 python -m experiments resume RUN                                            continue a stopped or killed run
 python -m experiments evaluate RUN                                          measure the newest checkpoint
+python -m experiments predict RUN FILE                                      label the lines of a text file
 python -m experiments list                                                  show configs/ and runs/
 """
 
@@ -25,6 +26,8 @@ def main(argv: list[str]) -> int:
                 return commands.resume(run)
             case ["evaluate", run] if not run.startswith("-"):
                 return commands.evaluate(run)
+            case ["predict", run, file] if not run.startswith("-"):
+                return commands.predict(run, file)
             case ["list"]:
                 return commands.show()
             case ["-h" | "--help"]:

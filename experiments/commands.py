@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
+import numpy as np
 from rich.table import Table
 
 import lstmjax
@@ -31,6 +32,7 @@ from experiments.train import (
 )
 
 INTERRUPTED = 130
+SEED = "train.seed"
 
 
 def run(path: str, overrides: list[str]) -> int:
@@ -54,8 +56,21 @@ def sweep(path: str, overrides: list[str]) -> int:
     for (folder, choice), result in zip(started, results, strict=True):
         figures = (f"{result['sequences']:,}", *map(report.number, result["test"].values()))
         table.add_row(str(folder.folder), *map(str, choice.values()), *figures)
+    for others, figures in _over_seeds([choice for _, choice in started], results).items():
+        spread = (f"{report.number(np.mean(values))} ± {report.number(np.std(values, ddof=1))}" for values in figures)
+        shown = dict(others) | {SEED: "mean ± standard deviation"}
+        table.add_row("", *(str(shown[name]) for name in started[0][1]), "", *spread, style="bold")
     console.print(table)
     return 0
+
+
+def _over_seeds(choices: list[dict], results: list[dict]) -> dict[tuple, list[tuple[float, ...]]]:
+    """Test figures of all seeds, by what else is varied; nothing where there are not at least two seeds."""
+    groups: dict[tuple, list[list[float]]] = {}
+    for choice, result in zip(choices, results, strict=True):
+        others = tuple((name, value) for name, value in choice.items() if name != SEED)
+        groups.setdefault(others, []).append(list(result["test"].values()))
+    return {others: list(zip(*rows, strict=True)) for others, rows in groups.items() if SEED in choices[0] and rows[1:]}
 
 
 def resume(folder: str) -> int:
@@ -80,12 +95,27 @@ def resume(folder: str) -> int:
 def evaluate(folder: str) -> int:
     run = runs.find(folder)
     config = load(run.config)
-    task, checkpoints = _task(config), Checkpoints(run.checkpoints)
-    if checkpoints.latest() is None:
-        raise RunError(f"{run.folder} has no checkpoint yet; start it on with {_command('resume', run)}")
-    state = checkpoints.restore(initial_state(task, config.train))
+    task = _task(config)
+    state = _restored(run, config, task)
     title = f"{run.folder} at step {int(state.step)}"
     console.print(report.table({_kind(config): _test(task, state)}, _baselines(task), title))
+    return 0
+
+
+def predict(folder: str, file: str) -> int:
+    """Labels the lines of a text file: tag, probability and line, as columns parted by tabs."""
+    run = runs.find(folder)
+    config = load(run.config)
+    task = _task(config)
+    if task.label is None:
+        raise RunError(f"{run.folder}: the task {config.task} has no lines to label")
+    state = _restored(run, config, task)
+    try:
+        labelled = task.label(state.params, Path(file))
+    except (DataError, OSError, UnicodeDecodeError) as error:
+        raise RunError(f"{file}: {error}") from None
+    for line, tag, probability in labelled:
+        print(f"{tag}\t{probability:.3f}\t{line}")
     return 0
 
 
@@ -113,6 +143,14 @@ def _standing(run: Run) -> tuple[str, str]:
     except (ValueError, KeyError) as error:
         return "", f"cannot be read: {error!r}"
     return steps, "  ".join(f"{name} {report.number(value)}" for name, value in test.items())
+
+
+def _restored(run: Run, config: Config, task: Task) -> TrainState:
+    """What the newest checkpoint holds."""
+    checkpoints = Checkpoints(run.checkpoints)
+    if checkpoints.latest() is None:
+        raise RunError(f"{run.folder} has no checkpoint yet; start it on with {_command('resume', run)}")
+    return checkpoints.restore(initial_state(task, config.train))
 
 
 def _start(config: Config) -> tuple[Run, int]:

@@ -1,7 +1,7 @@
 """One run, written down: a TOML file becomes frozen dataclasses, and the command line has the last word.
 
 A file may name another as its `base` and is merged over it, table by table; a `[sweep]` table of lists
-stands for one run per combination. Nothing is guessed: an unknown key or a wrong type is an error.
+stands for one run per combination, of bases too. Nothing is guessed: an unknown key or a wrong type is an error.
 """
 
 import dataclasses
@@ -69,11 +69,17 @@ def load_sweep(path: str | Path, overrides: list[str] | None = None) -> list[tup
     runs = []
     for values in itertools.product(*varied.values()):
         choice = dict(zip(varied, values, strict=True))
-        merged = table
+        merged, written, named = table, origins, Path(path)
+        if "base" in choice:
+            merged, written = _over(choice["base"], merged, written, named)
+            named = named.parent / choice["base"]
         for key, value in choice.items():
-            merged = _merge(merged, _nest(key, value))
-            origins[tuple(key.split("."))] = f"{path}, in [sweep]"
-        config = _build(merged, origins, Path(path))
+            if key != "base":
+                merged, written = (
+                    _merge(merged, _nest(key, value)),
+                    written | {tuple(key.split(".")): f"{path}, in [sweep]"},
+                )
+        config = _build(merged, written, named)
         runs.append((choice, _override(config, overrides or [], f"sweep {path}")))
     return runs
 
@@ -104,8 +110,11 @@ def _read(path: Path, above: tuple[Path, ...] = ()) -> tuple[Table, dict]:
         raise ConfigError(f"{path}: cannot be read as TOML: {error}") from None
     base = table.pop("base", None)
     origins = {keys: str(path) for keys in _leaves(table)}
-    if base is None:
-        return table, origins
+    return (table, origins) if base is None else _over(base, table, origins, path, above)
+
+
+def _over(base: Any, table: Table, origins: dict, path: Path, above: tuple[Path, ...] = ()) -> tuple[Table, dict]:
+    """The table of `path` merged over its base."""
     if not isinstance(base, str):
         raise ConfigError(f"{path}: base is {base!r}; it must be the name of a TOML file")
     under, under_origins = _read(path.parent / base, (*above, path.resolve()))

@@ -56,7 +56,7 @@ def init(
 
     A word has `cases` features beside its vector, and an utterance `speakers` features beside its code.
     """
-    levels = [(model.embedding + cases, model.units, None)]
+    levels: list[tuple[int, int, int | None]] = [(model.embedding + cases, model.units, None)]
     if model.characters:
         levels.insert(0, (model.characters, model.characters, characters))
     if model.context:

@@ -2,7 +2,8 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
@@ -41,6 +42,14 @@ def figures(evaluated: Mapping[str, Array], split: Any) -> dict[str, float]:
     return {name: float(value) for name, value in evaluated.items()}
 
 
+class Labelled(NamedTuple):
+    """A line, what it was found to be, and how probable that is."""
+
+    line: str
+    tag: str
+    probability: float
+
+
 @dataclasses.dataclass(frozen=True)
 class Task:
     """A task, ready to train.
@@ -51,7 +60,7 @@ class Task:
     `evaluate` returns named arrays of a whole split, and `score` makes of them, outside of JAX, the figures that are
     shown, `metric` among them: a figure each, where a task does not say otherwise. `baselines` computes the same
     figures of the test split for predictors that need no LSTM; that may take a minute, so it is called where they are
-    shown, once.
+    shown, once. `label`, where lines of a text can be labelled, takes a file of them.
     """
 
     init: Callable[[Array], Params]
@@ -63,6 +72,7 @@ class Task:
     measure: str
     baselines: Callable[[], Mapping[str, Mapping[str, float | Array]]]
     score: Callable[[Mapping[str, Array], Any], dict[str, float]] = figures  # (what `evaluate` returned, split)
+    label: Callable[[Params, Path], list[Labelled]] | None = None
     carried: Callable[[Params], Carried] = lambda params: None  # what the first batch is given
     watch: tuple[str, ...] = ()  # splits evaluated while training
     unit: str = ""  # of `metric`

@@ -13,24 +13,23 @@ where in its conversation each belongs: little of what the lower LSTM reads is p
 import dataclasses
 import functools
 import itertools
-from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from experiments import tagger
-from experiments.data import dialogues
+from experiments import linear, tagger
+from experiments.data import dialogues, vocabulary
 from experiments.data.dialogues import Conversation
 from experiments.data.order import shuffled
 from experiments.tagger import Tagger
-from experiments.task import Carried, Task
+from experiments.task import Carried, Labelled, Task
 from lstmjax import HierarchyParams, dense, hierarchy, ragged
 
 MODELS = ("tagger",)
-UNKNOWN = 0
 WASTE = 0.3  # of what the lower LSTM reads, padding
 
 
@@ -49,46 +48,47 @@ class Options:
 
 
 @dataclasses.dataclass(frozen=True)
-class Coding:
-    """The numbers of words and tags."""
+class Kinds:
+    """What has a number: its place here."""
 
-    words: dict[str, int]
+    words: tuple[str, ...]
     tags: tuple[str, ...]
-
-    def tokens(self, text: str) -> list[int]:
-        """Of a text; one without any words is one unknown word."""
-        return [self.words.get(word, UNKNOWN) for word in dialogues.words(text)] or [UNKNOWN]
 
 
 def build(options: Options, model: Tagger, batch: int, key: Array) -> Task:
     del key  # nothing is drawn
+    if model.characters:
+        raise ValueError(f"model.characters is {model.characters}; words have no spelling here, so it must be 0")
     corpus = dialogues.load(options.corpus, options.column)
-    coding = code(corpus, options.least)
+    found = kinds(corpus, options)
     return Task(
-        init=functools.partial(
-            tagger.init, model=model, words=len(coding.words) + 1, tags=len(coding.tags), speakers=1
-        ),
+        init=functools.partial(tagger.init, model=model, words=len(found.words), tags=len(found.tags), speakers=1),
         batches=_batches,
         loss=functools.partial(_loss, model),
         evaluate=functools.partial(_evaluate, model),
-        splits={name: arranged(conversations, coding, batch) for name, conversations in corpus.items()},
+        splits={name: arranged(conversations, found, batch) for name, conversations in corpus.items()},
         metric="accuracy",
         measure="nll",
-        baselines=lambda: {},
+        baselines=functools.partial(linear.baselines, corpus["train"], corpus["test"]),
+        label=functools.partial(_label, model, found),
         watch=("validation",),
-        published="Kumar et al. 2018: 79.2 %",
+        published="on Switchboard, Kumar et al. 2018: accuracy 0.792",
     )
 
 
-def code(corpus: dict[str, list[Conversation]], least: int) -> Coding:
-    counts = Counter(word for talk in corpus["train"] for text in talk.texts for word in dialogues.words(text))
-    kept = sorted(word for word, count in counts.items() if count >= least)
-    return Coding({word: number for number, word in enumerate(kept, UNKNOWN + 1)}, dialogues.tags(corpus))
+def kinds(corpus: dict[str, list[Conversation]], options: Options) -> Kinds:
+    said = (word for talk in corpus["train"] for text in talk.texts for word in dialogues.words(text))
+    return Kinds(vocabulary.known(said, options.least), dialogues.tags(corpus))
 
 
-def arranged(conversations: Sequence[Conversation], coding: Coding, batch: int) -> dict[str, Array]:
-    """All batches, an axis of them in front of every array."""
-    said = [[coding.tokens(text) for text in talk.texts] for talk in conversations]
+def arranged(conversations: Sequence[Conversation], found: Kinds, batch: int) -> dict[str, Array]:
+    """All batches, an axis of them in front of every array.
+
+    `words` has arrays of several widths, each with the number of words of each utterance beside it, and `place` says
+    which row of them all, one array after another, is the utterance at each step of each conversation.
+    """
+    words = {word: number for number, word in enumerate(found.words)}
+    said = [[_tokens(text, words) for text in talk.texts] for talk in conversations]
     dealt = deal([sum(map(len, talk)) for talk in said], batch)
     ranked = [
         sorted(((len(u), t, p) for t in members for p, u in enumerate(said[t])), reverse=True) for members in dealt
@@ -103,7 +103,7 @@ def arranged(conversations: Sequence[Conversation], coding: Coding, batch: int) 
         "turn": np.zeros((len(dealt), batch, steps, 1), np.float32),
         "place": np.zeros((len(dealt), batch, steps), np.int32),
     }
-    numbers = {tag: number for number, tag in enumerate(coding.tags)}
+    numbers = {tag: number for number, tag in enumerate(found.tags)}
     buckets = []
     for number, (members, ranks) in enumerate(zip(dealt, ranked, strict=True)):
         row = {talk: position for position, talk in enumerate(members)}
@@ -115,8 +115,8 @@ def arranged(conversations: Sequence[Conversation], coding: Coding, batch: int) 
             arrays["turn"][number, position, 1 : len(spoken), 0] = changed
         for rank, (_, talk, position) in enumerate(ranks):
             arrays["place"][number, row[talk], position] = rank
-        words = [said[talk][position] for _, talk, position in ranks] + [[]] * (tallest - len(ranks))
-        buckets.append([words[first:after] for first, after in itertools.pairwise(edges)])
+        ordered = [said[talk][position] for _, talk, position in ranks] + [[]] * (tallest - len(ranks))
+        buckets.append([ordered[first:after] for first, after in itertools.pairwise(edges)])
     return jax.tree.map(jnp.asarray, arrays | {"words": tuple(_bucket(same) for same in zip(*buckets, strict=True))})
 
 
@@ -130,6 +130,11 @@ def deal(sizes: Sequence[int], batch: int) -> list[list[int]]:
         for member, to in zip(dealing, dealt if number % 2 == 0 else reversed(dealt), strict=False):
             to.append(member)
     return dealt
+
+
+def _tokens(text: str, words: dict[str, int]) -> list[int]:
+    """Of a text; where nothing was written down, one unknown word was said."""
+    return vocabulary.numbers(dialogues.words(text) or [vocabulary.UNKNOWN], words).tolist()
 
 
 def _bucket(batches: Sequence[list[list[int]]]) -> tuple[np.ndarray, np.ndarray]:
@@ -192,3 +197,20 @@ def _evaluate(model: Tagger, params: tagger.Params, split: dict[str, Array]) -> 
 
     correct, nll = jax.lax.map(right, split)
     return {"accuracy": jnp.sum(correct) / jnp.sum(split["lengths"]), "nll": jnp.sum(nll) / jnp.sum(split["lengths"])}
+
+
+def _label(model: Tagger, found: Kinds, params: tagger.Params, path: Path) -> list[Labelled]:
+    """Each utterance of a conversation in a text file, see `dialogues.plain`."""
+    conversation = dialogues.plain(path)
+    batch = jax.tree.map(lambda array: array[0], arranged([conversation], found, batch=1))
+
+    @jax.jit
+    def label(params, batch):
+        return tagger.decode(model, params, emissions(model, params, batch), batch["lengths"])
+
+    tags, probabilities = (np.asarray(array[0]) for array in label(params, batch))
+    lines = zip(conversation.speakers, conversation.texts, tags, probabilities, strict=True)
+    return [
+        Labelled(f"{speaker}|{text}" if speaker else text, found.tags[tag], float(probability))
+        for speaker, text, tag, probability in lines
+    ]
