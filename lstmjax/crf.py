@@ -27,7 +27,11 @@ from jax.nn import initializers
 from jax.typing import DTypeLike
 from jaxtyping import Array, ArrayLike, Float, Int, Integer
 
-from lstmjax import checks, placement
+from lstmjax import checks, padding, placement
+
+# "scan" goes from step to step; "associative" multiplies the steps' matrices pairwise, in a number of rounds that is
+# logarithmic in time, at about 2 * tags times the work. "auto" is the first.
+IMPLEMENTATIONS = ("scan", "associative")
 
 
 @jax.tree_util.register_dataclass
@@ -139,6 +143,7 @@ def log_likelihood(
     *,
     lengths: Integer[ArrayLike, "*batch"] | None = None,
     allowed: Allowed | None = None,
+    implementation: str = "auto",
 ) -> Float[Array, "*batch"]:
     """Compute log p(tags | emissions), 0 or less but for rounding.
 
@@ -149,6 +154,7 @@ def log_likelihood(
             cannot be read: one that is out of range then gives NaN.
         lengths: valid steps of each sequence, integers [*batch] from 0 to time; None where all are valid.
         allowed: what a path may do; None where it may do anything.
+        implementation: "auto" or one of `IMPLEMENTATIONS`.
 
     Returns:
         [*batch], in at least float32; -inf, without a gradient, for a path that is not allowed.
@@ -160,8 +166,8 @@ def log_likelihood(
     >>> log_likelihood(params, jnp.zeros((3, 2)), jnp.array([0, 1, 1])) / jnp.log(2)
     Array(-3., dtype=float32)
     """
-    chain = _Chain(params, emissions, lengths, allowed)
-    return chain.map(_log_likelihood, chain.path(tags))
+    chain = _chain(params, emissions, lengths, allowed)
+    return _map(partial(_log_likelihood, _chosen(implementation)), chain, _path(tags, *chain))
 
 
 def log_partition(
@@ -170,6 +176,7 @@ def log_partition(
     *,
     lengths: Integer[ArrayLike, "*batch"] | None = None,
     allowed: Allowed | None = None,
+    implementation: str = "auto",
 ) -> Float[Array, "*batch"]:
     """Compute log Z, of the sum over all paths that are allowed; -inf where none is.
 
@@ -178,6 +185,7 @@ def log_partition(
         emissions: score of each tag at each step [*batch, time, tags], floating; any number of batch axes.
         lengths: valid steps of each sequence, integers [*batch] from 0 to time; None where all are valid.
         allowed: what a path may do; None where it may do anything.
+        implementation: "auto" or one of `IMPLEMENTATIONS`.
 
     Returns:
         [*batch], in at least float32.
@@ -189,7 +197,7 @@ def log_partition(
     >>> log_partition(params, jnp.zeros((3, 2))) / jnp.log(2)
     Array(3., dtype=float32)
     """
-    return _Chain(params, emissions, lengths, allowed).map(_log_partition)
+    return _map(partial(_log_partition, _chosen(implementation)), _chain(params, emissions, lengths, allowed))
 
 
 def marginals(
@@ -198,6 +206,7 @@ def marginals(
     *,
     lengths: Integer[ArrayLike, "*batch"] | None = None,
     allowed: Allowed | None = None,
+    implementation: str = "auto",
 ) -> Float[Array, "*batch time tags"]:
     """Compute p(y_t | emissions), the probability of each tag at each step.
 
@@ -206,6 +215,7 @@ def marginals(
         emissions: score of each tag at each step [*batch, time, tags], floating; any number of batch axes.
         lengths: valid steps of each sequence, integers [*batch] from 0 to time; None where all are valid.
         allowed: what a path may do; None where it may do anything.
+        implementation: "auto" or one of `IMPLEMENTATIONS`.
 
     Returns:
         [*batch, time, tags], in at least float32; 0 at padding, and where no path is allowed.
@@ -218,7 +228,7 @@ def marginals(
     Array([[0.5, 0.5],
            [1. , 0. ]], dtype=float32)
     """
-    return _Chain(params, emissions, lengths, allowed).map(_marginals)
+    return _map(partial(_marginals, _chosen(implementation)), _chain(params, emissions, lengths, allowed))
 
 
 def decode(
@@ -247,7 +257,7 @@ def decode(
     >>> decode(params, jnp.array([[1.0, 2.0], [4.0, 3.0], [9.0, 9.0]]), lengths=2)
     (Array([1, 0, 0], dtype=int32), Array(6., dtype=float32))
     """
-    return _Chain(params, emissions, lengths, allowed).map(_decode)
+    return _map(_decode, _chain(params, emissions, lengths, allowed))
 
 
 def sample(
@@ -277,149 +287,218 @@ def sample(
     >>> sample(params, jnp.array([[1.0, -jnp.inf], [-jnp.inf, 0.0]]), key=jax.random.key(1))
     Array([0, 1], dtype=int32)
     """
-    chain = _Chain(params, emissions, lengths, allowed)
-    return chain.map(_sample, jax.random.split(key, chain.batch))
+    chain = _chain(params, emissions, lengths, allowed)
+    return _map(_sample, chain, jax.random.split(key, chain[2].shape))
 
 
-class _Chain:
-    """Arguments that were found right: start and end scores added to the emissions, -inf for what is forbidden."""
+def _chosen(implementation):
+    name = checks.one_of("implementation", implementation, ("auto", *IMPLEMENTATIONS))
+    return IMPLEMENTATIONS[0] if name == "auto" else name
 
-    def __init__(self, params, emissions, lengths, allowed):
-        checks.instance("params", params, CRFParams, "crf.init")
-        transitions = checks.weights("params.transitions", params.transitions, "from", "to")
-        size = len(transitions)
-        shapes = {"start": (size,), "transitions": (size, size), "end": (size,)}
+
+def _chain(params, emissions, lengths, allowed):
+    """Transitions, emissions and lengths: start and end scores in the emissions, -inf for what is forbidden."""
+    checks.instance("params", params, CRFParams, "crf.init")
+    size = len(checks.weights("params.transitions", params.transitions, "from", "to"))
+    shapes = {"start": (size,), "transitions": (size, size), "end": (size,)}
+    for name, shape in shapes.items():
+        checks.floating(f"params.{name}", getattr(params, name))
+        checks.shape(f"params.{name}", getattr(params, name), shape, "the tags of params.transitions")
+    emissions = checks.floating("emissions", emissions)
+    checks.features("emissions", emissions, size, "*batch, time, tags", "params.transitions has that many tags")
+    *batch, time, _ = emissions.shape
+    if lengths is not None:
+        lengths = checks.lengths(lengths, tuple(batch), time, "emissions")
+    lengths = jnp.full(batch, time, jnp.int32) if lengths is None else jnp.minimum(lengths, time)
+    dtype = checks.at_least_float32(jnp.result_type(params.start, params.transitions, params.end, emissions))
+    scores = {name: jnp.asarray(getattr(params, name), dtype) for name in shapes}
+    if allowed is not None:
+        checks.instance("allowed", allowed, Allowed, "crf.bio")
         for name, shape in shapes.items():
-            checks.floating(f"params.{name}", getattr(params, name))
-            checks.shape(f"params.{name}", getattr(params, name), shape, "the tags of params.transitions")
-        emissions = checks.floating("emissions", emissions)
-        checks.features("emissions", emissions, size, "*batch, time, tags", "params.transitions has that many tags")
-        *batch, time, _ = emissions.shape
-        self.batch = tuple(batch)
-        if lengths is not None:
-            lengths = checks.lengths(lengths, self.batch, time, "emissions")
-        self.lengths = jnp.full(batch, time, jnp.int32) if lengths is None else jnp.minimum(lengths, time)
-        dtype = checks.at_least_float32(jnp.result_type(params.start, transitions, params.end, emissions))
-        scores = {name: jnp.asarray(getattr(params, name), dtype) for name in shapes}
-        if allowed is not None:
-            checks.instance("allowed", allowed, Allowed, "crf.bio")
-            for name, shape in shapes.items():
-                may = checks.booleans(f"allowed.{name}", getattr(allowed, name), "True where a path may go")
-                checks.shape(f"allowed.{name}", may, shape, "the tags of params.transitions")
-                scores[name] = jnp.where(may, scores[name], -jnp.inf)
-        self.transitions = scores["transitions"]
-        steps = jax.lax.broadcasted_iota(jnp.int32, emissions.shape, len(batch))
-        counts = self.lengths[..., None, None]
-        start, end = (jnp.broadcast_to(scores[name], emissions.shape) for name in ("start", "end"))
-        self.valid = steps < counts
-        emissions = jnp.where(self.valid, emissions.astype(dtype), 0)
-        emissions = emissions + jnp.where((steps == 0) & self.valid, start, 0)
-        self.emissions = emissions + jnp.where(steps == counts - 1, end, 0)
-
-    def path(self, tags):
-        valid = self.valid[..., 0]
-        checks.shape("tags", tags, valid.shape, "[*batch, time] of emissions")
-        concrete = not any(isinstance(array, jax.core.Tracer) for array in (tags, valid))
-        tags = (np if concrete else jnp).where(valid, tags, 0)
-        return checks.integers("tags", tags, 0, len(self.transitions) - 1, "the tags of params.transitions")
-
-    def map(self, function, *arguments):
-        """`function(transitions, emissions, length, ...)` of every sequence."""
-
-        def run(transitions, emissions, lengths, *arguments):
-            arrays = jax.tree.map(
-                lambda array: array.reshape(math.prod(self.batch), *array.shape[len(self.batch) :]),
-                (emissions, lengths, *arguments),
-            )
-            results = jax.vmap(partial(function, transitions))(*arrays)
-            return jax.tree.map(lambda array: array.reshape(*self.batch, *array.shape[1:]), results)
-
-        run = placement.automatic(run, len(self.batch))
-        return run(self.transitions, self.emissions, self.lengths, *arguments)
+            may = checks.booleans(f"allowed.{name}", getattr(allowed, name), "True where a path may go")
+            checks.shape(f"allowed.{name}", may, shape, "the tags of params.transitions")
+            scores[name] = jnp.where(may, scores[name], -jnp.inf)
+    steps, counts = jax.lax.broadcasted_iota(jnp.int32, emissions.shape, len(batch)), lengths[..., None, None]
+    emissions = padding.fill(emissions.astype(dtype), lengths)
+    for name, here in (("start", (steps == 0) & (counts > 0)), ("end", steps == counts - 1)):
+        emissions = emissions + jnp.where(here, jnp.broadcast_to(scores[name], emissions.shape), 0)
+    return scores["transitions"], emissions, lengths
 
 
-def _log_likelihood(transitions, emissions, length, tags):
-    """-log Z of the scores relative to the path's: nothing large is subtracted from something large."""
-    emissions = emissions - _highest(emissions)[:, None]
+def _path(tags, transitions, emissions, lengths):
+    checks.shape("tags", tags, emissions.shape[:-1], "[*batch, time] of emissions")
+    valid = padding.valid(lengths, emissions.shape[-2])
+    if not isinstance(tags, jax.core.Tracer) and not isinstance(valid, jax.core.Tracer):
+        valid = np.asarray(valid)
+        tags = np.where(valid, tags, 0)  # what padding holds is not looked at
+    return checks.integers("tags", tags, 0, len(transitions) - 1, "the tags of params.transitions")
+
+
+def _map(function, chain, *arguments):
+    """`function(transitions, emissions, length, ...)` of every sequence."""
+    transitions, emissions, lengths = chain
+    batch = lengths.shape
+
+    def run(transitions, *arrays):
+        flat = jax.tree.map(lambda array: array.reshape(math.prod(batch), *array.shape[len(batch) :]), arrays)
+        results = jax.vmap(partial(function, transitions))(*flat)
+        return jax.tree.map(lambda array: array.reshape(*batch, *array.shape[1:]), results)
+
+    return placement.automatic(run, len(batch))(transitions, emissions, lengths, *arguments)
+
+
+def _log_likelihood(implementation, transitions, emissions, length, tags):
+    """-log Z of the scores less those of the path, step by step: nothing large is subtracted from something large."""
+    emissions = emissions - _highest(emissions)
     scores = _step_scores(transitions, emissions, length, tags)
     possible = (scores != -jnp.inf).all()
-    return jnp.where(
-        possible, -_log_partition(transitions, emissions - jnp.where(possible, scores, 0)[:, None], length), -jnp.inf
-    )
+    relative = emissions - jnp.where(possible, scores, 0)[:, None]
+    return jnp.where(possible, -_log_partition(implementation, transitions, relative, length), -jnp.inf)
 
 
 def _step_scores(transitions, emissions, length, tags):
-    """What each step of a path adds to its score."""
-    size = len(transitions)
-    tags = jnp.where(tags < 0, size, tags)
-    scores = jnp.take_along_axis(emissions, tags[:, None], axis=1, mode="fill")[:, 0]
+    """What each step of a path adds to its score: NaN for a tag out of range, 0 in padding."""
+    tags = jnp.where(tags < 0, len(transitions), tags)
     moves = transitions.at[tags[:-1], tags[1:]].get(mode="fill", fill_value=np.nan)
-    valid = jnp.arange(len(tags)) < length
-    return jnp.where(valid, scores + jnp.pad(moves, (len(tags) - len(moves), 0)), 0)
+    scores = jnp.take_along_axis(emissions, tags[:, None], axis=1, mode="fill")[:, 0]
+    return jnp.where(jnp.arange(len(tags)) < length, scores + jnp.pad(moves, (len(tags) - len(moves), 0)), 0)
 
 
-def _log_partition(transitions, emissions, length):
-    tops = _highest(emissions)
-    alphas, norms = _recursion(_log_sum, transitions, emissions - tops[:, None], length)
-    return jnp.where(length > 0, tops.sum() + norms.sum() + _log_sum(_at(alphas, length - 1)), 0)
+def _log_partition(implementation, transitions, emissions, length):
+    alphas, norm = _forward(implementation, transitions, emissions, length)
+    return jnp.where(length > 0, norm + _log_sum(_at(alphas, length - 1), 0), 0)
 
 
-def _marginals(transitions, emissions, length):
-    return jax.grad(_log_partition, argnums=1)(transitions, emissions, length)
+def _marginals(implementation, transitions, emissions, length):
+    """The derivative of log Z in the emissions."""
+    return jax.grad(_log_partition, argnums=2)(implementation, transitions, emissions, length)
 
 
 def _decode(transitions, emissions, length):
-    deltas, _ = _recursion(jnp.max, transitions, emissions - _highest(emissions)[:, None], length)
-    tags = _backwards(transitions, deltas, length, jnp.zeros_like(deltas))
+    highest, _, _ = _recursion(lambda delta: ((delta[:, None] + transitions).max(axis=0), True), emissions, length)
+    tags = _backward(transitions, highest, length, jnp.zeros_like(highest))
     return tags, _step_scores(transitions, emissions, length, tags).sum()
 
 
 def _sample(transitions, emissions, length, key):
-    alphas, _ = _recursion(_log_sum, transitions, emissions - _highest(emissions)[:, None], length)
-    return _backwards(transitions, alphas, length, jax.random.gumbel(key, alphas.shape, alphas.dtype))
+    alphas, _ = _forward("scan", transitions, emissions, length)
+    return _backward(transitions, alphas, length, jax.random.gumbel(key, alphas.shape, alphas.dtype))
 
 
-def _recursion(add, transitions, emissions, length):
-    """Rabiner's alpha, or Viterbi's delta where `add` is a maximum: each less its maximum, and those maxima."""
+def _forward(implementation, transitions, emissions, length):
+    """alpha_t, each less a constant of its step, and what was taken from the last of them."""
+    tops = _highest(emissions)
+    lowered = emissions - tops
+    if implementation == "associative":
+        alphas, norm = _by_products(transitions, lowered, length)
+        return alphas, tops.sum() + norm
+
+    def exactly(transitions, lowered, alphas, norms):
+        del alphas, norms
+        return _recursion(lambda alpha: (_log_sum(alpha[:, None] + transitions, 0), True), lowered, length)[:2]
+
+    alphas, norms, sure = _recursion(_product(transitions), lowered, length)
+    alphas, norms = jax.lax.cond(
+        _everywhere(sure.all()),
+        lambda transitions, lowered, alphas, norms: (alphas, norms),
+        jax.checkpoint(exactly),  # so that where it does not run there is nothing to be kept for its gradient
+        *(transitions, lowered, alphas, norms),
+    )
+    return alphas, tops.sum() + norms.sum()
+
+
+def _product(transitions):
+    """log(exp(alpha) exp(transitions)) by a product with a matrix, and whether that is right.
+
+    Both factors are at most 1, so what underflows is below `tiny`: a sum of at least sqrt(tiny) misses nothing, and its
+    square, by which second derivatives divide, is in range.
+    """
+    top, least = _highest(transitions.reshape(-1))[0], math.sqrt(jnp.finfo(transitions.dtype).tiny)
+    factors = jnp.exp(transitions - top)
+
+    def predict(alpha):
+        total = jnp.exp(alpha) @ factors
+        return jnp.log(jnp.maximum(total, least)) + top, (total >= least).all()
+
+    return predict
+
+
+def _recursion(predict, emissions, length):
+    """alpha_t, or Viterbi's delta_t, each less its maximum; those maxima; and where `predict` was sure.
+
+    Args:
+        predict: from alpha_{t-1} to the log sum, or the maximum, over the tags before; and whether that is right.
+        emissions: [time, tags].
+        length: valid steps; alpha is held behind them.
+    """
 
     def step(alpha, inputs):
         t, emission = inputs
-        alpha_next = jnp.where(t == 0, 0, add(alpha[:, None] + transitions, axis=0)) + emission
-        norm = _highest(alpha_next)
-        alpha = jnp.where(t < length, alpha_next - norm, alpha)
-        return alpha, (alpha, jnp.where(t < length, norm, 0))
+        predicted, sure = predict(alpha)
+        scores = jnp.where(t == 0, 0, predicted) + emission
+        norm = _highest(scores)
+        alpha = jnp.where(t < length, scores - norm, alpha)
+        return alpha, (alpha, jnp.where(t < length, norm, 0), sure | (t == 0) | (t >= length))
 
     time, size = emissions.shape
-    return jax.lax.scan(step, jnp.zeros(size, emissions.dtype), (jnp.arange(time), emissions))[1]
+    before, emissions = placement.varying_alike((jnp.zeros(size, emissions.dtype), emissions))
+    return jax.lax.scan(step, before, (jnp.arange(time), emissions))[1]
 
 
-def _backwards(transitions, alphas, length, noise):
-    """From the last tag to the first, the one before y: argmax_i alpha_t[i] + transitions[i, y] + noise."""
+def _by_products(transitions, emissions, length):
+    """The same from products of the steps' matrices, in any order: log(exp(A) exp(B)) is associative."""
+    size = len(transitions)
+    steps = jnp.arange(len(emissions))[:, None, None]
+    nothing = jnp.where(jnp.eye(size, dtype=bool), 0, -jnp.inf)
+    moves = jnp.where(steps == 0, 0, transitions) + emissions[:, None, :]  # all rows of the first are alpha
 
-    def step(later, inputs):
+    def lowered(matrices):
+        tops = _highest(matrices.reshape(-1, size * size))
+        return matrices - tops[..., None], tops[..., 0]
+
+    def multiply(before, after):
+        (left, left_norm), (right, right_norm) = before, after
+        product, norm = lowered(_log_sum(left[..., :, :, None] + right[..., None, :, :], -2))
+        return product, left_norm + right_norm + norm
+
+    first = lowered(jnp.where(steps < length, moves, nothing))
+    products, norms = jax.lax.associative_scan(multiply, first)
+    return products[:, 0], _at(norms[:, None], length - 1)[0]
+
+
+def _backward(transitions, alphas, length, noise):
+    """Tags from the last to the first; before y comes argmax_i alpha_t[i] + transitions[i, y] + noise_t[i]."""
+
+    def step(after, inputs):
         t, alpha, noise = inputs
-        scores = alpha + jnp.where(t == length - 1, 0, transitions[:, later])
-        tag = jnp.argmax(scores - _highest(scores) + noise)
-        return jnp.where(t < length, tag, 0).astype(jnp.int32), jnp.where(t < length, tag, 0).astype(jnp.int32)
+        scores = alpha + jnp.where(t == length - 1, 0, transitions[:, after])
+        tag = jnp.where(t < length, jnp.argmax(scores - _highest(scores) + noise), 0).astype(jnp.int32)
+        return tag, tag
 
-    _, tags = jax.lax.scan(step, jnp.int32(0), (jnp.arange(len(alphas)), alphas, noise), reverse=True)
     possible = (_at(alphas, length - 1) > -jnp.inf).any()
+    none, alphas, noise = placement.varying_alike((jnp.int32(0), alphas, noise))
+    _, tags = jax.lax.scan(step, none, (jnp.arange(len(alphas)), alphas, noise), reverse=True)
     return jnp.where(possible, tags, 0)
 
 
-def _at(alphas, t):
-    return jnp.where((jnp.arange(len(alphas)) == t)[:, None], alphas, 0).sum(axis=0)
+def _at(scores, t):
+    """Those of one step, or 0 where there is no such step."""
+    return jnp.where((jnp.arange(len(scores)) == t)[:, None], scores, 0).sum(axis=0)
 
 
-def _highest(scores):
-    """The maximum over tags, or 0 where all are -inf; what is added and subtracted needs no derivative."""
-    top = jax.lax.stop_gradient(scores.max(axis=-1))
+def _highest(scores, axis=-1):
+    """The maximum, or 0 where all are -inf. It is taken away here and added there: its derivatives cancel."""
+    top = jax.lax.stop_gradient(scores.max(axis=axis, keepdims=True))
     return jnp.where(top == -jnp.inf, 0, top)
 
 
-def _log_sum(scores, axis=0):
-    """log(sum(exp(scores))), -inf where all are, with finite derivatives there too."""
-    top = jax.lax.stop_gradient(scores.max(axis=axis))
-    top = jnp.where(top == -jnp.inf, 0, top)
-    total = jnp.exp(scores - jnp.expand_dims(top, axis)).sum(axis=axis)
-    return jnp.where(total == 0, -jnp.inf, jnp.log(jnp.where(total == 0, 1, total)) + top)
+def _log_sum(scores, axis):
+    """log(sum(exp(scores))); -inf where all of them are, with derivatives of 0."""
+    top = _highest(scores, axis)
+    total = jnp.exp(scores - top).sum(axis=axis)
+    return jnp.where(total == 0, -jnp.inf, jnp.log(jnp.where(total == 0, 1, total)) + top.squeeze(axis))
+
+
+# Under `jax.vmap` a condition that differs between examples has both its branches run, so ask that it hold for all.
+_everywhere: Any = jax.custom_batching.custom_vmap(lambda holds: holds)
+_everywhere.def_vmap(lambda size, _, holds: (_everywhere(holds.all()), False))

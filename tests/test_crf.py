@@ -15,6 +15,7 @@ TIME = 6
 LENGTHS = np.array([6, 3, 0, 1, 2, 5])
 CONSTRAINTS = ("none", "some", "most", "all")
 every_size = pytest.mark.parametrize("tags", [1, 2, 3, 5])
+every_implementation = pytest.mark.parametrize("implementation", crf.IMPLEMENTATIONS)
 every_constraint = pytest.mark.parametrize("constraint", CONSTRAINTS)
 
 
@@ -88,11 +89,11 @@ def padded(emissions, lengths, value=np.nan):
 
 
 @cache
-def jitted():
+def jitted(implementation):
     """One program for each signature, over all of the module."""
 
     def run(params, emissions, tags, lengths, allowed):
-        arguments = {"lengths": lengths, "allowed": allowed}
+        arguments = {"lengths": lengths, "allowed": allowed, "implementation": implementation}
 
         def likelihood(params, emissions):
             values = crf.log_likelihood(params, emissions, tags, **arguments)
@@ -107,7 +108,7 @@ def jitted():
             "log_likelihood": differentiate[0](params, emissions),
             "log_partition": differentiate[1](params, emissions),
             "marginals": crf.marginals(params, emissions, **arguments),
-            "decode": crf.decode(params, emissions, **arguments),
+            "decode": crf.decode(params, emissions, lengths=lengths, allowed=allowed),
         }
 
     return jax.jit(run)
@@ -122,7 +123,8 @@ def close(actual, expected, tolerance=1e-6):
 
 @every_constraint
 @every_size
-def test_against_all_paths(tags, constraint):
+@every_implementation
+def test_against_all_paths(tags, constraint, implementation):
     params, emissions = example(tags, len(LENGTHS))
     allowed = allowed_of(constraint, tags)
     truths = enumerated(params, emissions, allowed)
@@ -132,7 +134,7 @@ def test_against_all_paths(tags, constraint):
     for row, truth, c in zip(path, truths, chosen, strict=True):
         row[: truth.paths.shape[1]] = truth.paths[c]
     given = padded(emissions, LENGTHS)
-    result = jitted()(float32(params), jnp.asarray(given, jnp.float32), path, LENGTHS, allowed)
+    result = jitted(implementation)(float32(params), jnp.asarray(given, jnp.float32), path, LENGTHS, allowed)
 
     (_, partitions), partition_slopes = result["log_partition"]
     (_, likelihoods), slopes = result["log_likelihood"]
