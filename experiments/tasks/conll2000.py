@@ -26,8 +26,8 @@ from experiments.models import Params
 from experiments.task import Carried, Task
 
 AT_ONCE = 100  # held-out sentences in one piece
+WIDTHS = (16, 24, 32, 48)  # words that batches are cut to, where that is all; else they are as wide as the longest
 CASES = ("digit", "lower", "upper", "initial", "mixed", "other")
-KINDS = ("words", "characters", "tags")
 STEPWISE = ("words", "characters", "letters", "case", "tags")
 Splits = dict[str, list[Sentence]]
 Columns = dict[str, Array]
@@ -39,16 +39,12 @@ class Options:
     """A word that is seen less often in training is read as unknown: at 2, 8.6 % of the words of the test split."""
     characters: int = 20
     """Of a longer word, of which there is one in 7,000, half of these are its first ones and half its last ones."""
-    widths: tuple[int, ...] = (16, 24, 32, 48)
-    """Batches are cut to the smallest of these numbers of words that holds them, or are of the longest sentence's."""
 
     def __post_init__(self):
         if self.rare < 1:
             raise ValueError(f"data.rare is {self.rare}; it must be at least 1")
         if self.characters < 2 or self.characters % 2:
             raise ValueError(f"data.characters is {self.characters}; it must be an even number of at least 2")
-        if list(self.widths) != sorted({*self.widths}) or min(self.widths, default=1) < 1:
-            raise ValueError(f"data.widths is {self.widths}; they must ascend from at least 1")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,8 +73,8 @@ def build_with(
     return Task(
         init=init,
         batches=functools.partial(_batches, batch=batch),
-        loss=functools.partial(_loss, losses, options.widths),
-        evaluate=functools.partial(_evaluate, losses, decode, options.widths),
+        loss=functools.partial(_loss, losses),
+        evaluate=functools.partial(_evaluate, losses, decode),
         splits=columns,
         metric="f1",
         measure="nll",
@@ -130,7 +126,7 @@ def padded(sentences: Sequence[Sentence], found: Kinds, options: Options) -> Col
     sentences are put in order of length, so that consecutive ones have little padding.
     """
     sentences = sorted(sentences, key=len)
-    places = {name: {kind: place for place, kind in enumerate(getattr(found, name))} for name in KINDS}
+    places = {name: {kind: place for place, kind in enumerate(of)} for name, of in dataclasses.asdict(found).items()}
     shape = (len(sentences), max(map(len, sentences)))
     words, cases, tags, letters = np.zeros((4, *shape), np.int32)
     characters = np.zeros((*shape, options.characters), np.int32)
@@ -202,12 +198,12 @@ def _batches(train: Columns, key: Array, steps: Int[Array, " steps"], batch: int
     return {name: column[rows] for name, column in train.items()} | {"key": keys}
 
 
-def _loss(losses, widths: tuple[int, ...], params: Params, batch: Columns, carried: Carried):
-    nll = _cut(functools.partial(losses, params), batch, widths)
+def _loss(losses, params: Params, batch: Columns, carried: Carried):
+    nll = _cut(functools.partial(losses, params), batch)
     return jnp.sum(nll) / jnp.sum(batch["length"]), (nll / batch["length"], carried)
 
 
-def _evaluate(losses, decode, widths: tuple[int, ...], params: Params, split: Columns) -> Columns:
+def _evaluate(losses, decode, params: Params, split: Columns) -> Columns:
     """The tags and the -log likelihood of each sentence, `AT_ONCE` at a time; the last piece is filled up with none."""
     sentences, longest = split["words"].shape
 
@@ -219,17 +215,17 @@ def _evaluate(losses, decode, widths: tuple[int, ...], params: Params, split: Co
         filled = jnp.pad(column, ((0, -sentences % AT_ONCE), *((0, 0),) * (column.ndim - 1)))
         return filled.reshape(-1, AT_ONCE, *column.shape[1:])
 
-    decoded, nll = jax.lax.map(lambda piece: _cut(read, piece, widths), jax.tree.map(pieces, split))
+    decoded, nll = jax.lax.map(lambda piece: _cut(read, piece), jax.tree.map(pieces, split))
     return {"decoded": decoded.reshape(-1, longest)[:sentences], "nll": nll.ravel()[:sentences]}
 
 
-def _cut(function: Callable[[Columns], Any], batch: Columns, widths: tuple[int, ...]) -> Any:
-    """`function` of the batch without the columns that are padding in all of it, to the nearest of `widths`.
+def _cut(function: Callable[[Columns], Any], batch: Columns) -> Any:
+    """`function` of the batch without the columns that are padding in all of it, to one of `WIDTHS`.
 
     Each width is compiled by itself, and which of them runs is decided as the batch is read.
     """
     longest = batch["words"].shape[1]
-    widths = (*(width for width in widths if width < longest), longest)
+    widths = (*(width for width in WIDTHS if width < longest), longest)
 
     def to(width: int) -> Callable[[Columns], Any]:
         return lambda batch: function(batch | {name: batch[name][:, :width] for name in STEPWISE})
