@@ -1,0 +1,368 @@
+"""Words to utterances to conversations, here and in Keras 3 and Flax nnx: `python -m benchmarks.hierarchy [--rounds 20]`.
+
+The same bidirectional LSTM at both levels with the same weights, each library in a process of its own, all on JAX.
+Rounds are interleaved; ratios to lstmjax are medians of ratios taken round by round, with their quartiles. Compiling
+is from the Python function to the executable, with caches cleared. `pip install -e '.[peers]' flax` brings the peers.
+"""
+
+import argparse
+import importlib.metadata
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lstmjax import BidirectionalParams, HierarchyParams, LevelParams, LSTMParams, dense, embedding, hierarchy
+
+SIZES = [(4, 32, 16, 64, 64), (8, 64, 24, 100, 100)]
+VOCABULARY, TAGS = 1000, 41
+MEASURED = ["compile training", "compile forward", "training", "forward"]
+
+
+def drawn(features: int, units: int) -> dict[str, Any]:
+    """The weights: a table, an LSTM (w_x, w_h, bias) for each level and direction, and a dense layer."""
+    rng = np.random.default_rng(0)
+
+    def draw(*shape):
+        return rng.normal(scale=shape[0] ** -0.5, size=shape).astype(np.float32)
+
+    def lstm(inputs):
+        return draw(inputs, 4 * units), draw(units, 4 * units), 0.1 * draw(4 * units)
+
+    return {
+        "table": draw(VOCABULARY, features) * VOCABULARY**0.5,
+        "words": [lstm(features), lstm(features)],
+        "utterances": [lstm(2 * units), lstm(2 * units)],
+        "dense": (draw(2 * units, TAGS), 0.1 * draw(TAGS)),
+    }
+
+
+def conversations(count: int, utterances: int, words: int) -> dict[str, Any]:
+    """Ragged at both levels: one conversation is full, the last is empty, one utterance in eight has no words."""
+    rng = np.random.default_rng(1)
+    spoken = rng.integers(utterances // 2, utterances + 1, count).astype(np.int32)
+    spoken[0], spoken[-1] = utterances, 0
+    said = rng.integers(1, words + 1, (count, utterances)) * (rng.random((count, utterances)) > 1 / 8)
+    real = np.arange(utterances) < spoken[:, None]
+    said = np.where(real, said, 0).astype(np.int32)
+    tokens = rng.integers(1, VOCABULARY, (count, utterances, words)) * (np.arange(words) < said[..., None])
+    tags = rng.integers(0, TAGS, (count, utterances))
+    return {"tokens": tokens.astype(np.int32), "said": said, "spoken": spoken, "real": real, "tags": tags}
+
+
+def double_loop(weights: dict[str, Any], data: dict[str, Any]) -> np.ndarray:
+    """Scores in float64, one utterance and one conversation at a time, without padding."""
+
+    def sigmoid(z):
+        return 1 / (1 + np.exp(-z))
+
+    def run(lstm, xs):
+        w_x, w_h, bias = (w.astype(np.float64) for w in lstm)
+        h = c = np.zeros(len(w_h))
+        hs = []
+        for x in xs:
+            i, f, g, o = np.split(x @ w_x + h @ w_h + bias, 4)
+            c = sigmoid(f) * c + sigmoid(i) * np.tanh(g)
+            h = sigmoid(o) * np.tanh(c)
+            hs.append(h)
+        return np.array(hs).reshape(len(xs), len(h)), h
+
+    def code(words):
+        forward, backward = weights["words"]
+        xs = weights["table"][words].astype(np.float64)
+        return np.concatenate([run(forward, xs)[1], run(backward, xs[::-1])[1]])
+
+    scores = np.zeros((*data["real"].shape, TAGS))
+    for row, count in enumerate(data["spoken"]):
+        if count:
+            xs = [code(data["tokens"][row, n, : data["said"][row, n]]) for n in range(count)]
+            forward, backward = weights["utterances"]
+            ys = np.concatenate([run(forward, xs)[0], run(backward, xs[::-1])[0][::-1]], axis=-1)
+            scores[row, :count] = ys @ weights["dense"][0] + weights["dense"][1]
+    return scores
+
+
+# A model is (parameters, scores(parameters, tokens, said, spoken), the embedding's table in its parameters)
+Model = tuple[Any, Callable[..., Any], Callable[[Any], Any]]
+
+
+def ours(weights: dict[str, Any], utterances: int, words: int) -> Model:
+    del utterances, words
+
+    def level(name, table=None):
+        forward, backward = (LSTMParams(*lstm) for lstm in weights[name])
+        return LevelParams(BidirectionalParams(forward, backward), table)
+
+    lower = level("words", embedding.EmbeddingParams(weights["table"]))
+    params = HierarchyParams((lower, level("utterances"))), dense.DenseParams(*weights["dense"])
+
+    def scores(params, tokens, said, spoken):
+        return dense.apply(params[1], hierarchy.apply(params[0], tokens, lengths=(said, spoken)))
+
+    return params, scores, lambda params: params[0].levels[0].embedding.table
+
+
+def keras_time_distributed(weights: dict[str, Any], utterances: int, words: int) -> Model:
+    return _keras(weights, utterances, words, folded=False)
+
+
+def keras_folded(weights: dict[str, Any], utterances: int, words: int) -> Model:
+    return _keras(weights, utterances, words, folded=True)
+
+
+def _keras(weights: dict[str, Any], utterances: int, words: int, *, folded: bool) -> Model:
+    os.environ["KERAS_BACKEND"] = "jax"  # read at the import
+    import keras
+    from keras import layers, ops
+
+    features, units = weights["table"].shape[1], len(weights["words"][0][1])
+    table = layers.Embedding(VOCABULARY, features, mask_zero=True)
+    lower = layers.Bidirectional(layers.LSTM(units))
+    upper = layers.Bidirectional(layers.LSTM(units, return_sequences=True))
+    dense = layers.Dense(TAGS)
+
+    tokens = keras.Input((utterances, words), dtype="int32")
+    real = keras.Input((utterances,), dtype="bool")
+    if folded:
+        codes = lower(table(ops.reshape(tokens, (-1, words))))
+        codes = ops.reshape(codes, (-1, utterances, 2 * units))
+    else:
+        codes = layers.TimeDistributed(lower)(table(tokens))
+    # of its own, codes bring along the mask of words [conversation, utterance, word], which fits no sequence of them
+    model = keras.Model([tokens, real], dense(upper(codes, mask=real)))
+
+    table.set_weights([weights["table"]])
+    for layer, name in ((lower, "words"), (upper, "utterances")):
+        layer.set_weights([w for lstm in weights[name] for w in lstm])
+    dense.set_weights(weights["dense"])
+    rest = [v.value for v in model.non_trainable_variables]
+    place = [v.path for v in model.trainable_variables].index(table.embeddings.path)
+
+    def scores(params, tokens, said, spoken):
+        del said  # Keras reads it off the zeros in tokens
+        real = ops.arange(utterances) < spoken[:, None]
+        return model.stateless_call(params, rest, [tokens, real])[0]
+
+    return [v.value for v in model.trainable_variables], scores, lambda params: params[place]
+
+
+def flax_vmap(weights: dict[str, Any], utterances: int, words: int) -> Model:
+    del utterances, words
+    import jax.numpy as jnp
+    from flax import nnx
+
+    features, units = weights["table"].shape[1], len(weights["words"][0][1])
+
+    def encoder(name, inputs):
+        rngs = nnx.Rngs(0)
+        halves = []
+        for w_x, w_h, bias in weights[name]:
+            cell = nnx.OptimizedLSTMCell(inputs, units, rngs=rngs)
+            cell.dense_i.kernel[...], cell.dense_h.kernel[...], cell.dense_h.bias[...] = w_x, w_h, bias
+            halves.append(nnx.RNN(cell))
+        return nnx.Bidirectional(*halves, return_carry=True)
+
+    class Model(nnx.Module):
+        def __init__(self):
+            self.table = nnx.Embed(VOCABULARY, features, rngs=nnx.Rngs(0))
+            self.words, self.utterances = encoder("words", features), encoder("utterances", 2 * units)
+            self.dense = nnx.Linear(2 * units, TAGS, rngs=nnx.Rngs(0))
+            self.table.embedding[...] = weights["table"]
+            self.dense.kernel[...], self.dense.bias[...] = weights["dense"]
+
+        def __call__(self, tokens, said, spoken):
+            def code(words, xs, lengths):
+                ((_, forward), (_, backward)), _ = words(xs, seq_lengths=lengths)
+                return jnp.concatenate([forward, backward], axis=-1)
+
+            axes = nnx.StateAxes({nnx.Param: None, ...: None}), 0, 0
+            codes = nnx.vmap(code, in_axes=axes)(self.words, self.table(tokens), said)
+            _, ys = self.utterances(codes, seq_lengths=spoken)
+            return self.dense(ys)
+
+    graph, params, rest = nnx.split(Model(), nnx.Param, ...)
+
+    def scores(params, tokens, said, spoken):
+        return nnx.merge(graph, params, rest, copy=True)(tokens, said, spoken)
+
+    return params, scores, lambda params: params["table"]["embedding"][...]
+
+
+MODELS = {
+    "lstmjax": (ours, ["lstmjax", "jax"]),
+    "Keras 3, TimeDistributed": (keras_time_distributed, ["keras"]),
+    "Keras 3, folded by hand": (keras_folded, ["keras"]),
+    "Flax nnx, vmap": (flax_vmap, ["flax"]),
+}
+
+
+def serve(name: str, size: tuple[int, ...], folder: Path) -> None:
+    """In its own process: compile and run what each line of standard input names, answer with seconds.
+
+    "outputs" leaves scores and the gradient of the embedding in a file instead.
+    """
+    answers, sys.stdout = sys.stdout, sys.stderr
+    import jax
+
+    count, utterances, words, features, units = size
+    params, scores, table = MODELS[name][0](drawn(features, units), utterances, words)
+    data = conversations(count, utterances, words)
+    inputs = {key: jax.device_put(data[key]) for key in ("tokens", "said", "spoken")}
+    tags, real = jax.device_put((data["tags"], data["real"]))
+
+    def loss(params, inputs):
+        chosen = jax.numpy.take_along_axis(jax.nn.log_softmax(scores(params, **inputs)), tags[..., None], axis=-1)
+        return -jax.numpy.sum(chosen[..., 0], where=real) / jax.numpy.sum(real)
+
+    functions = {"training": jax.value_and_grad(loss), "forward": lambda params, inputs: scores(params, **inputs)}
+    compiled: dict[str, Any] = {}
+    jax.jit(lambda x: x + 1)(1.0)
+    print("ready", file=answers, flush=True)
+    for line in sys.stdin:
+        what = line.strip()
+        start = time.perf_counter()
+        if what.startswith("compile "):
+            jax.clear_caches()
+            start = time.perf_counter()
+            kind = what.removeprefix("compile ")
+            compiled[kind] = jax.jit(functions[kind]).lower(params, inputs).compile()
+        elif what == "outputs":
+            gradient = table(compiled["training"](params, inputs)[1])
+            np.savez(folder / f"{name}.npz", scores=compiled["forward"](params, inputs), gradient=gradient)
+        else:
+            jax.block_until_ready(compiled[what](params, inputs))
+        print(time.perf_counter() - start, file=answers, flush=True)
+
+
+def measure(size: tuple[int, ...], rounds: int, compiles: int) -> list[list[str]]:
+    """A row for each of what is measured and compared: a title, then a cell for each model."""
+    with tempfile.TemporaryDirectory() as folder:
+        processes: dict[str, Any] = {}
+        for name in MODELS:
+            if not missing(name):
+                command = [sys.executable, "-m", "benchmarks.hierarchy", "--serve", name, "--folder", folder]
+                command += ["--sizes", ",".join(map(str, size))]
+                processes[name] = subprocess.Popen(
+                    command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+                )
+
+        def ask(name, what):
+            process = processes[name]
+            if what:
+                print(what, file=process.stdin, flush=True)
+            answer = process.stdout.readline()
+            if not answer:
+                raise RuntimeError(f"the process of {name} ended; its own words stand above")
+            return answer
+
+        try:
+            for name in processes:
+                ask(name, None)
+            times: dict[str, dict[str, list[float]]] = {what: {name: [] for name in processes} for what in MEASURED}
+            for number, kinds in ((compiles, MEASURED[:2]), (rounds + 1, MEASURED[2:])):
+                for _ in range(number):
+                    for what in kinds:
+                        for name in processes:
+                            times[what][name].append(float(ask(name, what)))
+            for name in processes:
+                ask(name, "outputs")
+            outputs = {name: dict(np.load(Path(folder) / f"{name}.npz")) for name in processes}
+        finally:
+            for process in processes.values():
+                process.stdin.close()
+                process.wait()
+    rows = []
+    for what, taken in times.items():
+        first = 0 if what.startswith("compile") else 1  # the first run of an executable is not a round
+        rows.append([what, *cells({name: seconds[first:] for name, seconds in taken.items()})])
+    return rows + agreement(size, outputs)
+
+
+def cells(times: dict[str, list[float]]) -> list[str]:
+    base = times["lstmjax"]
+    texts = []
+    for name in MODELS:
+        if name not in times:
+            texts.append("not installed")
+            continue
+        middle = statistics.median(times[name])
+        text = f"{middle:.2f} s" if middle >= 1 else f"{1e3 * middle:.1f} ms"
+        if name != "lstmjax":
+            ratios = [a / b for a, b in zip(times[name], base, strict=True)]
+            low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
+            text += f", x {middle:.2f} ({low:.2f} to {high:.2f})"
+        texts.append(text)
+    return texts
+
+
+def agreement(size: tuple[int, ...], outputs: dict[str, Any]) -> list[list[str]]:
+    """The largest differences of scores from a float64 loop, and of the embedding's gradient from ours."""
+    count, utterances, words, features, units = size
+    data = conversations(count, utterances, words)
+    expected = double_loop(drawn(features, units), data)
+    real = data["real"]
+    silent = real & (data["said"] == 0)
+    untouched = real & ~silent.any(axis=1, keepdims=True)
+    gradient = outputs["lstmjax"]["gradient"]
+    places = {"real utterances": real, "those of conversations without an empty utterance": untouched}
+    rows = []
+    for title, where in places.items():
+        off = {name: np.abs(each["scores"] - expected)[where].max(initial=0) for name, each in outputs.items()}
+        rows.append([f"scores off, {title} ({where.sum()})", *(f"{off[n]:.1e}" if n in off else "" for n in MODELS)])
+    off = {name: np.abs(each["gradient"] - gradient).max() / np.abs(gradient).max() for name, each in outputs.items()}
+    rows.append(
+        ["gradient of the table off ours, of its largest", *(f"{off[n]:.1e}" if n in off else "" for n in MODELS)]
+    )
+    return rows
+
+
+def missing(name: str) -> str | None:
+    """The first distribution that a model needs and that is not there."""
+    for distribution in MODELS[name][1]:
+        try:
+            importlib.metadata.version(distribution)
+        except importlib.metadata.PackageNotFoundError:
+            return distribution
+    return None
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Hierarchies here, in Keras 3 and in Flax nnx.")
+    parser.add_argument("--rounds", type=int, default=20, help="timed rounds over all libraries of a size")
+    parser.add_argument("--compiles", type=int, default=3, help="times that each program is compiled")
+    parser.add_argument(
+        "--sizes", nargs="+", default=SIZES, type=sizes, help="conversations,utterances,words,embedding,units"
+    )
+    parser.add_argument("--serve", choices=MODELS, help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.serve:
+        return serve(given.serve, given.sizes[0], given.folder)
+    versions = [n for n in ("jax", "keras", "flax") if not any(n == missing(m) for m in MODELS)]
+    print(", ".join(f"{n} {importlib.metadata.version(n)}" for n in versions), end=", ")
+    print(platform.processor() or platform.machine())
+    for size in given.sizes:
+        print("\nconversations, utterances, words, embedding, units = " + ", ".join(map(str, size)))
+        print("\n| | " + " | ".join(MODELS) + " |\n| --- |" + " --- |" * len(MODELS))
+        for row in measure(size, given.rounds, given.compiles):
+            print("| " + " | ".join(row) + " |", flush=True)
+
+
+def sizes(text: str) -> tuple[int, ...]:
+    size = tuple(int(number) for number in text.split(","))
+    if len(size) != 5:
+        raise argparse.ArgumentTypeError(f"five numbers, such as 4,32,16,64,64; got {text!r}.")
+    return size
+
+
+if __name__ == "__main__":
+    main()
