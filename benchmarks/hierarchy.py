@@ -7,7 +7,6 @@ is from the Python function to the executable, with caches cleared. `pip install
 
 import argparse
 import importlib.metadata
-import json
 import os
 import platform
 import statistics

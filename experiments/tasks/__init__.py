@@ -6,7 +6,7 @@ model it takes, where that is not an LSTM alone.
 
 from types import ModuleType
 
-from experiments.tasks import adding, airline, chars, copy, jsb, mnist_rows, swda, temporal_order
+from experiments.tasks import adding, airline, chars, conll2000, copy, jsb, mnist_rows, swda, temporal_order
 
 TASKS: dict[str, ModuleType] = {
     "airline": airline,
@@ -16,5 +16,6 @@ TASKS: dict[str, ModuleType] = {
     "copy": copy,
     "chars": chars,
     "jsb": jsb,
+    "conll2000": conll2000,
     "swda": swda,
 }

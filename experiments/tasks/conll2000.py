@@ -19,12 +19,16 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 from seqeval.metrics.sequence_labeling import accuracy_score, precision_recall_fscore_support
 
-from experiments.data import vocabulary
+from experiments import tagger
+from experiments.data import chunks, vocabulary
 from experiments.data.chunks import Sentence
 from experiments.data.order import of_like_length
 from experiments.models import Params
+from experiments.tagger import Tagger
 from experiments.task import Carried, Task
+from lstmjax import crf, dense, hierarchy
 
+MODELS = ("tagger",)
 AT_ONCE = 100  # held-out sentences in one piece
 WIDTHS = (16, 24, 32, 48)  # words that batches are cut to, where that is all; else they are as wide as the longest
 CASES = ("digit", "lower", "upper", "initial", "mixed", "other")
@@ -56,26 +60,26 @@ class Kinds:
     tags: tuple[str, ...]
 
 
-def build_with(
-    splits: Splits,
-    options: Options,
-    batch: int,
-    init: Callable[[Array], Params],
-    losses: Callable[[Params, Columns], Float[Array, " batch"]],
-    decode: Callable[[Params, Columns], Int[Array, "batch words"]],
-) -> Task:
-    """The task for a model of three functions: its parameters, the -log likelihood of sentences, their likeliest tags.
-
-    Both are given the columns of `padded`, cut to the batch's width; `losses` has a `key` beside them in training.
-    """
+def build(options: Options, model: Tagger, batch: int, key: Array) -> Task:
+    del key  # nothing is drawn
+    if model.context:
+        raise ValueError(f"model.context is {model.context}; there is nothing above a sentence here, so it must be 0")
+    splits = chunks.load()
     found = kinds(splits, options)
-    columns = {name: padded(split, found, options) for name, split in splits.items()}
+    allowed = crf.bio(found.tags)
     return Task(
-        init=init,
+        init=functools.partial(
+            tagger.init,
+            model=model,
+            words=len(found.words),
+            tags=len(found.tags),
+            characters=len(found.characters),
+            cases=len(CASES),
+        ),
         batches=functools.partial(_batches, batch=batch),
-        loss=functools.partial(_loss, losses),
-        evaluate=functools.partial(_evaluate, losses, decode),
-        splits=columns,
+        loss=functools.partial(_loss, model, allowed),
+        evaluate=functools.partial(_evaluate, model, allowed),
+        splits={name: padded(split, found, options) for name, split in splits.items()},
         metric="f1",
         measure="nll",
         baselines=functools.partial(baselines, splits["train"], splits["test"]),
@@ -198,18 +202,37 @@ def _batches(train: Columns, key: Array, steps: Int[Array, " steps"], batch: int
     return {name: column[rows] for name, column in train.items()} | {"key": keys}
 
 
-def _loss(losses, params: Params, batch: Columns, carried: Carried):
-    nll = _cut(functools.partial(losses, params), batch)
+def emissions(model: Tagger, params: Params, batch: Columns) -> Float[Array, "batch words tags"]:
+    """Scores of the tags of each word; some features are dropped where the batch has a key."""
+    words_key, levels_key = (None, None) if "key" not in batch else jax.random.split(batch["key"])
+    words = tagger.vectors(model, params, batch["words"], words_key)
+    tokens = (jnp.concatenate([words, jax.nn.one_hot(batch["case"], len(CASES))], axis=-1),)
+    lengths = (batch["length"],)
+    if model.characters:
+        tokens, lengths = (batch["characters"], *tokens), (batch["letters"], *lengths)
+    rates = tagger.dropouts(model, len(tokens), top=True)
+    ys = hierarchy.apply(params["hierarchy"], tokens, lengths=lengths, dropout=rates, key=levels_key)
+    return dense.apply(params["dense"], ys)
+
+
+def _loss(model: Tagger, allowed: crf.Allowed, params: Params, batch: Columns, carried: Carried):
+    nll = _cut(lambda cut: _nll(model, allowed, params, cut, emissions(model, params, cut)), batch)
     return jnp.sum(nll) / jnp.sum(batch["length"]), (nll / batch["length"], carried)
 
 
-def _evaluate(losses, decode, params: Params, split: Columns) -> Columns:
+def _nll(model: Tagger, allowed: crf.Allowed, params: Params, batch: Columns, scores: Array) -> Float[Array, " batch"]:
+    return tagger.nll(model, params, scores, batch["tags"], batch["length"], allowed)
+
+
+def _evaluate(model: Tagger, allowed: crf.Allowed, params: Params, split: Columns) -> Columns:
     """The tags and the -log likelihood of each sentence, `AT_ONCE` at a time; the last piece is filled up with none."""
     sentences, longest = split["words"].shape
 
     def read(piece: Columns) -> tuple[Array, Array]:
-        decoded = decode(params, piece)
-        return jnp.pad(decoded, ((0, 0), (0, longest - decoded.shape[1]))), losses(params, piece)
+        scores = emissions(model, params, piece)
+        decoded, _ = tagger.decode(model, params, scores, piece["length"], allowed)
+        filled = jnp.pad(decoded, ((0, 0), (0, longest - decoded.shape[1])))
+        return filled, _nll(model, allowed, params, piece, scores)
 
     def pieces(column: Array) -> Array:
         filled = jnp.pad(column, ((0, -sentences % AT_ONCE), *((0, 0),) * (column.ndim - 1)))

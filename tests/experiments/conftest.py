@@ -8,7 +8,7 @@ from pathlib import Path
 import jaxtyping
 import pytest
 
-CHECKED = [f"experiments.{name}" for name in ("data", "linear", "models", "ngram", "task", "tasks")]
+CHECKED = [f"experiments.{name}" for name in ("data", "linear", "models", "ngram", "tagger", "task", "tasks")]
 
 with jaxtyping.install_import_hook(CHECKED, "beartype.beartype"):
     import experiments.tasks  # noqa: F401

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from experiments import __main__, config
+from experiments import __main__, config, tasks
 from experiments.config import ConfigError
 from experiments.models import TCN, Model
 
@@ -64,7 +64,8 @@ def test_every_config_is_of_a_kind_that_its_task_takes(configs):
     for path in sorted(configs.glob("*.toml")):
         several = "[sweep]" in path.read_text()
         for read in [c for _, c in config.load_sweep(path)] if several else [config.load(path)]:
-            assert read.model.kind == ("tcn" if "tcn" in path.name else "lstm")
+            kinds = getattr(tasks.TASKS[read.task], "MODELS", ("lstm",))
+            assert read.model.kind == ("tcn" if "tcn" in path.name else kinds[0])
 
 
 def test_kind_decides_what_model_may_say(write):

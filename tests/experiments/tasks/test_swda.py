@@ -1,0 +1,154 @@
+"""Dialogue acts: packing changes nothing, the figures are those of a loop, and a tiny corpus is learned."""
+
+import dataclasses
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import tagger
+from experiments.data import dialogues
+from experiments.data.dialogues import Conversation
+from experiments.tagger import Tagger
+from experiments.tasks import swda
+from experiments.train import Hooks, Train, initial_state, train
+from lstmjax import HierarchyParams, dense, hierarchy
+
+MODELS = {
+    "whole": Tagger(embedding=8, units=6, context=5, dropout=0.0),
+    "without context": Tagger(embedding=8, units=6, dropout=0.0),
+    "without crf": Tagger(embedding=8, units=6, context=5, dropout=0.0, crf=False, code="max"),
+}
+SAID = {
+    "s": ("i like it here", "we were there , you know", "it is late"),
+    "q": ("do you ?", "where is it ?"),
+    "b": ("uh-huh .", ""),
+}
+
+
+def conversation(rng, name, size):
+    """Questions are answered by statements of the other speaker, and statements by uh-huh."""
+    after = {"": "s", "s": "b", "b": "q", "q": "s"}
+    tags, speakers = [], []
+    for _ in range(size):
+        tags.append(after[tags[-1] if tags else ""])
+        speakers.append("AB"[len(tags) % 2])
+    texts = [str(rng.choice(SAID[tag])) for tag in tags]
+    return Conversation(name, tuple(speakers), tuple(texts), tuple(tags))
+
+
+@pytest.fixture(scope="module")
+def corpus():
+    rng = np.random.default_rng(0)
+    sizes = {"train": (9, 4, 12, 1, 7, 10, 3), "validation": (5, 8), "test": (6, 2, 11)}
+    return {split: [conversation(rng, f"{split}{n}", n) for n in numbers] for split, numbers in sizes.items()}
+
+
+@pytest.fixture
+def build(corpus, monkeypatch):
+    monkeypatch.setattr(swda.dialogues, "load", lambda folder, column: corpus)
+    return lambda model, batch=3: swda.build(swda.Options(least=1), model, batch, jax.random.key(0))
+
+
+def scores_by_hand(model, params, talk, found):
+    """One conversation, one utterance at a time, without padding."""
+    numbers = {word: number for number, word in enumerate(found.words)}
+    levels, codes = params["hierarchy"].levels, []
+    for text in talk.texts:
+        words = jnp.array([numbers[w] for w in dialogues.words(text)] or [0])
+        xs = params["words"].table[words]
+        codes.append(hierarchy.encode(levels[0].encoder, xs, code=model.code))
+    ys = jnp.stack(codes)
+    if model.context:
+        turn = [0.0] + [float(b != a) for a, b in itertools.pairwise(talk.speakers)]
+        xs = jnp.concatenate([jnp.array(turn)[:, None], ys], axis=-1)
+        ys = hierarchy.apply(HierarchyParams(levels[1:]), xs)
+    return dense.apply(params["dense"], ys)
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_figures_are_those_of_a_loop_over_utterances(build, corpus, kind):
+    model = MODELS[kind]
+    task, found = build(model), swda.kinds(corpus, swda.Options(least=1))
+    params = task.init(jax.random.key(1))
+    right, nll, count = 0, 0.0, 0
+    for talk in corpus["test"]:
+        scores = scores_by_hand(model, params, talk, found)[None]
+        tags = jnp.array([[found.tags.index(tag) for tag in talk.tags]])
+        lengths = jnp.array([len(talk)])
+        nll += float(tagger.nll(model, params, scores, tags, lengths)[0])
+        right += int(jnp.sum(tagger.decode(model, params, scores, lengths)[0] == tags))
+        count += len(talk)
+    assert count == 19
+    figures = task.score(jax.jit(task.evaluate)(params, task.splits["test"]), task.splits["test"])
+    assert figures == {"accuracy": pytest.approx(right / count), "nll": pytest.approx(nll / count, rel=1e-5)}
+
+
+def test_every_utterance_is_in_its_place_once(corpus):
+    found = swda.kinds(corpus, swda.Options(least=1))
+    split = swda.arranged(corpus["train"], found, batch=3)
+    said = sorted((talk.texts, talk.tags, talk.speakers) for talk in corpus["train"])
+    back = []
+    for number in range(len(split["lengths"])):
+        rows = [
+            [found.words[w] for w in words[row, : lengths[row]]]
+            for words, lengths in ((np.asarray(w[number]), np.asarray(n[number])) for w, n in split["words"])
+            for row in range(len(words))
+        ]
+        for talk in range(3):
+            steps = int(split["lengths"][number, talk])
+            if steps:
+                texts = tuple(tuple(rows[split["place"][number, talk, step]]) for step in range(steps))
+                tags = tuple(found.tags[tag] for tag in split["tags"][number, talk, :steps])
+                turns = split["turn"][number, talk, :steps, 0].tolist()
+                back.append((texts, tags, turns))
+    expected = []
+    for texts, tags, speakers in said:
+        words = tuple(tuple(dialogues.words(text) or [""]) for text in texts)
+        turns = [0.0] + [float(a != b) for a, b in itertools.pairwise(speakers)]
+        expected.append((words, tags, turns))
+    assert sorted(back) == sorted(expected)
+
+
+def test_batches_are_of_nearly_one_size():
+    sizes = np.random.default_rng(0).integers(1, 1000, 103)
+    dealt = swda.deal(sizes.tolist(), 8)
+    assert sorted(member for members in dealt for member in members) == list(range(103))
+    assert sorted(map(len, dealt)) == [7] + [8] * 12
+    totals = [sum(sizes[member] for member in members) for members in dealt]
+    assert max(totals) < 1.1 * min(totals)
+
+
+def test_unknown_words_are_one_word(corpus):
+    found = swda.kinds(corpus, swda.Options(least=3))
+    talk = Conversation("new", ("A", "A"), ("never heard words", "it is it"), ("s", "s"))
+    split = swda.arranged([talk], found, batch=1)
+    rows = [words[0, row, :n].tolist() for words, ns in split["words"] for row, n in enumerate(ns[0].tolist()) if n]
+    assert sorted(rows)[0] == [0, 0, 0]
+
+
+@pytest.mark.training
+def test_learns_who_answers_whom(build):
+    task = build(dataclasses.replace(MODELS["whole"], dropout=0.1))
+    options = Train(steps=120, batch=3, learning_rate=0.02, log_every=40, evaluate_every=40, save_every=40)
+    hooks = Hooks(log=lambda line, rate: None, save=lambda state: None, stop=lambda: False)
+    outcome = train(task, options, initial_state(task, options), hooks)
+    figures = task.evaluate(outcome.state.params, task.splits["test"])
+    assert float(figures["accuracy"]) > 0.95
+
+
+def test_labels_the_lines_of_a_file(build, tmp_path):
+    task = build(MODELS["whole"])
+    params = task.init(jax.random.key(1))
+    (tmp_path / "talk.txt").write_text("A|where is it ?\nB|it is late\nA|uh-huh .\n")
+    labelled = task.label(params, tmp_path / "talk.txt")
+    assert [line for line, _, _ in labelled] == ["A|where is it ?", "B|it is late", "A|uh-huh ."]
+    assert {tag for _, tag, _ in labelled} <= {"s", "q", "b"}
+    assert all(0 < probability < 1 for _, _, probability in labelled)
+
+
+def test_words_have_no_spelling_here(build):
+    with pytest.raises(ValueError, match=r"model.characters is 4; words have no spelling here"):
+        build(Tagger(characters=4))

@@ -1,0 +1,77 @@
+"""The tagger: what its options make, and what it says with and without a CRF."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import tagger
+from experiments.tagger import Tagger
+from lstmjax import crf
+
+KEY = jax.random.key(0)
+SCORES = jax.random.normal(KEY, (3, 4, 5))
+TAGS = jax.random.randint(KEY, (3, 4), 0, 5)
+LENGTHS = jnp.array([4, 0, 2])
+
+
+def test_levels_are_those_the_options_name():
+    made = tagger.init(
+        KEY, Tagger(embedding=6, units=7, context=3, characters=4), words=20, tags=5, characters=9, cases=2, speakers=1
+    )
+    levels = made["hierarchy"].levels
+    assert [level.encoder.forward.inputs for level in levels] == [4, 6 + 2 + 2 * 4, 1 + 2 * 7]
+    assert levels[0].embedding.table.shape == (9, 4)
+    assert made["dense"].w.shape == (6, 5)
+    assert made["crf"].transitions.shape == (5, 5)
+    plain = tagger.init(KEY, Tagger(embedding=6, units=7, crf=False), words=20, tags=5)
+    assert "crf" not in plain
+    assert [level.encoder.forward.inputs for level in plain["hierarchy"].levels] == [6]
+
+
+def test_nll_without_a_crf_is_that_of_each_tag_by_itself():
+    nll = tagger.nll(Tagger(crf=False), {}, SCORES, TAGS, LENGTHS)
+    chances = np.exp(np.asarray(SCORES, np.float64))
+    chances /= chances.sum(axis=-1, keepdims=True)
+    expected = [
+        -sum(np.log(chances[row, step, TAGS[row, step]]) for step in range(length))
+        for row, length in enumerate(LENGTHS.tolist())
+    ]
+    np.testing.assert_allclose(nll, expected, rtol=1e-5)
+
+
+def test_a_crf_without_transitions_says_the_same():
+    params = {"crf": crf.init(KEY, 5)}
+    both = [tagger.nll(Tagger(crf=on), params, SCORES, TAGS, LENGTHS) for on in (False, True)]
+    np.testing.assert_allclose(*both, rtol=1e-5, atol=1e-6)
+    real = np.arange(4) < np.asarray(LENGTHS)[:, None]
+    (alone, chance), (together, marginal) = (
+        tagger.decode(Tagger(crf=on), params, SCORES, LENGTHS) for on in (False, True)
+    )
+    np.testing.assert_array_equal(np.asarray(alone)[real], np.asarray(together)[real])
+    np.testing.assert_allclose(np.asarray(chance)[real], np.asarray(marginal)[real], rtol=1e-5)
+
+
+def test_words_are_taken_for_unknown_ones_at_their_rate_and_only_with_a_key():
+    model = Tagger(embedding=2, word_dropout=0.25)
+    params = tagger.init(KEY, model, words=3, tags=2)
+    words = jnp.ones((100, 400), jnp.int32)
+    unknown, known, _ = np.asarray(params["words"].table)
+    assert np.all(np.asarray(tagger.vectors(model, params, words, None)) == known)
+    seen = np.asarray(tagger.vectors(model, params, words, KEY))
+    share = np.mean(np.all(seen == unknown, axis=-1))
+    assert abs(share - 0.25) < 5 * np.sqrt(0.25 * 0.75 / words.size)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"units": 0}, r"model.units is 0; it must be at least 1"),
+        ({"context": -1}, r"model.context is -1; it must be at least 0"),
+        ({"dropout": 1.0}, r"model.dropout is 1.0; it must be from 0 to below 1"),
+        ({"word_dropout": -0.1}, r"model.word_dropout is -0.1"),
+    ],
+)
+def test_options_say_what_is_wrong(options, message):
+    with pytest.raises(ValueError, match=message):
+        Tagger(**options)
