@@ -164,7 +164,7 @@ def _at(scores, t):
     return jnp.where((jnp.arange(len(scores)) == t)[:, None], scores, 0).sum(axis=0)
 
 
-def _highest(scores, axis=-1):
+def _highest(scores, axis: int | tuple[int, ...] = -1):
     """The maximum, or 0 where all are -inf. It is taken away here and added there: its derivatives cancel."""
     top = jax.lax.stop_gradient(scores.max(axis=axis, keepdims=True))
     return jnp.where(top == -jnp.inf, 0, top)
