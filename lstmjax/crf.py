@@ -21,17 +21,15 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 from jax.nn import initializers
 from jax.typing import DTypeLike
 from jaxtyping import Array, ArrayLike, Float, Int, Integer
 
-from lstmjax import checks, padding, placement
-
-# "scan" goes from step to step; "associative" multiplies the steps' matrices pairwise, in a number of rounds that is
-# logarithmic in time, at about 2 * tags times the work. "auto" is the first.
-IMPLEMENTATIONS = ("scan", "associative")
+from lstmjax import chain, checks, padding, placement
+from lstmjax.chain import IMPLEMENTATIONS
 
 
 @jax.tree_util.register_dataclass
@@ -125,7 +123,7 @@ def bio(names: Sequence[str]) -> Allowed:
     """
     pairs = [(name, "") if name == "O" else tuple(name.split("-", 1)) for name in names]
     for name, pair in zip(names, pairs, strict=True):
-        if len(pair) != 2 or pair[0] not in ("O", "B", "I", "E", "S"):
+        if name != "O" and (len(pair) != 2 or pair[0] not in ("B", "I", "E", "S")):
             raise ValueError(f"names must be 'O', or begin with 'B-', 'I-', 'E-' or 'S-'; got {name!r}.")
     if not pairs:
         raise ValueError("names must be those of at least 1 tag, got none.")
@@ -166,8 +164,8 @@ def log_likelihood(
     >>> log_likelihood(params, jnp.zeros((3, 2)), jnp.array([0, 1, 1])) / jnp.log(2)
     Array(-3., dtype=float32)
     """
-    chain = _chain(params, emissions, lengths, allowed)
-    return _map(partial(_log_likelihood, _chosen(implementation)), chain, _path(tags, *chain))
+    arrays = _checked(params, emissions, lengths, allowed)
+    return _map(partial(chain.log_likelihood, _chosen(implementation)), arrays, _path(tags, *arrays))
 
 
 def log_partition(
@@ -197,7 +195,7 @@ def log_partition(
     >>> log_partition(params, jnp.zeros((3, 2))) / jnp.log(2)
     Array(3., dtype=float32)
     """
-    return _map(partial(_log_partition, _chosen(implementation)), _chain(params, emissions, lengths, allowed))
+    return _map(partial(chain.log_partition, _chosen(implementation)), _checked(params, emissions, lengths, allowed))
 
 
 def marginals(
@@ -228,7 +226,7 @@ def marginals(
     Array([[0.5, 0.5],
            [1. , 0. ]], dtype=float32)
     """
-    return _map(partial(_marginals, _chosen(implementation)), _chain(params, emissions, lengths, allowed))
+    return _map(partial(chain.marginals, _chosen(implementation)), _checked(params, emissions, lengths, allowed))
 
 
 def decode(
@@ -257,7 +255,7 @@ def decode(
     >>> decode(params, jnp.array([[1.0, 2.0], [4.0, 3.0], [9.0, 9.0]]), lengths=2)
     (Array([1, 0, 0], dtype=int32), Array(6., dtype=float32))
     """
-    return _map(_decode, _chain(params, emissions, lengths, allowed))
+    return _map(chain.decode, _checked(params, emissions, lengths, allowed))
 
 
 def sample(
@@ -287,8 +285,8 @@ def sample(
     >>> sample(params, jnp.array([[1.0, -jnp.inf], [-jnp.inf, 0.0]]), key=jax.random.key(1))
     Array([0, 1], dtype=int32)
     """
-    chain = _chain(params, emissions, lengths, allowed)
-    return _map(_sample, chain, jax.random.split(key, chain[2].shape))
+    arrays = _checked(params, emissions, lengths, allowed)
+    return _map(chain.sample, arrays, jax.random.split(key, arrays[2].shape))
 
 
 def _chosen(implementation):
@@ -296,7 +294,7 @@ def _chosen(implementation):
     return IMPLEMENTATIONS[0] if name == "auto" else name
 
 
-def _chain(params, emissions, lengths, allowed):
+def _checked(params, emissions, lengths, allowed):
     """Transitions, emissions and lengths: start and end scores in the emissions, -inf for what is forbidden."""
     checks.instance("params", params, CRFParams, "crf.init")
     size = len(checks.weights("params.transitions", params.transitions, "from", "to"))
@@ -334,171 +332,14 @@ def _path(tags, transitions, emissions, lengths):
     return checks.integers("tags", tags, 0, len(transitions) - 1, "the tags of params.transitions")
 
 
-def _map(function, chain, *arguments):
+def _map(function, arrays, *arguments):
     """`function(transitions, emissions, length, ...)` of every sequence."""
-    transitions, emissions, lengths = chain
+    transitions, emissions, lengths = arrays
     batch = lengths.shape
 
-    def run(transitions, *arrays):
-        flat = jax.tree.map(lambda array: array.reshape(math.prod(batch), *array.shape[len(batch) :]), arrays)
+    def run(transitions, *batched):
+        flat = jax.tree.map(lambda array: array.reshape(math.prod(batch), *array.shape[len(batch) :]), batched)
         results = jax.vmap(partial(function, transitions))(*flat)
         return jax.tree.map(lambda array: array.reshape(*batch, *array.shape[1:]), results)
 
     return placement.automatic(run, len(batch))(transitions, emissions, lengths, *arguments)
-
-
-def _log_likelihood(implementation, transitions, emissions, length, tags):
-    """-log Z of the scores less those of the path, step by step: nothing large is subtracted from something large."""
-    emissions = emissions - _highest(emissions)
-    scores = _step_scores(transitions, emissions, length, tags)
-    possible = (scores != -jnp.inf).all()
-    relative = emissions - jnp.where(possible, scores, 0)[:, None]
-    return jnp.where(possible, -_log_partition(implementation, transitions, relative, length), -jnp.inf)
-
-
-def _step_scores(transitions, emissions, length, tags):
-    """What each step of a path adds to its score: NaN for a tag out of range, 0 in padding."""
-    tags = jnp.where(tags < 0, len(transitions), tags)
-    moves = transitions.at[tags[:-1], tags[1:]].get(mode="fill", fill_value=np.nan)
-    scores = jnp.take_along_axis(emissions, tags[:, None], axis=1, mode="fill")[:, 0]
-    return jnp.where(jnp.arange(len(tags)) < length, scores + jnp.pad(moves, (len(tags) - len(moves), 0)), 0)
-
-
-def _log_partition(implementation, transitions, emissions, length):
-    alphas, norm = _forward(implementation, transitions, emissions, length)
-    return jnp.where(length > 0, norm + _log_sum(_at(alphas, length - 1), 0), 0)
-
-
-def _marginals(implementation, transitions, emissions, length):
-    """The derivative of log Z in the emissions."""
-    return jax.grad(_log_partition, argnums=2)(implementation, transitions, emissions, length)
-
-
-def _decode(transitions, emissions, length):
-    highest, _, _ = _recursion(lambda delta: ((delta[:, None] + transitions).max(axis=0), True), emissions, length)
-    tags = _backward(transitions, highest, length, jnp.zeros_like(highest))
-    return tags, _step_scores(transitions, emissions, length, tags).sum()
-
-
-def _sample(transitions, emissions, length, key):
-    alphas, _ = _forward("scan", transitions, emissions, length)
-    return _backward(transitions, alphas, length, jax.random.gumbel(key, alphas.shape, alphas.dtype))
-
-
-def _forward(implementation, transitions, emissions, length):
-    """alpha_t, each less a constant of its step, and what was taken from the last of them."""
-    tops = _highest(emissions)
-    lowered = emissions - tops
-    if implementation == "associative":
-        alphas, norm = _by_products(transitions, lowered, length)
-        return alphas, tops.sum() + norm
-
-    def exactly(transitions, lowered, alphas, norms):
-        del alphas, norms
-        return _recursion(lambda alpha: (_log_sum(alpha[:, None] + transitions, 0), True), lowered, length)[:2]
-
-    alphas, norms, sure = _recursion(_product(transitions), lowered, length)
-    alphas, norms = jax.lax.cond(
-        _everywhere(sure.all()),
-        lambda transitions, lowered, alphas, norms: (alphas, norms),
-        jax.checkpoint(exactly),  # so that where it does not run there is nothing to be kept for its gradient
-        *(transitions, lowered, alphas, norms),
-    )
-    return alphas, tops.sum() + norms.sum()
-
-
-def _product(transitions):
-    """log(exp(alpha) exp(transitions)) by a product with a matrix, and whether that is right.
-
-    Both factors are at most 1, so what underflows is below `tiny`: a sum of at least sqrt(tiny) misses nothing, and its
-    square, by which second derivatives divide, is in range.
-    """
-    top, least = _highest(transitions.reshape(-1))[0], math.sqrt(jnp.finfo(transitions.dtype).tiny)
-    factors = jnp.exp(transitions - top)
-
-    def predict(alpha):
-        total = jnp.exp(alpha) @ factors
-        return jnp.log(jnp.maximum(total, least)) + top, (total >= least).all()
-
-    return predict
-
-
-def _recursion(predict, emissions, length):
-    """alpha_t, or Viterbi's delta_t, each less its maximum; those maxima; and where `predict` was sure.
-
-    Args:
-        predict: from alpha_{t-1} to the log sum, or the maximum, over the tags before; and whether that is right.
-        emissions: [time, tags].
-        length: valid steps; alpha is held behind them.
-    """
-
-    def step(alpha, inputs):
-        t, emission = inputs
-        predicted, sure = predict(alpha)
-        scores = jnp.where(t == 0, 0, predicted) + emission
-        norm = _highest(scores)
-        alpha = jnp.where(t < length, scores - norm, alpha)
-        return alpha, (alpha, jnp.where(t < length, norm, 0), sure | (t == 0) | (t >= length))
-
-    time, size = emissions.shape
-    before, emissions = placement.varying_alike((jnp.zeros(size, emissions.dtype), emissions))
-    return jax.lax.scan(step, before, (jnp.arange(time), emissions))[1]
-
-
-def _by_products(transitions, emissions, length):
-    """The same from products of the steps' matrices, in any order: log(exp(A) exp(B)) is associative."""
-    size = len(transitions)
-    steps = jnp.arange(len(emissions))[:, None, None]
-    nothing = jnp.where(jnp.eye(size, dtype=bool), 0, -jnp.inf)
-    moves = jnp.where(steps == 0, 0, transitions) + emissions[:, None, :]  # all rows of the first are alpha
-
-    def lowered(matrices):
-        tops = _highest(matrices.reshape(-1, size * size))
-        return matrices - tops[..., None], tops[..., 0]
-
-    def multiply(before, after):
-        (left, left_norm), (right, right_norm) = before, after
-        product, norm = lowered(_log_sum(left[..., :, :, None] + right[..., None, :, :], -2))
-        return product, left_norm + right_norm + norm
-
-    first = lowered(jnp.where(steps < length, moves, nothing))
-    products, norms = jax.lax.associative_scan(multiply, first)
-    return products[:, 0], _at(norms[:, None], length - 1)[0]
-
-
-def _backward(transitions, alphas, length, noise):
-    """Tags from the last to the first; before y comes argmax_i alpha_t[i] + transitions[i, y] + noise_t[i]."""
-
-    def step(after, inputs):
-        t, alpha, noise = inputs
-        scores = alpha + jnp.where(t == length - 1, 0, transitions[:, after])
-        tag = jnp.where(t < length, jnp.argmax(scores - _highest(scores) + noise), 0).astype(jnp.int32)
-        return tag, tag
-
-    possible = (_at(alphas, length - 1) > -jnp.inf).any()
-    none, alphas, noise = placement.varying_alike((jnp.int32(0), alphas, noise))
-    _, tags = jax.lax.scan(step, none, (jnp.arange(len(alphas)), alphas, noise), reverse=True)
-    return jnp.where(possible, tags, 0)
-
-
-def _at(scores, t):
-    """Those of one step, or 0 where there is no such step."""
-    return jnp.where((jnp.arange(len(scores)) == t)[:, None], scores, 0).sum(axis=0)
-
-
-def _highest(scores, axis=-1):
-    """The maximum, or 0 where all are -inf. It is taken away here and added there: its derivatives cancel."""
-    top = jax.lax.stop_gradient(scores.max(axis=axis, keepdims=True))
-    return jnp.where(top == -jnp.inf, 0, top)
-
-
-def _log_sum(scores, axis):
-    """log(sum(exp(scores))); -inf where all of them are, with derivatives of 0."""
-    top = _highest(scores, axis)
-    total = jnp.exp(scores - top).sum(axis=axis)
-    return jnp.where(total == 0, -jnp.inf, jnp.log(jnp.where(total == 0, 1, total)) + top.squeeze(axis))
-
-
-# Under `jax.vmap` a condition that differs between examples has both its branches run, so ask that it hold for all.
-_everywhere: Any = jax.custom_batching.custom_vmap(lambda holds: holds)
-_everywhere.def_vmap(lambda size, _, holds: (_everywhere(holds.all()), False))

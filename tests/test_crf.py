@@ -1,12 +1,17 @@
 """The CRF against an enumeration of all paths in float64 NumPy."""
 
 import itertools
-from functools import cache
+import re
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.test_util import check_grads
 from scipy.special import logsumexp
 
 from lstmjax import CRFParams, crf
@@ -28,11 +33,9 @@ def example(tags, *batch, time=TIME, seed=0, scale=1.0):
 
 
 def allowed_of(constraint, tags):
-    """Nothing forbidden, a few moves, most of them, or all: in every case "most" leaves one tag that may go on."""
-    if constraint == "none":
-        return None
+    """Nothing forbidden, some, most, or all of it; but for the last there is always a path of 2 steps and more."""
     rng = np.random.default_rng(7)
-    rate = {"some": 0.7, "most": 0.2, "all": 0.0}[constraint]
+    rate = {"none": 1.0, "some": 0.7, "most": 0.2, "all": 0.0}[constraint]
     start, transitions, end = (rng.random(shape) < rate for shape in ((tags,), (tags, tags), (tags,)))
     if constraint != "all":
         start[0] = end[-1] = transitions[0, 0] = transitions[0, -1] = True
@@ -184,3 +187,329 @@ def test_samples(constraint):
         assert drawn.sum() == count
         deviation = np.sqrt(count * truth.probabilities * (1 - truth.probabilities))
         assert (np.abs(drawn - count * truth.probabilities) <= 5 * deviation).all()
+
+
+@pytest.mark.parametrize("implementation", crf.IMPLEMENTATIONS)
+@pytest.mark.parametrize("constraint", ["none", "most"])
+def test_derivatives_in_float64(constraint, implementation, x64):
+    """Of first and second order, forward and reverse, against differences; and -inf where nothing is possible."""
+    (params, emissions), allowed = example(3, 2, time=4), allowed_of(constraint, 3)
+    path = np.array([crf.decode(params, e, allowed=allowed)[0] for e in emissions])
+    lengths = np.array([4, 2])
+    path[1, 1] = 2
+
+    def functions(params, emissions):
+        arguments = {"lengths": lengths, "allowed": allowed, "implementation": implementation}
+        return (
+            crf.log_likelihood(params, emissions, path, **arguments),
+            crf.marginals(params, emissions, **arguments),
+        )
+
+    likelihoods, _ = functions(params, emissions)
+    truths = enumerated(params, emissions, allowed, lengths)
+    expected = [
+        scores_of(forbid(params, allowed), e[:length], y[None, :length])[0] - truth.log_partition
+        for e, y, length, truth in zip(emissions, path, lengths, truths, strict=True)
+    ]
+    np.testing.assert_allclose(likelihoods, expected, rtol=1e-12)
+    assert np.isfinite(expected).all()
+    check_grads(jax.jit(functions), (params, emissions), order=1, rtol=1e-6, atol=1e-6)
+    check_grads(jax.jit(lambda *a: functions(*a)[0]), (params, emissions), order=2, rtol=1e-5, atol=1e-5)
+
+
+def forward(params, emissions):
+    """log Z and the marginals of one long sequence, by the recursion in float64 NumPy."""
+
+    def alphas(start, transitions, emissions):
+        rows = [start + emissions[0]]
+        for scores in emissions[1:]:
+            rows.append(logsumexp(rows[-1][:, None] + transitions, axis=0) + scores)
+        return np.array(rows)
+
+    ahead = alphas(params.start, params.transitions, emissions)
+    behind = alphas(params.end, params.transitions.T, emissions[::-1])[::-1]
+    total = logsumexp(ahead[-1] + params.end)
+    return total, np.exp(ahead + behind - emissions - total)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e3, 1e4])
+@pytest.mark.parametrize("implementation", crf.IMPLEMENTATIONS)
+def test_long_sequences(implementation, scale):
+    time, tags = 10_000 if implementation == "scan" else 200, 4
+    params, emissions = example(tags, time=time, scale=scale)
+    emissions = np.float64(np.float32(emissions + 3 * scale))
+    expected, expected_marginals = forward(params, emissions)
+    params32, emissions32 = float32((params, emissions))
+    total = crf.log_partition(params32, emissions32, implementation=implementation)
+    np.testing.assert_allclose(total, expected, rtol=1e-6)
+    marginals = crf.marginals(params32, emissions32, implementation=implementation)
+    np.testing.assert_allclose(marginals, expected_marginals, atol=3e-5)
+    path, best = crf.decode(params32, emissions32)
+    path_score = scores_of(params, emissions, np.array(path)[None])[0]
+    np.testing.assert_allclose(best, path_score, rtol=1e-6)
+    likelihood = crf.log_likelihood(params32, emissions32, path, implementation=implementation)
+    np.testing.assert_allclose(likelihood, path_score - expected, rtol=2e-6, atol=2e-5 * scale)
+
+
+@pytest.mark.parametrize("mapped", [False, True])
+def test_a_path_far_below_the_best_is_not_lost(mapped):
+    """Tag 2 comes after tag 1 alone, which lies 200 below tag 0, until an emission makes up for it."""
+    params = jax.tree.map(np.zeros_like, example(3)[0])
+    allowed = crf.Allowed(np.ones(3, bool), np.array([[1, 0, 0], [1, 1, 1], [1, 1, 1]], bool), np.ones(3, bool))
+    emissions = np.zeros((2, 4, 3))
+    emissions[0, 0], emissions[0, 1], emissions[0, 3] = (0, -200, -300), (0, -9, 0), (-500, -500, 500)
+    truths = enumerated(params, emissions, allowed, [4, 4])
+    assert truths[0].marginals[0, 1] > 0.99
+
+    def marginals(emissions):
+        return crf.marginals(float32(params), emissions, allowed=allowed)
+
+    found = jax.jit(jax.vmap(marginals) if mapped else marginals)(float32(emissions))
+    np.testing.assert_allclose(found, [t.marginals for t in truths], atol=1e-6)
+
+
+def scored(params, emissions, tags, lengths):
+    arguments = {"lengths": lengths}
+    return (
+        crf.log_likelihood(params, emissions, tags, **arguments),
+        crf.log_partition(params, emissions, **arguments),
+        crf.marginals(params, emissions, **arguments),
+        crf.decode(params, emissions, **arguments),
+    )
+
+
+def test_batch_axes_are_vmap():
+    params, emissions = float32(example(3, 2, 3))
+    lengths, tags = np.array([[6, 0, 2], [1, 4, 5]]), np.arange(36).reshape(2, 3, 6) % 3
+    together = scored(params, emissions, tags, lengths)
+    mapped = jax.vmap(jax.vmap(scored, (None, 0, 0, 0)), (None, 0, 0, 0))(params, emissions, tags, lengths)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), together, mapped)
+    alone = scored(params, emissions[1, 1], tags[1, 1], lengths[1, 1])
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a[1, 1], b, atol=2e-6), together, alone)
+    drawn = crf.sample(params, emissions, key=jax.random.key(0), lengths=lengths)
+    assert drawn.shape == (2, 3, 6)
+    assert (drawn[0, 0] != drawn[1, 2]).any()  # each sequence draws for itself
+
+
+@pytest.mark.parametrize(("batch", "time"), [((), 0), ((2, 0), 4), ((0,), 0), ((3,), 0)])
+@pytest.mark.parametrize("implementation", crf.IMPLEMENTATIONS)
+def test_nothing(batch, time, implementation):
+    """Of no steps there is one path, with score 0; start and end count where there is a first and a last."""
+    params, emissions = float32(example(2, *batch, time=time))
+    tags = jnp.zeros((*batch, time), int)
+
+    def run(params, emissions):
+        likelihood = crf.log_likelihood(params, emissions, tags, implementation=implementation)
+        partition = crf.log_partition(params, emissions, implementation=implementation)
+        return likelihood.sum() + partition.sum(), (likelihood, partition)
+
+    (_, results), slopes = jax.jit(jax.value_and_grad(run, (0, 1), has_aux=True))(params, emissions)
+    path, best = crf.decode(params, emissions)
+    for result in (*results, best):
+        np.testing.assert_array_equal(result, np.zeros(batch))
+    for leaf in jax.tree.leaves(slopes):
+        np.testing.assert_array_equal(leaf, 0)
+    assert path.shape == tags.shape == crf.sample(params, emissions, key=jax.random.key(0)).shape
+    assert crf.marginals(params, emissions, implementation=implementation).shape == emissions.shape
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_half_precision_adds_up_in_float32(dtype):
+    params, emissions = jax.tree.map(lambda a: jnp.asarray(a, dtype), example(3, 2))
+    tags, lengths = np.ones((2, TIME), int), np.array([6, 4])
+    results = scored(params, emissions, tags, lengths)
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(results)} == {"float32", "int32"}
+    expected = scored(*jax.tree.map(lambda a: a.astype(jnp.float32), (params, emissions)), tags, lengths)
+    jax.tree.map(np.testing.assert_array_equal, results, expected)
+    slope = jax.grad(lambda emissions: crf.log_partition(params, emissions).sum())(emissions)
+    assert slope.dtype == dtype
+
+
+@settings(max_examples=40)
+@given(st.integers(0, 2**31), st.sampled_from([0.0, 1.0, 1e3, 1e6]), st.tuples(*[st.integers(0, TIME)] * 3))
+def test_decoded_paths_are_allowed(seed, scale, lengths):
+    """And no path that is drawn has a higher score; both whatever the scores, ties and huge ones among them."""
+    params, emissions = example(3, 3, seed=seed, scale=scale)
+    allowed, lengths = crf.bio(["O", "B-X", "I-X"]), np.array(lengths)
+    found, best, drawn = sought()(*float32((params, emissions)), lengths, jax.random.key(seed), allowed)
+    legal = forbid(params, allowed)
+    for row, length in enumerate(lengths):
+        scores = [scores_of(legal, emissions[row, :length], np.array(y)[None, row, :length]) for y in (found, drawn)]
+        assert np.isfinite(scores).all()
+        close(best[row], scores[0][0])
+        assert scores[1] <= scores[0] + 1e-5 * max(1, scale)
+
+
+@cache
+def sought():
+    def run(params, emissions, lengths, key, allowed):
+        found, best = crf.decode(params, emissions, lengths=lengths, allowed=allowed)
+        return found, best, crf.sample(params, emissions, key=key, lengths=lengths, allowed=allowed)
+
+    return jax.jit(run)
+
+
+BIO = ["O", "B-X", "I-X", "B-Y-Z", "I-Y-Z"]
+BIOES = ["S-X", "O", "I-X", "B-X", "E-X", "B-Y", "E-Y"]
+
+
+@pytest.mark.parametrize(
+    ("names", "grammar"),
+    [
+        (BIO, "(O |B-X (I-X )*|B-Y-Z (I-Y-Z )*)*"),
+        (BIOES, "(O |S-X |B-X (I-X )*E-X |B-Y E-Y )*"),
+        (["O"], "(O )*"),
+    ],
+)
+def test_bio_is_the_grammar(names, grammar):
+    allowed = crf.bio(names)
+    for path in itertools.chain(*(itertools.product(range(len(names)), repeat=time) for time in (1, 2, 3, 4))):
+        legal = allowed.start[path[0]] and allowed.end[path[-1]]
+        legal = legal and all(allowed.transitions[a, b] for a, b in itertools.pairwise(path))
+        text = "".join(f"{names[tag]} " for tag in path)
+        assert legal == bool(re.fullmatch(grammar, text)), text
+
+
+def test_scores_of_minus_infinity_forbid():
+    """In the parameters as in `allowed`, and in emissions."""
+    params, emissions = example(3, 1, time=4)
+    allowed = allowed_of("most", 3)
+    emissions[0, 1, 0] = -np.inf
+    (truth,) = enumerated(params, emissions, allowed, [4])
+    found = [
+        crf.marginals(float32(params), float32(emissions), allowed=allowed),
+        crf.marginals(float32(forbid(params, allowed)), float32(emissions)),
+    ]
+    for marginals in found:
+        np.testing.assert_allclose(marginals[0], truth.marginals, atol=1e-6)
+
+
+def test_non_finite_emissions_of_valid_steps_propagate():
+    params, emissions = float32(example(2, 2))
+    results = scored(params, emissions.at[0, 2, 1].set(jnp.nan), np.zeros((2, TIME), int), np.array([6, 6]))
+    for result in (*results[:3], results[3][1]):
+        assert np.isnan(result[0]).any()
+        assert np.isfinite(result[1]).all()
+
+
+def test_a_tag_out_of_range_gives_nan_under_jit():
+    params, emissions = float32(example(2, 3))
+    tags = np.zeros((3, TIME), int)
+    tags[0, 1], tags[1, 2] = -1, 2
+    likelihoods = jax.jit(crf.log_likelihood)(params, emissions, tags)
+    np.testing.assert_array_equal(np.isnan(likelihoods), [True, True, False])
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+def test_batch_sharded_over_a_mesh(kind):
+    params, emissions = float32(example(3, 8))
+    lengths, tags = jnp.arange(8) % (TIME + 1), jnp.ones((8, TIME), int)
+    expected = scored(params, emissions, tags, lengths)
+    rows = NamedSharding(jax.make_mesh((4,), ("data",), axis_types=(kind,)), PartitionSpec("data"))
+    with jax.set_mesh(rows.mesh):
+        results = jax.jit(scored)(params, *jax.device_put((emissions, tags, lengths), rows))
+    assert results[0].sharding.is_equivalent_to(rows, 1)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), results, expected)
+
+
+def test_shard_map_over_the_batch():
+    params, emissions = float32(example(3, 8))
+    lengths, tags = jnp.arange(8) % (TIME + 1), jnp.ones((8, TIME), int)
+    rows, mesh = PartitionSpec("data"), jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))
+    specs = PartitionSpec(), rows, rows, rows
+    results = jax.jit(jax.shard_map(scored, mesh=mesh, in_specs=specs, out_specs=rows))(
+        params, emissions, tags, lengths
+    )
+    expected = scored(params, emissions, tags, lengths)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), results, expected)
+
+
+def test_a_second_call_compiles_nothing():
+    compilations = []
+
+    def listen(event, duration, **_):
+        del duration
+        if "compile" in event:
+            compilations.append(event)
+
+    params, emissions = float32(example(2, 3))
+    decode = jax.jit(partial(crf.decode, lengths=np.array([6, 0, 2]), allowed=crf.bio(["O", "B-X"])))
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        jax.block_until_ready(decode(params, emissions))
+        assert compilations
+        compilations.clear()
+        jax.block_until_ready(decode(params, emissions))
+        assert not compilations
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+
+
+def test_init():
+    normal = jax.nn.initializers.normal(1.0)
+    params = crf.init(jax.random.key(0), 3, start_init=normal, transitions_init=normal, dtype=jnp.bfloat16)
+    assert [leaf.shape for leaf in jax.tree.leaves(params)] == [(3,), (3, 3), (3,)]
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(params)} == {"bfloat16"}
+    assert (params.start != params.transitions[0]).any()
+    np.testing.assert_array_equal(params.end, 0)
+
+
+def test_refusals(untyped):
+    params, emissions = float32(example(3, 2))
+    tags = np.zeros((2, TIME), int)
+    functions = [
+        partial(crf.log_likelihood, tags=tags),
+        crf.log_partition,
+        crf.marginals,
+        crf.decode,
+        partial(crf.sample, key=jax.random.key(0)),
+    ]
+    for call in functions:
+        with pytest.raises(TypeError, match=r"params must be CRFParams, as crf\.init makes it; got dict"):
+            call({}, emissions)
+        with pytest.raises(TypeError, match="emissions must have a floating dtype, got int32"):
+            call(params, emissions.astype(int))
+        with pytest.raises(ValueError, match=r"emissions must have 3 features in its last axis, because params\.trans"):
+            call(params, emissions[..., :2])
+        with pytest.raises(ValueError, match=r"emissions must have axes \[\*batch, time, tags\], at least 2 of them"):
+            call(params, emissions[0, 0])
+        with pytest.raises(ValueError, match=r"lengths must lie between 0 and 6 \(the number of time steps of emissio"):
+            call(params, emissions, lengths=np.array([7, 1]))
+        with pytest.raises(
+            ValueError, match=r"lengths must have shape \(2,\) \(the batch axes of emissions\), got \(\)"
+        ):
+            call(params, emissions, lengths=3)
+        with pytest.raises(ValueError, match=r"params\.end must have shape \(3,\) \(the tags of params\.transitions\)"):
+            call(CRFParams(params.start, params.transitions, params.end[:2]), emissions)
+        with pytest.raises(ValueError, match=r"params\.transitions must have shape \(3, 3\)"):
+            call(CRFParams(params.start, params.transitions[:, :2], params.end), emissions)
+        with pytest.raises(TypeError, match=r"allowed must be Allowed, as crf\.bio makes it; got list"):
+            call(params, emissions, allowed=["O", "B-X", "I-X"])
+        with pytest.raises(TypeError, match=r"allowed\.start must be bool, True where a path may go; got int32 \(3,\)"):
+            call(params, emissions, allowed=crf.Allowed(jnp.ones(3, int), jnp.ones((3, 3), bool), jnp.ones(3, bool)))
+        with pytest.raises(ValueError, match=r"allowed\.start must have shape \(3,\) .*, got \(2,\)"):
+            call(params, emissions, allowed=crf.bio(["O", "B-X"]))
+    for call in functions[:3]:
+        with pytest.raises(ValueError, match="implementation must be one of 'auto', 'scan', 'associative'; got 'fast'"):
+            call(params, emissions, implementation="fast")
+    with pytest.raises(
+        ValueError, match=r"tags must lie between 0 and 2 \(the tags of params\.transitions\); got .* 3"
+    ):
+        crf.log_likelihood(params, emissions, tags + 3, lengths=np.array([6, 1]))
+    with pytest.raises(TypeError, match=r"tags must be integers, got float32 \(2, 6\)"):
+        crf.log_likelihood(params, emissions, jnp.zeros((2, TIME)))
+    with pytest.raises(
+        ValueError, match=r"tags must have shape \(2, 6\) \(\[\*batch, time\] of emissions\), got \(2, 5\)"
+    ):
+        crf.log_likelihood(params, emissions, tags[:, 1:])
+    tags[1, 1:] = -100
+    assert np.isfinite(crf.log_likelihood(params, emissions, tags, lengths=np.array([6, 1]))).all()
+    with pytest.raises(ValueError, match="tags must be an integer of at least 1, got 0"):
+        crf.init(jax.random.key(0), 0)
+    with pytest.raises(ValueError, match=r"end_init must return shape \(2,\)"):
+        crf.init(jax.random.key(0), 2, end_init=lambda key, shape, dtype: jnp.zeros(1))
+    for names in (["O", "X"], ["Q-X"], ["B"], [""], ["O-X"]):
+        with pytest.raises(ValueError, match="names must be 'O', or begin with 'B-', 'I-', 'E-' or 'S-'; got '"):
+            crf.bio(names)
+    with pytest.raises(ValueError, match="names must be those of at least 1 tag, got none"):
+        crf.bio([])

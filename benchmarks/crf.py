@@ -1,0 +1,132 @@
+"""The measurements behind `crf` in docs/design.md: `python -m benchmarks.crf [--rounds 20]`.
+
+The log-likelihood and its gradients in the emissions and the parameters, in one process and interleaved; the table
+gives medians of times, and medians of the ratios to the first variant taken round by round, with their quartiles.
+"""
+
+import argparse
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from functools import partial
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+
+from lstmjax import chain, crf
+
+SHAPES = [(16, 170, 41), (32, 64, 23), (64, 30, 9), (1, 5000, 10)]
+LARGEST = 10**7  # numbers in what "associative" adds up; one that is larger is left out
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="The measurements behind `crf` in docs/design.md.")
+    parser.add_argument("--rounds", type=int, default=20, help="timed rounds over all variants of a row")
+    rounds = parser.parse_args().rounds
+    print(f"jax {jax.__version__}, {jax.default_backend()}, {platform.processor() or platform.machine()}\n")
+    print("| B, T, tags | " + " | ".join(VARIANTS) + " |\n| --- |" + " --- |" * len(VARIANTS))
+    for shape in SHAPES:
+        print(f"| {', '.join(map(str, shape))} | " + " | ".join(measure(shape, rounds)) + " |", flush=True)
+
+
+def measure(shape: tuple[int, int, int], rounds: int) -> list[str]:
+    batch, steps, tags = shape
+    keys = jax.random.split(jax.random.key(0), 3)
+    params = crf.init(keys[0], tags, transitions_init=jax.nn.initializers.normal(1.0))
+    emissions = jax.random.normal(keys[1], (batch, steps, tags))
+    path = jax.random.randint(keys[2], (batch, steps), 0, tags)
+    calls = {}
+    for name, variant in VARIANTS.items():
+        if name != "associative" or batch * steps * tags**3 <= LARGEST:
+            jax.clear_caches()  # variants may differ in what they put behind the same jitted function
+            calls[name] = jax.jit(jax.value_and_grad(variant, argnums=(0, 1))).lower(params, emissions, path).compile()
+    times = {name: [] for name in calls}
+    for _ in range(rounds + 1):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            jax.block_until_ready(call(params, emissions, path))
+            times[name].append(time.perf_counter() - start)
+    first = times[next(iter(times))][1:]
+    cells = []
+    for name in VARIANTS:
+        taken = times.get(name, [])[1:]
+        if not taken or taken is first:
+            cells.append("-")
+            continue
+        low, middle, high = statistics.quantiles((a / b for a, b in zip(taken, first, strict=True)), n=4)
+        cells.append(f"{1e3 * statistics.median(taken):.1f} ms, x {middle:.2f} ({low:.2f} to {high:.2f})")
+    return [f"{1e3 * statistics.median(first):.1f} ms", *cells[1:]]
+
+
+def likelihood(params, emissions, path, **arguments):
+    return crf.log_likelihood(params, emissions, path, **arguments).sum()
+
+
+def mapped(params, emissions, path):
+    return jax.vmap(partial(crf.log_likelihood, params))(emissions, path).sum()
+
+
+def in_logarithms(params, emissions, path):
+    def predict(transitions):
+        return lambda alpha: (chain._log_sum(alpha[:, None] + transitions, 0), jnp.bool_(True))
+
+    with mock.patch.object(chain, "_product", predict), mock.patch.object(jax.lax, "cond", without_fallback):
+        return likelihood(params, emissions, path)
+
+
+def without_guard(params, emissions, path):
+    with mock.patch.object(jax.lax, "cond", without_fallback):
+        return likelihood(params, emissions, path)
+
+
+def from_marginals(params, emissions, path):
+    """Its own derivative: forward and backward in logarithms, then the probabilities of tags and of pairs of them."""
+
+    def recursion(transitions, emissions):
+        predict = lambda alpha: (chain._log_sum(alpha[:, None] + transitions, 0), jnp.bool_(True))  # noqa: E731
+        return chain._recursion(predict, emissions, len(emissions))[:2]
+
+    @jax.custom_jvp
+    def log_partition(transitions, emissions):
+        alphas, norms = recursion(transitions, emissions)
+        return norms.sum() + chain._log_sum(alphas[-1], 0)
+
+    @log_partition.defjvp
+    def _(primals, tangents):
+        transitions, emissions = primals
+        (alphas, norms), (betas, _) = recursion(transitions, emissions), recursion(transitions.T, emissions[::-1])
+        betas = betas[::-1]
+        joint = alphas + betas - emissions
+        totals = chain._log_sum(joint, 1)
+        later = betas[1:] - (totals + norms)[1:, None]
+        pairs = jnp.exp(alphas[:-1, :, None] + transitions + later[:, None, :]).sum(axis=0)
+        tangent = (jnp.exp(joint - totals[:, None]) * tangents[1]).sum() + (pairs * tangents[0]).sum()
+        return norms.sum() + chain._log_sum(alphas[-1], 0), tangent
+
+    def instead(implementation, transitions, emissions, length):
+        del implementation, length
+        return log_partition(transitions, emissions)
+
+    with mock.patch.object(chain, "log_partition", instead):
+        return likelihood(params, emissions, path)
+
+
+def without_fallback(holds, fast, exact, *operands):
+    del holds, exact
+    return fast(*operands)
+
+
+VARIANTS: dict[str, Callable] = {
+    "scan": likelihood,
+    "scan, vmap": mapped,
+    "without its guard": without_guard,
+    "in logarithms": in_logarithms,
+    "in logarithms, derivative from marginals": from_marginals,
+    "associative": partial(likelihood, implementation="associative"),
+}
+
+
+if __name__ == "__main__":
+    main()

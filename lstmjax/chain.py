@@ -1,0 +1,182 @@
+"""Sums and maxima over all paths of one sequence; `crf` maps these functions over its batch.
+
+    alpha_t[j] = log(sum_i exp(alpha_{t-1}[i] + transitions[i, j])) + emissions_t[j]         forward
+    delta_t[j] = max_i(delta_{t-1}[i] + transitions[i, j]) + emissions_t[j]                  Viterbi's
+
+Rabiner, "A tutorial on hidden Markov models" (1989). Start and end scores are in the emissions of the first and of the
+last valid step, and what is forbidden scores -inf.
+"""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lstmjax import placement
+
+# "scan" goes from step to step; "associative" multiplies the steps' matrices pairwise, in a number of rounds that is
+# logarithmic in time, at about 2 * tags times the work. "auto" is the first.
+IMPLEMENTATIONS = ("scan", "associative")
+
+
+def log_likelihood(implementation, transitions, emissions, length, tags):
+    """-log Z of the scores less those of the path, step by step: nothing large is subtracted from something large."""
+    emissions = emissions - _highest(emissions)
+    scores = _step_scores(transitions, emissions, length, tags)
+    possible = (scores != -jnp.inf).all()
+    relative = emissions - jnp.where(possible, scores, 0)[:, None]
+    return jnp.where(possible, -log_partition(implementation, transitions, relative, length), -jnp.inf)
+
+
+def _step_scores(transitions, emissions, length, tags):
+    """What each step of a path adds to its score: NaN for a tag out of range, 0 in padding."""
+    tags = jnp.where(tags < 0, len(transitions), tags)
+    moves = transitions.at[tags[:-1], tags[1:]].get(mode="fill", fill_value=np.nan)
+    scores = jnp.take_along_axis(emissions, tags[:, None], axis=1, mode="fill")[:, 0]
+    return jnp.where(jnp.arange(len(tags)) < length, scores + jnp.pad(moves, (len(tags) - len(moves), 0)), 0)
+
+
+def log_partition(implementation, transitions, emissions, length):
+    """log(sum_j exp(alpha_T[j])), 0 without steps."""
+    alphas, norm = _forward(implementation, transitions, emissions, length)
+    return jnp.where(length > 0, norm + _log_sum(_at(alphas, length - 1), 0), 0)
+
+
+def marginals(implementation, transitions, emissions, length):
+    """The derivative of log Z in the emissions."""
+    return jax.grad(log_partition, argnums=2)(implementation, transitions, emissions, length)
+
+
+def decode(transitions, emissions, length):
+    """The path of the highest score, and that score."""
+    highest, norms, _ = _recursion(lambda delta: ((delta[:, None] + transitions).max(axis=0), True), emissions, length)
+    tags = _backward(transitions, highest, length, jnp.zeros_like(highest))
+    score = _step_scores(transitions, emissions, length, tags).sum()
+    return tags, jnp.where(jnp.isnan(norms).any(), jnp.nan, score)  # there is no best path among scores of NaN
+
+
+def sample(transitions, emissions, length, key):
+    """A path as likely as the others are: the argmax of scores with Gumbel noise is a draw from their softmax."""
+    alphas, _ = _forward("scan", transitions, emissions, length)
+    return _backward(transitions, alphas, length, jax.random.gumbel(key, alphas.shape, alphas.dtype))
+
+
+def _forward(implementation, transitions, emissions, length):
+    """alpha_t, each less a constant of its step, and what was taken from the last of them."""
+    tops = _highest(emissions)
+    lowered = emissions - tops
+    if implementation == "associative":
+        return _by_products(transitions, lowered, tops, length)
+
+    def exactly(transitions, lowered, alphas, norms):
+        del alphas, norms
+        return _recursion(lambda alpha: (_log_sum(alpha[:, None] + transitions, 0), True), lowered, length)[:2]
+
+    alphas, norms, sure = _recursion(_product(transitions), lowered, length)
+    alphas, norms = jax.lax.cond(
+        _everywhere(sure.all()),
+        lambda transitions, lowered, alphas, norms: (alphas, norms),
+        jax.checkpoint(exactly),  # so that where it does not run there is nothing to be kept for its gradient
+        *(transitions, lowered, alphas, norms),
+    )
+    return alphas, (tops[:, 0] + norms).sum()
+
+
+def _product(transitions):
+    """log(exp(alpha) exp(transitions)) by a product with a matrix, and whether that is right.
+
+    Both factors are at most 1, so what underflows is below `tiny`: a sum of at least sqrt(tiny) misses nothing, and its
+    square, by which second derivatives divide, is in range.
+    """
+    top, least = _highest(transitions.reshape(-1))[0], math.sqrt(jnp.finfo(transitions.dtype).tiny)
+    factors = jnp.exp(transitions - top)
+
+    def predict(alpha):
+        total = jnp.exp(alpha) @ factors
+        return jnp.log(jnp.maximum(total, least)) + top, (total >= least).all()
+
+    return predict
+
+
+def _recursion(predict, emissions, length):
+    """alpha_t, or Viterbi's delta_t, each less its maximum; those maxima; and where `predict` was sure.
+
+    Args:
+        predict: from alpha_{t-1} to the log sum, or the maximum, over the tags before; and whether that is right.
+        emissions: [time, tags].
+        length: valid steps; alpha is held behind them.
+    """
+
+    def step(alpha, inputs):
+        t, emission = inputs
+        predicted, sure = predict(alpha)
+        scores = jnp.where(t == 0, 0, predicted) + emission
+        norm = _highest(scores)[0]
+        alpha = jnp.where(t < length, scores - norm, alpha)
+        return alpha, (alpha, jnp.where(t < length, norm, 0), sure | (t == 0) | (t >= length))
+
+    time, size = emissions.shape
+    before, emissions = placement.varying_alike((jnp.zeros(size, emissions.dtype), emissions))
+    return jax.lax.scan(step, before, (jnp.arange(time), emissions))[1]
+
+
+@jax.jit
+def _by_products(transitions, emissions, tops, length):
+    """The same from products of the steps' matrices, in any order: log(exp(A) exp(B)) is associative."""
+    size = len(transitions)
+    steps = jnp.arange(len(emissions))[:, None, None]
+    nothing = jnp.where(jnp.eye(size, dtype=bool), 0, -jnp.inf)
+    moves = jnp.where(steps == 0, 0, transitions) + emissions[:, None, :]  # all rows of the first are alpha
+
+    def lowered(matrices):
+        tops = _highest(matrices, (1, 2))
+        return matrices - tops, tops[:, 0, 0]
+
+    def multiply(before, after):
+        (left, left_norm), (right, right_norm) = before, after
+        product, norm = lowered(_log_sum(left[..., :, :, None] + right[..., None, :, :], -2))
+        return product, left_norm + right_norm + norm
+
+    matrices, norms = lowered(jnp.where(steps < length, moves, nothing))
+    products, norms = jax.lax.associative_scan(multiply, (matrices, norms + tops[:, 0]))
+    return products[:, 0], _at(norms[:, None], length - 1)[0]
+
+
+def _backward(transitions, alphas, length, noise):
+    """Tags from the last to the first; before y comes argmax_i alpha_t[i] + transitions[i, y] + noise_t[i]."""
+
+    def step(after, inputs):
+        t, alpha, noise = inputs
+        scores = alpha + jnp.where(t == length - 1, 0, transitions[:, after])
+        tag = jnp.where(t < length, jnp.argmax(scores - _highest(scores) + noise), 0).astype(jnp.int32)
+        return tag, tag
+
+    possible = (_at(alphas, length - 1) > -jnp.inf).any()
+    none, alphas, noise = placement.varying_alike((jnp.int32(0), alphas, noise))
+    _, tags = jax.lax.scan(step, none, (jnp.arange(len(alphas)), alphas, noise), reverse=True)
+    return jnp.where(possible, tags, 0)
+
+
+def _at(scores, t):
+    """Those of one step, or 0 where there is no such step."""
+    return jnp.where((jnp.arange(len(scores)) == t)[:, None], scores, 0).sum(axis=0)
+
+
+def _highest(scores, axis: int | tuple[int, ...] = -1):
+    """The maximum, or 0 where all are -inf. It is taken away here and added there: its derivatives cancel."""
+    top = jax.lax.stop_gradient(scores.max(axis=axis, keepdims=True))
+    return jnp.where(top == -jnp.inf, 0, top)
+
+
+def _log_sum(scores, axis):
+    """log(sum(exp(scores))); -inf where all of them are, with derivatives of 0."""
+    top = _highest(scores, axis)
+    total = jnp.exp(scores - top).sum(axis=axis)
+    return jnp.where(total == 0, -jnp.inf, jnp.log(jnp.where(total == 0, 1, total)) + top.squeeze(axis))
+
+
+# Under `jax.vmap` a condition that differs between examples has both its branches run, so ask that it hold for all.
+_everywhere: Any = jax.custom_batching.custom_vmap(lambda holds: holds)
+_everywhere.def_vmap(lambda size, _, holds: (_everywhere(holds.all()), False))
