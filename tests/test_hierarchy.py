@@ -24,6 +24,10 @@ from lstmjax import (
 )
 
 KEY = jax.random.key(0)
+# most of these programs run once, in no time; half of what compiling them takes is LLVM's optimisation
+jit = partial(
+    jax.jit, compiler_options={"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+)
 CODES = ("final", "last", "max", "mean")
 ENCODERS = {
     "lstm": {"units": (4, 5)},
@@ -94,7 +98,7 @@ def test_is_the_double_loop_over_single_utterances(x64, encoder, code):
         ys = hierarchy.apply(params, tokens, lengths=lengths, code=code)
         return jnp.sum(weight * ys), ys
 
-    (_, ys), gradient = jax.jit(jax.value_and_grad(folded, has_aux=True))(params, jnp.asarray(tokens))
+    (_, ys), gradient = jit(jax.value_and_grad(folded, has_aux=True))(params, jnp.asarray(tokens))
     leaves, tree = jax.tree.flatten(jax.tree.map(np.asarray, params))
     np.testing.assert_allclose(ys, loop(tree.unflatten(leaves), tokens, lengths, code), rtol=0, atol=1e-12)
 
@@ -120,7 +124,7 @@ def test_padding_reaches_nothing_be_it_nan_or_a_wrong_token(code):
         ys = hierarchy.apply(params, vectors, lengths=(words, lengths[1]), code=code)
         return jnp.sum(ys**2), ys
 
-    both = jax.jit(jax.value_and_grad(total, argnums=(0, 1), has_aux=True))
+    both = jit(jax.value_and_grad(total, argnums=(0, 1), has_aux=True))
     clean, dirty = both(params, vectors, lengths[0]), both(params, spoilt, beyond)
     jax.tree.map(np.testing.assert_array_equal, clean, dirty)
     assert not np.any(np.asarray(clean[1][1])[~real])
@@ -132,7 +136,7 @@ def test_a_token_out_of_range_is_refused_where_it_counts_and_nowhere_else(dtype,
     tokens, lengths = conversations()
     tokens = tokens.astype(dtype)
     params = hierarchy.init(KEY, 3, (4, 5), vocabulary=11)
-    apply = jax.jit(hierarchy.apply) if jitted else hierarchy.apply
+    apply = jit(hierarchy.apply) if jitted else hierarchy.apply
     expected = apply(params, tokens, lengths=lengths)
     real = (np.arange(7) < lengths[0][..., None]) & (np.arange(4) < lengths[1][:, None])[..., None]
     spoilt = np.where(real, tokens, np.iinfo(dtype).max).astype(dtype)
@@ -158,10 +162,10 @@ def test_three_levels_with_vectors_of_their_own_equal_the_layers_by_hand():
         jax.random.randint(keys[4], (2, 3), 0, 5),
         jnp.array([3, 2]),
     )
-    apply = jax.jit(partial(hierarchy.apply, code=("final", "max", "final")))
+    apply = jit(partial(hierarchy.apply, code=("final", "max", "final")))
     got = apply(params, (characters, words, speakers), lengths=lengths)
 
-    @jax.jit
+    @jit
     def by_hand(params):
         spelling, phrase, talk = params.levels
         xs = embedding.apply(spelling.embedding, characters)
@@ -179,9 +183,8 @@ def test_three_levels_with_vectors_of_their_own_equal_the_layers_by_hand():
 def test_any_number_of_levels_down_to_one_code(units):
     params = hierarchy.init(KEY, 3, units)
     xs = jax.random.normal(KEY, (2, 3, 2, 3, 2, 3)[-len(units) - 2 :])
-    code = jax.jit(partial(hierarchy.apply, return_sequences=False))(params, xs)
+    code, ys = jit(lambda xs: [hierarchy.apply(params, xs, return_sequences=whole) for whole in (False, True)])(xs)
     assert code.shape == (xs.shape[0], units[-1])
-    ys = jax.jit(hierarchy.apply)(params, xs)
     np.testing.assert_allclose(code, ys[:, -1], rtol=0, atol=1e-6)
 
 
@@ -197,14 +200,14 @@ def test_equals_the_plain_functions_under_time_distributed_and_under_vmap():
     def converse(codes, lengths):
         return lstm.apply(talk.encoder, codes, lengths=lengths)[0]
 
-    @jax.jit
+    @jit
     def several_ways():
         plain = converse(time_distributed(encode)(tokens, lengths[0]), lengths[1])
         mapped = jax.vmap(converse)(jax.vmap(jax.vmap(encode))(tokens, lengths[0]), lengths[1])
         whole = jax.vmap(lambda t, w, u: hierarchy.apply(params, t, lengths=(w, u)))(tokens, *lengths)
         return plain, mapped, whole
 
-    expected = jax.jit(hierarchy.apply)(params, tokens, lengths=lengths)
+    expected = jit(hierarchy.apply)(params, tokens, lengths=lengths)
     for ys in several_ways():
         np.testing.assert_allclose(ys, expected, rtol=0, atol=1e-6)
 
@@ -229,7 +232,7 @@ def test_two_levels_are_two_loops_for_each_direction_whatever_the_sizes(both_way
 def test_no_recompilation_on_other_lengths():
     params = hierarchy.init(KEY, 3, (4, 5), vocabulary=11)
     tokens, (words, utterances) = conversations()
-    apply = jax.jit(lambda *args, **kwargs: hierarchy.apply(*args, **kwargs))
+    apply = jit(lambda *args, **kwargs: hierarchy.apply(*args, **kwargs))
     apply(params, tokens, lengths=(words, utterances))
     apply(params, tokens + 0, lengths=(words * 0, utterances * 0))
     assert apply._cache_size() == 1
@@ -240,7 +243,7 @@ def test_no_recompilation_on_other_lengths():
 def test_a_conversation_does_not_depend_on_its_neighbours(sizes, seed):
     tokens, (words, utterances) = conversations(seed, [*sizes, *[()] * (4 - len(sizes))])
     params = hierarchy.init(KEY, 3, (4, 5), vocabulary=11, bidirectional=True)
-    apply = jax.jit(hierarchy.apply)
+    apply = jit(hierarchy.apply)
     together = apply(params, tokens, lengths=(words, utterances))
     order = np.random.default_rng(seed).permutation(4)
     moved = apply(params, tokens[order], lengths=(words[order], utterances[order]))
@@ -252,7 +255,7 @@ def test_axes_of_no_size(shape):
     params = hierarchy.init(KEY, 3, (4, 5), vocabulary=11, bidirectional=(True, False))
     lengths = jnp.full(shape[:2], shape[2]), jnp.full(shape[:1], shape[1])
 
-    @jax.jit
+    @jit
     def by_every_code(tokens, lengths):
         return [hierarchy.apply(params, tokens, lengths=lengths, code=code) for code in CODES]
 
@@ -266,12 +269,12 @@ def test_dropout_needs_a_key_and_is_drawn_anew_at_each_level():
     xs = jax.random.normal(KEY, (2, 3, 4, 3))
     rates, keys = Dropout(inputs=0.5, outputs=0.5), jax.random.split(KEY, 2)
 
-    @jax.jit
+    @jit
     def by_hand(params):
         codes = hierarchy.encode(params.levels[0].encoder, xs, dropout=rates, key=keys[0])
         return lstm.apply(params.levels[1].encoder, codes, dropout=rates, key=keys[1])[0]
 
-    @partial(jax.jit, static_argnames="dropout")
+    @partial(jit, static_argnames="dropout")
     def apply(params, dropout=None, key=None):
         return hierarchy.apply(params, xs, dropout=dropout, key=key)
 
