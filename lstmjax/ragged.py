@@ -99,13 +99,12 @@ def widths(lengths: Any, *, waste: float | int = 0.25) -> tuple[int, ...]:
         # one more width, values[j], for the sequences above values[i]
         more = cells[:, None] + values * (below[None, 1:] - below[1:, None])
         more[np.tril_indices(len(values))] = np.inf
-        cuts.append(np.where(more.min(axis=0) < cells, np.argmin(more, axis=0), -1))
+        cuts.append(np.argmin(more, axis=0))
         cells = np.minimum(cells, more.min(axis=0))
     chosen, last = [int(values[-1])], len(values) - 1
     for cut in reversed(cuts):
-        if cut[last] >= 0:
-            last = cut[last]
-            chosen.append(int(values[last]))
+        last = cut[last]  # one width fewer would not have done here, or it would have done above
+        chosen.append(int(values[last]))
     return tuple(reversed(chosen))
 
 
