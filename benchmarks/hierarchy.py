@@ -138,7 +138,7 @@ def _keras(weights: dict[str, Any], utterances: int, words: int, *, folded: bool
         codes = ops.reshape(codes, (-1, utterances, 2 * units))
     else:
         codes = layers.TimeDistributed(lower)(table(tokens))
-    # of its own, codes bring along the mask of words [conversation, utterance, word], which fits no sequence of them
+    # of its own, the upper level would skip utterances without words: codes bring along the mask of words alone
     model = keras.Model([tokens, real], dense(upper(codes, mask=real)))
 
     table.set_weights([weights["table"]])
