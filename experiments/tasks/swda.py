@@ -166,10 +166,16 @@ def _bucket(batches: Sequence[list[list[int]]]) -> tuple[np.ndarray, np.ndarray]
 def _spelt(types: Sequence[list[str]], found: Kinds) -> dict[str, np.ndarray]:
     """The number of each word of each batch, its characters, and how many these are."""
     words, characters = ({kind: place for place, kind in enumerate(of)} for of in (found.words, found.characters))
-    numbers, _ = ragged.pad([vocabulary.numbers(batch, words) for batch in types])
-    spelling = [[vocabulary.numbers(vocabulary.ends(word, LETTERS), characters) for word in batch] for batch in types]
-    padded, (letters, _) = ragged.pad(spelling, levels=2)
-    return {"word": numbers, "characters": padded, "letters": letters}
+    every = sorted({word for batch in types for word in batch})
+    rows = {word: row for row, word in enumerate(every)}
+    spelling = [vocabulary.numbers(vocabulary.ends(word, LETTERS), characters) for word in every]
+    padded, (letters,) = ragged.pad(spelling)
+    batches, _ = ragged.pad([vocabulary.numbers(batch, rows) for batch in types])
+    return {
+        "word": vocabulary.numbers(every, words)[batches],
+        "characters": padded[batches],
+        "letters": letters[batches],
+    }
 
 
 def _batches(train: dict[str, Array], key: Array, steps: Int[Array, " steps"]) -> dict[str, Array]:
