@@ -162,8 +162,9 @@ def _list(value: Any, depth: int) -> Any:
 
 def _steps(sequences: list[Any], dtype: DTypeLike | None) -> np.ndarray:
     """All steps one after another, [steps, *features]; arrays tell their features without having any steps."""
+    pieces: list[np.ndarray] = []
     try:
-        pieces = [np.asarray(sequence) for sequence in sequences if isinstance(sequence, np.ndarray) or len(sequence)]
+        pieces += [np.asarray(sequence) for sequence in sequences if isinstance(sequence, np.ndarray) or len(sequence)]
         shapes = {piece.shape[1:] for piece in pieces}
     except ValueError:
         shapes = _shapes(step for sequence in sequences for step in sequence)

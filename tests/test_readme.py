@@ -8,5 +8,6 @@ def test_examples_run_and_give_the_shapes_they_say():
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
     names = {}
     exec("\n".join(blocks), names)
-    shapes = {name: names[name].shape for name in ("prediction", "y", "codes", "ys", "tags")}
-    assert shapes == {"prediction": (8, 1), "y": (8, 3), "codes": (2, 5, 32), "ys": (2, 5, 32), "tags": (2, 5, 41)}
+    expected = {"prediction": (8, 1), "y": (8, 3), "tokens": (2, 3, 4), "words_in": (2, 3), "utterances_in": (2,)}
+    expected |= {"ys": (2, 3, 64), "tags": (2, 3), "score": (2,), "loss": (2,)}
+    assert {name: names[name].shape for name in expected} == expected

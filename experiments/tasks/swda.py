@@ -23,12 +23,13 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from experiments import linear, tagger
-from experiments.data import dialogues, vocabulary
+from experiments.data import cooccurrence, dialogues, vocabulary
 from experiments.data.dialogues import Conversation
 from experiments.data.order import shuffled
 from experiments.tagger import Tagger
 from experiments.task import Carried, Labelled, Task
 from lstmjax import HierarchyParams, bidirectional, dense, embedding, hierarchy, ragged
+from lstmjax.embedding import EmbeddingParams
 
 MODELS = ("tagger",)
 MANNER = ("another speaker than before", "another speaker than the first", "begins with a capital letter")
@@ -64,14 +65,7 @@ def build(options: Options, model: Tagger, batch: int, key: Array) -> Task:
     corpus = dialogues.load(options.corpus, options.column)
     found = kinds(corpus, options)
     return Task(
-        init=functools.partial(
-            tagger.init,
-            model=model,
-            words=len(found.words),
-            tags=len(found.tags),
-            characters=len(found.characters),
-            features=len(MANNER),
-        ),
+        init=functools.partial(_init, model, found, vectors(corpus["train"], found, model.embedding)),
         batches=_batches,
         loss=functools.partial(_loss, model),
         evaluate=functools.partial(_evaluate, model),
@@ -93,6 +87,14 @@ def kinds(corpus: dict[str, list[Conversation]], options: Options) -> Kinds:
         vocabulary.known(itertools.chain.from_iterable(said)),
         dialogues.tags(corpus),
     )
+
+
+def vectors(conversations: Sequence[Conversation], found: Kinds, length: int) -> Float[Array, "words length"]:
+    """Where the vectors of words start: from the company they keep in these conversations, whatever their tags."""
+    words = {word: number for number, word in enumerate(found.words)}
+    said = [[word for text in talk.texts for word in dialogues.words(text)] for talk in conversations]
+    texts = [vocabulary.numbers(talk, words) for talk in said]
+    return jnp.asarray(cooccurrence.vectors(texts, len(words), length))
 
 
 def arranged(conversations: Sequence[Conversation], found: Kinds, batch: int) -> dict[str, Array]:
@@ -176,6 +178,11 @@ def _spelt(types: Sequence[list[str]], found: Kinds) -> dict[str, np.ndarray]:
         "characters": padded[batches],
         "letters": letters[batches],
     }
+
+
+def _init(model: Tagger, found: Kinds, table: Array, key: Array) -> tagger.Params:
+    sizes = {"words": len(found.words), "tags": len(found.tags), "characters": len(found.characters)}
+    return tagger.init(key, model, **sizes, features=len(MANNER)) | {"words": EmbeddingParams(table)}
 
 
 def _batches(train: dict[str, Array], key: Array, steps: Int[Array, " steps"]) -> dict[str, Array]:

@@ -8,11 +8,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments.data.chunks import Sentence
+from experiments.data.dialogues import Conversation
 from experiments.models import Model
-from experiments.tasks import TASKS, chars, jsb, mnist_rows
+from experiments.tagger import Tagger
+from experiments.tasks import TASKS, chars, conll2000, jsb, mnist_rows, swda
 
 # Columns that have padding.
-PADDED = {"adding": ["pairs"], "temporal_order": ["symbols"], "jsb": ["chords", "next"]}
+PADDED = {
+    "adding": ["pairs"],
+    "temporal_order": ["symbols"],
+    "jsb": ["chords", "next"],
+    "conll2000": ["words", "case", "tags"],
+}
 
 
 @pytest.fixture
@@ -26,7 +34,27 @@ def build(monkeypatch):
     monkeypatch.setattr(chars.shakespeare, "load", lambda: text)
     rolls = {n: [rng.integers(0, 2, (rng.integers(2, 30), 88), np.uint8) for _ in range(k)] for n, k in sizes.items()}
     monkeypatch.setattr(jsb.chorales, "load", lambda: rolls)
-    return lambda name: TASKS[name].build(TASKS[name].Options(), Model(units=3), 8, jax.random.key(0))
+    sentences = {n: [sentence(rng) for _ in range(k)] for n, k in sizes.items()}
+    monkeypatch.setattr(conll2000.chunks, "load", lambda: sentences)
+    talks = {
+        n: [Conversation(f"{n}{row}", *zip(*turns(rng), strict=True)) for row in range(k)] for n, k in sizes.items()
+    }
+    monkeypatch.setattr(swda.dialogues, "load", lambda corpus, column: talks)
+    models = {"conll2000": Tagger(units=3), "swda": Tagger(units=3, context=2)}
+    return lambda name: TASKS[name].build(TASKS[name].Options(), models.get(name, Model(units=3)), 8, jax.random.key(0))
+
+
+def sentence(rng):
+    words = [str(word) for word in rng.choice(["a", "b", "c"], rng.integers(4, 30))]
+    return Sentence(tuple(words), tuple(words), tuple(f"B-{word}" for word in words))
+
+
+def turns(rng):
+    """Speaker, text and tag of each utterance."""
+    return [
+        ("A", " ".join(rng.choice(["a", "b", "c", "d"], 5)), str(rng.choice(["x", "y"])))
+        for _ in range(rng.integers(2, 9))
+    ]
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -43,7 +71,8 @@ def test_what_the_padding_holds_changes_nothing(name, build):
     rng = np.random.default_rng(1)
     for sequences in (filled[column] for column in PADDED[name]):
         for row, length in zip(sequences, filled["length"], strict=True):
-            row[length:] = rng.integers(1, 8, len(row) - length) if name == "temporal_order" else np.nan
+            whole = np.issubdtype(row.dtype, np.integer)
+            row[length:] = rng.integers(1, 2 if name == "conll2000" else 8, len(row) - length) if whole else np.nan
         assert sum(len(row) - length for row, length in zip(sequences, filled["length"], strict=True)) > 16
 
     for measured in (partial(task.loss, carried=None), task.evaluate):
@@ -59,7 +88,9 @@ def test_test_split_is_not_watched_and_shares_no_example_with_another(name, buil
     assert "test" in task.splits
     assert set(task.watch) <= set(task.splits) - {"test"}
     examples = {
-        split: {b"".join(np.asarray(leaf).tobytes() for leaf in row) for row in zip(*columns.values(), strict=True)}
+        split: {
+            b"".join(np.asarray(leaf).tobytes() for leaf in row) for row in zip(*jax.tree.leaves(columns), strict=True)
+        }
         for split, columns in ((s, jax.tree.map(np.asarray, c)) for s, c in task.splits.items())
     }
     for one, other in itertools.combinations(task.splits, 2):

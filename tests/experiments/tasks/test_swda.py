@@ -13,10 +13,11 @@ from experiments.data.dialogues import Conversation
 from experiments.tagger import Tagger
 from experiments.tasks import swda
 from experiments.train import Hooks, Train, initial_state, train
-from lstmjax import HierarchyParams, dense, hierarchy
+from lstmjax import bidirectional, dense, hierarchy
 
 MODELS = {
     "whole": Tagger(embedding=8, units=6, context=5, dropout=0.0),
+    "spelt": Tagger(embedding=8, units=6, context=5, characters=3, dropout=0.0),
     "without context": Tagger(embedding=8, units=6, dropout=0.0),
     "without crf": Tagger(embedding=8, units=6, context=5, dropout=0.0, crf=False, code="max"),
 }
@@ -57,19 +58,27 @@ def manner_by_hand(talk, step):
     return [float(changed), float(who[step] != who[0]), float("A" <= (talk.texts[step] or " ")[0] <= "Z")]
 
 
+def spelt(level, word, found):
+    characters = jnp.array([found.characters.index(c) for c in word], int)
+    return hierarchy.encode(level.encoder, level.embedding.table[characters])
+
+
 def scores_by_hand(model, params, talk, found):
     """One conversation, one utterance at a time, without padding."""
     numbers = {word: number for number, word in enumerate(found.words)}
-    levels, codes = params["hierarchy"].levels, []
+    levels, codes = list(params["hierarchy"].levels), []
+    spelling = levels.pop(0) if model.characters else None
     for text in talk.texts:
-        words = jnp.array([numbers[w] for w in dialogues.words(text)] or [0])
-        xs = params["words"].table[words]
+        words = dialogues.words(text) or [""]
+        xs = params["words"].table[jnp.array([numbers[word] for word in words])]
+        if spelling is not None:
+            xs = jnp.concatenate([xs, jnp.stack([spelt(spelling, word, found) for word in words])], axis=-1)
         codes.append(hierarchy.encode(levels[0].encoder, xs, code=model.code))
     ys = jnp.stack(codes)
     if model.context:
         manner = [manner_by_hand(talk, step) for step in range(len(talk))]
         xs = jnp.concatenate([jnp.array(manner), ys], axis=-1)
-        ys = hierarchy.apply(HierarchyParams(levels[1:]), xs)
+        ys, _ = bidirectional.apply(levels[1].encoder, xs)
     return dense.apply(params["dense"], ys)
 
 
@@ -96,9 +105,10 @@ def test_every_utterance_is_in_its_place_once(corpus):
     split = swda.arranged(corpus["train"], found, batch=3)
     back = []
     for number in range(len(split["lengths"])):
+        types = np.asarray(split["word"][number])
         rows = [
-            [found.words[w] for w in words[row, : lengths[row]]]
-            for words, lengths in ((np.asarray(w[number]), np.asarray(n[number])) for w, n in split["words"])
+            [found.words[types[w]] for w in words[row, : lengths[row]]]
+            for words, lengths in ((np.asarray(w[number]), np.asarray(n[number])) for w, n in split["said"])
             for row in range(len(words))
         ]
         for talk in range(3):
@@ -127,8 +137,14 @@ def test_unknown_words_are_one_word(corpus):
     found = swda.kinds(corpus, swda.Options(rare=3))
     talk = Conversation("new", ("A", "A"), ("never heard words", "it is it"), ("s", "s"))
     split = swda.arranged([talk], found, batch=1)
-    rows = [words[0, row, :n].tolist() for words, ns in split["words"] for row, n in enumerate(ns[0].tolist()) if n]
+    types = np.asarray(split["word"][0])
+    rows = [types[words[0, row, :n]].tolist() for words, ns in split["said"] for row, n in enumerate(ns[0]) if n]
     assert sorted(rows)[0] == [0, 0, 0]
+    spelt = {
+        "".join(found.characters[c] for c in row[:n])
+        for row, n in zip(split["characters"][0].tolist(), split["letters"][0].tolist(), strict=True)
+    }
+    assert spelt == {"", *(c for c in ("never", "heard", "words", "it", "is") if set(c) <= set(found.characters))}
 
 
 @pytest.mark.training
@@ -149,8 +165,3 @@ def test_labels_the_lines_of_a_file(build, tmp_path):
     assert [line for line, _, _ in labelled] == ["A|where is it ?", "B|it is late", "A|uh-huh ."]
     assert {tag for _, tag, _ in labelled} <= {"s", "q", "b"}
     assert all(0 < probability < 1 for _, _, probability in labelled)
-
-
-def test_words_have_no_spelling_here(build):
-    with pytest.raises(ValueError, match=r"model.characters is 4; words have no spelling here"):
-        build(Tagger(characters=4))
