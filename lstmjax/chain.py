@@ -51,7 +51,7 @@ def marginals(implementation, transitions, emissions, length):
 
 def decode(transitions, emissions, length):
     """The path of the highest score, and that score."""
-    highest, norms, _ = _recursion(lambda delta: ((delta[:, None] + transitions).max(axis=0), True), emissions, length)
+    highest, norms = _recursion(lambda delta: (delta[:, None] + transitions).max(axis=0), emissions, length)
     tags = _backward(transitions, highest, length, jnp.zeros_like(highest))
     score = _step_scores(transitions, emissions, length, tags).sum()
     return tags, jnp.where(jnp.isnan(norms).any(), jnp.nan, score)  # there is no best path among scores of NaN
@@ -72,11 +72,11 @@ def _forward(implementation, transitions, emissions, length):
 
     def exactly(transitions, lowered, alphas, norms):
         del alphas, norms
-        return _recursion(lambda alpha: (_log_sum(alpha[:, None] + transitions, 0), True), lowered, length)[:2]
+        return _recursion(lambda alpha: _log_sum(alpha[:, None] + transitions, 0), lowered, length)
 
-    alphas, norms, sure = _recursion(_product(transitions), lowered, length)
+    alphas, norms = _recursion(_product(transitions), lowered, length)
     alphas, norms = jax.lax.cond(
-        _everywhere(sure.all()),
+        _everywhere(~_lost(transitions, lowered, alphas, length)),
         lambda transitions, lowered, alphas, norms: (alphas, norms),
         jax.checkpoint(exactly),  # so that where it does not run there is nothing to be kept for its gradient
         *(transitions, lowered, alphas, norms),
@@ -85,7 +85,7 @@ def _forward(implementation, transitions, emissions, length):
 
 
 def _product(transitions):
-    """log(exp(alpha) exp(transitions)) by a product with a matrix, and whether that is right.
+    """log(exp(alpha) exp(transitions)) by a product with a matrix; -inf for a sum that may have lost a part.
 
     Both factors are at most 1, so what underflows is below `tiny`: a sum of at least sqrt(tiny) misses nothing, and its
     square, by which second derivatives divide, is in range.
@@ -94,28 +94,34 @@ def _product(transitions):
     factors = jnp.exp(transitions - top)
 
     def predict(alpha):
-        total = jnp.exp(alpha) @ factors
-        return jnp.log(jnp.maximum(total, least)) + top, (total >= least).all()
+        total = jnp.matmul(jnp.exp(alpha), factors, precision=jax.lax.Precision.HIGHEST)
+        return jnp.where(total < least, -jnp.inf, jnp.log(jnp.maximum(total, least)) + top)
 
     return predict
 
 
+def _lost(transitions, emissions, alphas, length):
+    """Whether an alpha of -inf is a sum that `_product` gave up, and not one of nothing, as what is forbidden gives."""
+    possible, may = (jnp.asarray(scores > -jnp.inf, scores.dtype) for scores in (alphas[:-1], transitions))
+    reached = (possible @ may > 0) & (emissions[1:] > -jnp.inf) & (jnp.arange(1, len(alphas))[:, None] < length)
+    return (reached & (alphas[1:] == -jnp.inf)).any()
+
+
 def _recursion(predict, emissions, length):
-    """alpha_t, or Viterbi's delta_t, each less its maximum; those maxima; and where `predict` was sure.
+    """alpha_t, or Viterbi's delta_t, each less its maximum; and those maxima.
 
     Args:
-        predict: from alpha_{t-1} to the log sum, or the maximum, over the tags before; and whether that is right.
+        predict: from alpha_{t-1} to the log sum, or the maximum, over the tags before.
         emissions: [time, tags].
         length: valid steps; alpha is held behind them.
     """
 
     def step(alpha, inputs):
         t, emission = inputs
-        predicted, sure = predict(alpha)
-        scores = jnp.where(t == 0, 0, predicted) + emission
+        scores = jnp.where(t == 0, 0, predict(alpha)) + emission
         norm = _highest(scores)[0]
         alpha = jnp.where(t < length, scores - norm, alpha)
-        return alpha, (alpha, jnp.where(t < length, norm, 0), sure | (t == 0) | (t >= length))
+        return alpha, (alpha, jnp.where(t < length, norm, 0))
 
     time, size = emissions.shape
     before, emissions = placement.varying_alike((jnp.zeros(size, emissions.dtype), emissions))
