@@ -7,7 +7,6 @@ Rabiner, "A tutorial on hidden Markov models" (1989). Start and end scores are i
 last valid step, and what is forbidden scores -inf.
 """
 
-import math
 from typing import Any
 
 import jax
@@ -87,15 +86,19 @@ def _forward(implementation, transitions, emissions, length):
 def _product(transitions):
     """log(exp(alpha) exp(transitions)) by a product with a matrix; -inf for a sum that may have lost a part.
 
-    Both factors are at most 1, so what underflows is below `tiny`: a sum of at least sqrt(tiny) misses nothing, and its
-    square, by which second derivatives divide, is in range.
+    Both factors are at most 1, so what underflows is below `tiny`: a sum of at least tiny / eps misses no more than
+    rounding does.
     """
-    top, least = _highest(transitions.reshape(-1))[0], math.sqrt(jnp.finfo(transitions.dtype).tiny)
+    limits = jnp.finfo(transitions.dtype)
+    top, least = _highest(transitions.reshape(-1))[0], limits.tiny / limits.eps
     factors = jnp.exp(transitions - top)
 
     def predict(alpha):
         total = jnp.matmul(jnp.exp(alpha), factors, precision=jax.lax.Precision.HIGHEST)
-        return jnp.where(total < least, -jnp.inf, jnp.log(jnp.maximum(total, least)) + top)
+        lost = total < least
+        scale = jax.lax.stop_gradient(jnp.where(lost, 1, total))
+        ratio = jnp.where(lost, 1, total / scale)  # 1; second derivatives divide by its square, not by that of total
+        return jnp.where(lost, -jnp.inf, jnp.log(ratio) + jnp.log(scale) + top)
 
     return predict
 
@@ -113,15 +116,14 @@ def _recursion(predict, emissions, length):
     Args:
         predict: from alpha_{t-1} to the log sum, or the maximum, over the tags before.
         emissions: [time, tags].
-        length: valid steps; alpha is held behind them.
+        length: valid steps; the maxima behind them are 0, and alpha means nothing there.
     """
 
     def step(alpha, inputs):
         t, emission = inputs
         scores = jnp.where(t == 0, 0, predict(alpha)) + emission
         norm = _highest(scores)[0]
-        alpha = jnp.where(t < length, scores - norm, alpha)
-        return alpha, (alpha, jnp.where(t < length, norm, 0))
+        return scores - norm, (scores - norm, jnp.where(t < length, norm, 0))
 
     time, size = emissions.shape
     before, emissions = placement.varying_alike((jnp.zeros(size, emissions.dtype), emissions))

@@ -318,7 +318,7 @@ def _checked(params, emissions, lengths, allowed):
             scores[name] = jnp.where(may, scores[name], -jnp.inf)
     steps, counts = jax.lax.broadcasted_iota(jnp.int32, emissions.shape, len(batch)), lengths[..., None, None]
     emissions = padding.fill(emissions.astype(dtype), lengths)
-    for name, here in (("start", (steps == 0) & (counts > 0)), ("end", steps == counts - 1)):
+    for name, here in (("start", steps == 0), ("end", steps == counts - 1)):
         emissions = emissions + jnp.where(here, jnp.broadcast_to(scores[name], emissions.shape), 0)
     return scores["transitions"], emissions, lengths
 

@@ -277,19 +277,35 @@ def test_a_path_far_below_the_best_is_not_lost():
     np.testing.assert_allclose(slopes, [t.covariances for t in truths], atol=1e-6)
 
 
-@every_constraint
-def test_products_serve_what_is_forbidden(constraint, monkeypatch):
-    """A sum of nothing is exactly 0; logarithms, which give NaN here, are for what underflows alone."""
+@pytest.fixture
+def products_alone(monkeypatch):
+    """NaN where logarithms would be taken."""
 
     def cond(holds, products, logarithms, *operands):
         del logarithms
         return jax.tree.map(lambda array: jnp.where(holds, array, jnp.nan), products(*operands))
 
+    monkeypatch.setattr(jax.lax, "cond", cond)
+
+
+def test_products_serve_what_is_unlikely(products_alone):
+    """Sums of 1e-28 of the largest, whose squares underflow, and which an emission makes up for: second derivatives."""
+    params, emissions = jax.tree.map(np.zeros_like, example(3, 1, time=4))
+    params.transitions[0, 1:] = -60
+    emissions[0] = (0, -64, -65), (0, 5, 0), (-30, 3, 1), (0, 60, 0)
+    (truth,) = enumerated(params, emissions, lengths=[4])
+    assert 0.01 < truth.marginals[0, 1] < 0.99
+    slopes = jax.jit(jax.jacfwd(partial(crf.marginals, float32(params))))(float32(emissions[0]))
+    np.testing.assert_allclose(slopes, truth.covariances, atol=1e-6)
+
+
+@every_constraint
+def test_products_serve_what_is_forbidden(constraint, products_alone):
+    """A sum of nothing is exactly 0; logarithms are for what underflows alone."""
     params, emissions = example(5, len(LENGTHS))
     allowed = allowed_of(constraint, 5)
     allowed.transitions[:, 1] = False  # nothing comes before tag 1
     emissions[[0, 5], 1, 2] = -np.inf
-    monkeypatch.setattr(jax.lax, "cond", cond)
     run = jax.jit(partial(crf.marginals, lengths=LENGTHS, allowed=allowed))
     found = run(*float32((params, emissions)))
     for row, truth in zip(found, enumerated(params, emissions, allowed), strict=True):
@@ -428,8 +444,8 @@ def test_non_finite_emissions_of_valid_steps_propagate():
 def test_a_tag_out_of_range_gives_nan_under_jit():
     params, emissions = float32(example(2, 3))
     tags = np.zeros((3, TIME), int)
-    tags[0, 1], tags[1, 2] = -1, 2
-    likelihoods = jax.jit(crf.log_likelihood)(params, emissions, tags)
+    tags[0, 0], tags[1, 2] = -1, 2
+    likelihoods = jax.jit(crf.log_likelihood)(params, emissions, tags, lengths=np.array([1, 6, 6]))
     np.testing.assert_array_equal(np.isnan(likelihoods), [True, True, False])
 
 
