@@ -1,4 +1,4 @@
-"""Words to utterances to conversations, here and in Keras 3 and Flax nnx: `python -m benchmarks.hierarchy [--rounds 20]`.
+"""Words to utterances to conversations, here, in Keras 3 and in Flax nnx: `python -m benchmarks.hierarchy`.
 
 The same bidirectional LSTM at both levels with the same weights, each library in a process of its own, all on JAX.
 Rounds are interleaved; ratios to lstmjax are medians of ratios taken round by round, with their quartiles. Compiling
@@ -6,6 +6,7 @@ is from the Python function to the executable, with caches cleared. `pip install
 """
 
 import argparse
+import importlib
 import importlib.metadata
 import os
 import platform
@@ -46,11 +47,12 @@ def drawn(features: int, units: int) -> dict[str, Any]:
 
 
 def conversations(count: int, utterances: int, words: int) -> dict[str, Any]:
-    """Ragged at both levels: one conversation is full, the last is empty, one utterance in eight has no words."""
+    """The first conversation is full, the last empty; in those between, some utterances have no words."""
     rng = np.random.default_rng(1)
     spoken = rng.integers(utterances // 2, utterances + 1, count).astype(np.int32)
     spoken[0], spoken[-1] = utterances, 0
     said = rng.integers(1, words + 1, (count, utterances)) * (rng.random((count, utterances)) > 1 / 8)
+    said[0] = words
     real = np.arange(utterances) < spoken[:, None]
     said = np.where(real, said, 0).astype(np.int32)
     tokens = rng.integers(1, VOCABULARY, (count, utterances, words)) * (np.arange(words) < said[..., None])
@@ -120,8 +122,8 @@ def keras_folded(weights: dict[str, Any], utterances: int, words: int) -> Model:
 
 def _keras(weights: dict[str, Any], utterances: int, words: int, *, folded: bool) -> Model:
     os.environ["KERAS_BACKEND"] = "jax"  # read at the import
-    import keras
-    from keras import layers, ops
+    keras: Any = importlib.import_module("keras")
+    layers, ops = keras.layers, keras.ops
 
     features, units = weights["table"].shape[1], len(weights["words"][0][1])
     table = layers.Embedding(VOCABULARY, features, mask_zero=True)
@@ -136,7 +138,7 @@ def _keras(weights: dict[str, Any], utterances: int, words: int, *, folded: bool
         codes = ops.reshape(codes, (-1, utterances, 2 * units))
     else:
         codes = layers.TimeDistributed(lower)(table(tokens))
-    # of its own, codes bring along the mask of words [conversation, utterance, word], which fits no sequence of them
+    # of its own, the upper level would skip utterances without words: codes bring along the mask of words alone
     model = keras.Model([tokens, real], dense(upper(codes, mask=real)))
 
     table.set_weights([weights["table"]])
@@ -157,8 +159,8 @@ def _keras(weights: dict[str, Any], utterances: int, words: int, *, folded: bool
 def flax_vmap(weights: dict[str, Any], utterances: int, words: int) -> Model:
     del utterances, words
     import jax.numpy as jnp
-    from flax import nnx
 
+    nnx: Any = importlib.import_module("flax.nnx")
     features, units = weights["table"].shape[1], len(weights["words"][0][1])
 
     def encoder(name, inputs):
@@ -238,6 +240,8 @@ def serve(name: str, size: tuple[int, ...], folder: Path) -> None:
             gradient = table(compiled["training"](params, inputs)[1])
             np.savez(folder / f"{name}.npz", scores=compiled["forward"](params, inputs), gradient=gradient)
         else:
+            jax.block_until_ready(compiled[what](params, inputs))  # it wakes threads and fills caches
+            start = time.perf_counter()
             jax.block_until_ready(compiled[what](params, inputs))
         print(time.perf_counter() - start, file=answers, flush=True)
 
@@ -267,10 +271,11 @@ def measure(size: tuple[int, ...], rounds: int, compiles: int) -> list[list[str]
             for name in processes:
                 ask(name, None)
             times: dict[str, dict[str, list[float]]] = {what: {name: [] for name in processes} for what in MEASURED}
-            for number, kinds in ((compiles, MEASURED[:2]), (rounds + 1, MEASURED[2:])):
-                for _ in range(number):
+            names = list(processes)
+            for number, kinds in ((compiles, MEASURED[:2]), (rounds, MEASURED[2:])):
+                for turn in range(number):
                     for what in kinds:
-                        for name in processes:
+                        for name in names[turn % len(names) :] + names[: turn % len(names)]:
                             times[what][name].append(float(ask(name, what)))
             for name in processes:
                 ask(name, "outputs")
@@ -279,11 +284,7 @@ def measure(size: tuple[int, ...], rounds: int, compiles: int) -> list[list[str]
             for process in processes.values():
                 process.stdin.close()
                 process.wait()
-    rows = []
-    for what, taken in times.items():
-        first = 0 if what.startswith("compile") else 1  # the first run of an executable is not a round
-        rows.append([what, *cells({name: seconds[first:] for name, seconds in taken.items()})])
-    return rows + agreement(size, outputs)
+    return [[what, *cells(taken)] for what, taken in times.items()] + agreement(size, outputs)
 
 
 def cells(times: dict[str, list[float]]) -> list[str]:

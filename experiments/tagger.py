@@ -50,17 +50,17 @@ class Tagger:
 
 
 def init(
-    key: Array, model: Tagger, *, words: int, tags: int, characters: int = 0, cases: int = 0, speakers: int = 0
+    key: Array, model: Tagger, *, words: int, tags: int, characters: int = 0, cases: int = 0, features: int = 0
 ) -> Params:
     """Parameters for so many different words, tags and characters.
 
-    A word has `cases` features beside its vector, and an utterance `speakers` features beside its code.
+    A word has `cases` features beside its vector, and an utterance so many `features` beside its code.
     """
     levels: list[tuple[int, int, int | None]] = [(model.embedding + cases, model.units, None)]
     if model.characters:
         levels.insert(0, (model.characters, model.characters, characters))
     if model.context:
-        levels.append((speakers, model.context, None))
+        levels.append((features, model.context, None))
     inputs, units, vocabulary = zip(*levels, strict=True)
     keys = jax.random.split(key, 4)
     encoders = hierarchy.init(keys[0], inputs, units, vocabulary=vocabulary, bidirectional=True)
@@ -72,13 +72,11 @@ def init(
     return params | {"crf": crf.init(keys[3], tags)} if model.crf else params
 
 
-def vectors(
-    model: Tagger, params: Params, words: Int[Array, "*batch time"], key: Array | None
-) -> Float[Array, "*batch time features"]:
-    """Those of the words; some words are unknown ones, number 0, where there is a key."""
-    if key is not None and model.word_dropout:
-        words = jnp.where(jax.random.bernoulli(key, model.word_dropout, words.shape), 0, words)
-    return embedding.apply(params["words"], words)
+def some_unknown(model: Tagger, words: Int[Array, "*batch"], key: Array | None) -> Int[Array, "*batch"]:
+    """The words, of which some are taken for unknown ones, number 0, where there is a key."""
+    if key is None or not model.word_dropout:
+        return words
+    return jnp.where(jax.random.bernoulli(key, model.word_dropout, words.shape), 0, words)
 
 
 def dropouts(model: Tagger, levels: int, *, top: bool) -> tuple[Dropout, ...]:

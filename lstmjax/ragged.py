@@ -1,17 +1,20 @@
 """Lists of unequal length into padded arrays and their lengths, with a bound on how much of them is padding.
 
-NumPy alone: this is done once, before any program is compiled. Sequences that go into one array are as wide as the
+On the host: this is done once, before any program is compiled. Sequences that go into one array are as wide as the
 longest of them; `widths` finds the fewest widths whose arrays have no more padding than is allowed, and `buckets`
 makes those arrays (Khomenko et al., "Accelerating recurrent neural network training using sequence bucketing", 2016).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
 from lstmjax import checks
+
+KINDS = {np.bool_: np.bool_, np.integer: np.int32, np.floating: np.float32}  # what each is stored as
 
 
 class Bucket(NamedTuple):
@@ -29,7 +32,7 @@ class Bucket(NamedTuple):
 
 
 def pad(
-    sequences: Sequence[Any], *, levels: int = 1, fill: float = 0, dtype: DTypeLike | None = None
+    sequences: Sequence[Any], *, levels: int = 1, fill: float | int = 0, dtype: DTypeLike | None = None
 ) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
     """Put nested lists into one array as wide, at every level, as the longest.
 
@@ -38,7 +41,7 @@ def pad(
             each a list of words. A step is a number, or an array of features of the same shape throughout.
         levels: how many of them vary in length, all but the outermost list.
         fill: what padding is filled with.
-        dtype: of the array; None for bool, int32 or float32, whichever holds the steps.
+        dtype: of the array; None for bool, int32 or float32, whichever suits the steps, and float32 without any.
 
     Returns:
         xs [sequences, time of the highest level, ..., time of the lowest, *features], and `lengths`, int32, a tuple
@@ -46,7 +49,8 @@ def pad(
         [sequences, time of the highest level, ...], those of the highest [sequences].
 
     Raises:
-        ValueError: steps of different shapes, or a number where a list should be.
+        ValueError: steps of different shapes, a number where a list should be, values that the dtype would change,
+            but for the rounding of floats; TypeError: steps that are no numbers.
 
     >>> words, (words_per_utterance, utterances_per_conversation) = pad([[[3, 1, 4], [1]], [], [[], [5, 9]]], levels=2)
     >>> words.shape, words[2].tolist()
@@ -55,30 +59,20 @@ def pad(
     ([[3, 1], [0, 0], [0, 2]], [2, 0, 2])
     """
     levels = checks.positive_int("levels", levels)
-    nested, lengths = [_list(sequences, 0)], []
+    nested, counts = [_list(sequences, 0)], []
     for level in range(levels):
         nested = [_list(inner, level + 1) for outer in nested for inner in outer]
-        lengths.append(np.array([len(inner) for inner in nested], np.int32))
-    steps = [step for inner in nested for step in inner]
-    shapes = {np.shape(step) for step in steps}
-    if len(shapes) > 1:
-        raise ValueError(f"sequences must hold steps of one shape; got {sorted(shapes)}.")
-    flat = np.asarray(steps, _dtype(steps) if dtype is None else dtype)
-    flat = flat.reshape(len(steps), *(shapes.pop() if shapes else ()))
-    axes, placed = (len(sequences),), []
-    for sizes in lengths:
-        real = placed[-1] if placed else np.ones(axes, bool)
-        whole = np.zeros(axes, np.int32)
+        counts.append(np.array([len(inner) for inner in nested], np.int32))
+    real, lengths = np.ones(len(sequences), bool), []
+    for sizes in counts:
+        whole = np.zeros(real.shape, np.int32)
         whole[real] = sizes
-        axes = (*axes, int(sizes.max(initial=0)))
-        placed.append(np.arange(axes[-1]) < whole[..., None])
-        lengths[len(placed) - 1] = whole
-    xs = np.full((*axes, *flat.shape[1:]), fill, flat.dtype)
-    xs[placed[-1]] = flat
-    return xs, tuple(reversed(lengths))
+        real = np.arange(sizes.max(initial=0)) < whole[..., None]
+        lengths.append(whole)
+    return _filled(real, _steps(nested, dtype), fill), tuple(reversed(lengths))
 
 
-def widths(lengths: Any, *, waste: float = 0.25) -> tuple[int, ...]:
+def widths(lengths: Any, *, waste: float | int = 0.25) -> tuple[int, ...]:
     """Find the fewest widths such that, each sequence in the narrowest that holds it, padding is at most a share.
 
     Of as many widths, those with the least padding, by dynamic programming.
@@ -93,7 +87,7 @@ def widths(lengths: Any, *, waste: float = 0.25) -> tuple[int, ...]:
     Raises:
         ValueError: a negative length, no lengths at all, a share out of range; TypeError: lengths are no integers.
 
-    >>> widths([1, 2, 2, 3, 40], waste=0.5), widths([1, 2, 2, 3, 40], waste=0.1), widths([1, 2, 2, 3, 40], waste=0)
+    >>> widths([1, 2, 2, 3, 40], waste=0.5), widths([1, 2, 2, 3, 40], waste=0.05), widths([1, 2, 2, 3, 40], waste=0)
     ((3, 40), (2, 3, 40), (1, 2, 3, 40))
     """
     waste, lengths = checks.rate("waste", waste), _lengths(lengths)
@@ -101,22 +95,21 @@ def widths(lengths: Any, *, waste: float = 0.25) -> tuple[int, ...]:
     below = np.concatenate([[0], np.cumsum(counts)])
     cells = values * below[1:].astype(float)  # of the arrays that hold all sequences up to each value
     cuts = []
-    while (cells[-1] - lengths.sum()) > waste * cells[-1]:
+    while (cells[-1] - lengths.sum()) / max(cells[-1], 1) > waste:
         # one more width, values[j], for the sequences above values[i]
         more = cells[:, None] + values * (below[None, 1:] - below[1:, None])
         more[np.tril_indices(len(values))] = np.inf
-        cuts.append(np.where(more.min(axis=0) < cells, np.argmin(more, axis=0), -1))
+        cuts.append(np.argmin(more, axis=0))
         cells = np.minimum(cells, more.min(axis=0))
     chosen, last = [int(values[-1])], len(values) - 1
     for cut in reversed(cuts):
-        if cut[last] >= 0:
-            last = cut[last]
-            chosen.append(int(values[last]))
+        last = cut[last]  # one width fewer would not have done here, or it would have done above
+        chosen.append(int(values[last]))
     return tuple(reversed(chosen))
 
 
 def buckets(
-    sequences: Sequence[Any], *, waste: float = 0.25, fill: float = 0, dtype: DTypeLike | None = None
+    sequences: Sequence[Any], *, waste: float | int = 0.25, fill: float | int = 0, dtype: DTypeLike | None = None
 ) -> list[Bucket]:
     """Put sequences of similar lengths into one array each, so that padding is at most a share of all arrays.
 
@@ -143,16 +136,18 @@ def buckets(
     >>> codes[np.argsort(np.concatenate([bucket.rows for bucket in made]))].tolist()
     [3, 28, 5, 0, 8]
     """
-    sizes = [len(_list(sequence, 1)) for sequence in _list(sequences, 0)]
-    if not sizes:
+    checks.rate("waste", waste)
+    sequences = [_list(sequence, 1) for sequence in _list(sequences, 0)]
+    steps, sizes = _steps(sequences, dtype), np.array([len(sequence) for sequence in sequences], np.int32)
+    if not sequences:
         return []
-    chosen, dtype = widths(sizes, waste=waste), dtype or _dtype([step for sequence in sequences for step in sequence])
+    chosen, made = widths(sizes, waste=waste), []
     home = np.searchsorted(chosen, sizes)
-    made = []
-    for number in range(len(chosen)):
-        rows = np.flatnonzero(home == number)
-        xs, (lengths,) = pad([sequences[row] for row in rows.tolist()], fill=fill, dtype=dtype)
-        made.append(Bucket(rows, xs, lengths))
+    for number, width in enumerate(chosen):
+        here = home == number
+        lengths = sizes[here]
+        xs = _filled(np.arange(width) < lengths[:, None], steps[np.repeat(here, sizes)], fill)
+        made.append(Bucket(np.flatnonzero(here), xs, lengths))
     return made
 
 
@@ -165,11 +160,46 @@ def _list(value: Any, depth: int) -> Any:
     return value
 
 
-def _dtype(steps: list[Any]) -> Any:
-    found = np.result_type(*{np.asarray(step).dtype for step in steps}) if steps else np.float32
-    if np.issubdtype(found, np.floating):
-        return np.float32
-    return found if found == np.bool_ else np.int32
+def _steps(sequences: list[Any], dtype: DTypeLike | None) -> np.ndarray:
+    """All steps one after another, [steps, *features]; arrays tell their features without having any steps."""
+    try:
+        pieces = [np.asarray(sequence) for sequence in sequences if isinstance(sequence, np.ndarray) or len(sequence)]
+        shapes = {piece.shape[1:] for piece in pieces}
+    except ValueError:
+        shapes = _shapes(step for sequence in sequences for step in sequence)
+    if len(shapes) > 1:
+        raise ValueError(f"sequences must hold steps of one shape; got {sorted(shapes)}.")
+    steps = np.concatenate(pieces) if pieces else np.zeros(0, np.float32)
+    if dtype is None:
+        kind = next((kind for kind in KINDS if jnp.issubdtype(steps.dtype, kind)), None)
+        dtype = KINDS.get(kind, steps.dtype)
+    return _held("sequences", steps, np.dtype(dtype))
+
+
+def _shapes(steps: Iterable[Any]) -> set[tuple[int, ...]]:
+    try:
+        return {np.shape(step) for step in steps}
+    except ValueError as error:
+        raise ValueError("sequences must hold steps that are numbers or arrays; got a list of lists.") from error
+
+
+def _filled(real: np.ndarray, steps: np.ndarray, fill: Any) -> np.ndarray:
+    xs = np.full((*real.shape, *steps.shape[1:]), _held("fill", np.asarray(fill), steps.dtype))
+    xs[real] = steps
+    return xs
+
+
+def _held(name: str, values: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """Values as `dtype`, or an error where that is to change them; floats alone may be rounded."""
+    if not any(jnp.issubdtype(values.dtype, kind) for kind in KINDS):
+        raise TypeError(f"{name} must hold bools, integers or floats; got {values.dtype.name}.")
+    with np.errstate(all="ignore"):
+        held = values.astype(dtype)
+    rounded = jnp.issubdtype(values.dtype, np.floating) and jnp.issubdtype(dtype, np.floating)
+    kept = np.isfinite(held) == np.isfinite(values) if rounded else held == values
+    if not kept.all():
+        raise ValueError(f"{name} must fit {dtype.name}; got {values[~kept].flat[0]}. Name a wider dtype.")
+    return held
 
 
 def _lengths(lengths: Any) -> np.ndarray:

@@ -28,3 +28,8 @@ def labels(train: Iterable[str], held_out: Iterable[str]) -> tuple[str, ...]:
 def numbers(tokens: Sequence[str], places: dict[str, int]) -> Int[np.ndarray, " tokens"]:
     """The place of each token; that of `UNKNOWN` for one without a place, or an error where unknown ones have none."""
     return np.array([places[t] if t in places else places[UNKNOWN] for t in tokens], np.int32)
+
+
+def ends(word: str, characters: int) -> str:
+    """A word of at most so many characters, or as many from its ends."""
+    return word if len(word) <= characters else word[: characters // 2] + word[-(characters // 2) :]

@@ -26,7 +26,7 @@ from experiments.data.order import of_like_length
 from experiments.models import Params
 from experiments.tagger import Tagger
 from experiments.task import Carried, Task
-from lstmjax import crf, dense, hierarchy
+from lstmjax import crf, dense, embedding, hierarchy
 
 MODELS = ("tagger",)
 AT_ONCE = 100  # held-out sentences in one piece
@@ -118,11 +118,6 @@ def case(word: str) -> str:
     return "mixed" if any(letter.isalpha() for letter in word) else "other"
 
 
-def ends(word: str, characters: int) -> str:
-    """A word of at most so many characters, or as many from its ends."""
-    return word if len(word) <= characters else word[: characters // 2] + word[-(characters // 2) :]
-
-
 def padded(sentences: Sequence[Sentence], found: Kinds, options: Options) -> Columns:
     """Numbers for words, cases and tags [sentences, words] and characters [sentences, words, characters].
 
@@ -140,7 +135,7 @@ def padded(sentences: Sequence[Sentence], found: Kinds, options: Options) -> Col
         cases[row, of] = [CASES.index(case(word)) for word in sentence.words]
         tags[row, of] = vocabulary.numbers(sentence.chunks, places["tags"])
         for step, word in enumerate(sentence.words):
-            spelling = vocabulary.numbers(ends(word, options.characters), places["characters"])
+            spelling = vocabulary.numbers(vocabulary.ends(word, options.characters), places["characters"])
             letters[row, step] = len(spelling)
             characters[row, step, : len(spelling)] = spelling
     columns = {"words": words, "case": cases, "tags": tags, "letters": letters, "characters": characters}
@@ -205,7 +200,7 @@ def _batches(train: Columns, key: Array, steps: Int[Array, " steps"], batch: int
 def emissions(model: Tagger, params: Params, batch: Columns) -> Float[Array, "batch words tags"]:
     """Scores of the tags of each word; some features are dropped where the batch has a key."""
     words_key, levels_key = (None, None) if "key" not in batch else jax.random.split(batch["key"])
-    words = tagger.vectors(model, params, batch["words"], words_key)
+    words = embedding.apply(params["words"], tagger.some_unknown(model, batch["words"], words_key))
     tokens = (jnp.concatenate([words, jax.nn.one_hot(batch["case"], len(CASES))], axis=-1),)
     lengths = (batch["length"],)
     if model.characters:

@@ -15,6 +15,7 @@ import functools
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,9 +28,11 @@ from experiments.data.dialogues import Conversation
 from experiments.data.order import shuffled
 from experiments.tagger import Tagger
 from experiments.task import Carried, Labelled, Task
-from lstmjax import HierarchyParams, dense, hierarchy, ragged
+from lstmjax import HierarchyParams, bidirectional, dense, embedding, hierarchy, ragged
 
 MODELS = ("tagger",)
+MANNER = ("another speaker than before", "another speaker than the first", "begins with a capital letter")
+LETTERS = 16  # of a longer word, half of these are its first characters and half its last ones
 WASTE = 0.3  # of what the lower LSTM reads, padding
 
 
@@ -39,12 +42,12 @@ class Options:
     """Folder of the corpus within LSTMJAX_DATA."""
     column: str = "tag"
     """Which of a line's tags is learned: tag where there is one, else basic, general or full."""
-    least: int = 2
-    """A word that training has less often than this is an unknown one."""
+    rare: int = 2
+    """A word that is seen less often in training is read as unknown."""
 
     def __post_init__(self):
-        if self.least < 1:
-            raise ValueError(f"data.least is {self.least}; it must be at least 1")
+        if self.rare < 1:
+            raise ValueError(f"data.rare is {self.rare}; it must be at least 1")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,17 +55,23 @@ class Kinds:
     """What has a number: its place here."""
 
     words: tuple[str, ...]
+    characters: tuple[str, ...]
     tags: tuple[str, ...]
 
 
 def build(options: Options, model: Tagger, batch: int, key: Array) -> Task:
     del key  # nothing is drawn
-    if model.characters:
-        raise ValueError(f"model.characters is {model.characters}; words have no spelling here, so it must be 0")
     corpus = dialogues.load(options.corpus, options.column)
     found = kinds(corpus, options)
     return Task(
-        init=functools.partial(tagger.init, model=model, words=len(found.words), tags=len(found.tags), speakers=1),
+        init=functools.partial(
+            tagger.init,
+            model=model,
+            words=len(found.words),
+            tags=len(found.tags),
+            characters=len(found.characters),
+            features=len(MANNER),
+        ),
         batches=_batches,
         loss=functools.partial(_loss, model),
         evaluate=functools.partial(_evaluate, model),
@@ -77,19 +86,26 @@ def build(options: Options, model: Tagger, batch: int, key: Array) -> Task:
 
 
 def kinds(corpus: dict[str, list[Conversation]], options: Options) -> Kinds:
-    said = (word for talk in corpus["train"] for text in talk.texts for word in dialogues.words(text))
-    return Kinds(vocabulary.known(said, options.least), dialogues.tags(corpus))
+    """The words and characters of the training conversations, and the tags of all."""
+    said = [word for talk in corpus["train"] for text in talk.texts for word in dialogues.words(text)]
+    return Kinds(
+        vocabulary.known(said, options.rare),
+        vocabulary.known(itertools.chain.from_iterable(said)),
+        dialogues.tags(corpus),
+    )
 
 
 def arranged(conversations: Sequence[Conversation], found: Kinds, batch: int) -> dict[str, Array]:
     """All batches, an axis of them in front of every array.
 
-    `words` has arrays of several widths, each with the number of words of each utterance beside it, and `place` says
-    which row of them all, one array after another, is the utterance at each step of each conversation.
+    `said` has arrays of several widths, each with the number of words of each utterance beside it, and `place` says
+    which row of them all, one array after another, is the utterance at each step of each conversation. What is said are
+    places among the batch's different words, of which `word` is the number of each and `characters` those of its
+    spelling; the first of them is the unknown word, which has none.
     """
-    words = {word: number for number, word in enumerate(found.words)}
-    said = [[_tokens(text, words) for text in talk.texts] for talk in conversations]
+    said = [[dialogues.words(text) or [vocabulary.UNKNOWN] for text in talk.texts] for talk in conversations]
     dealt = deal([sum(map(len, talk)) for talk in said], batch)
+    types = [sorted({vocabulary.UNKNOWN, *(w for t in members for text in said[t] for w in text)}) for members in dealt]
     ranked = [
         sorted(((len(u), t, p) for t in members for p, u in enumerate(said[t])), reverse=True) for members in dealt
     ]
@@ -100,7 +116,7 @@ def arranged(conversations: Sequence[Conversation], found: Kinds, batch: int) ->
     arrays = {
         "lengths": np.zeros((len(dealt), batch), np.int32),
         "tags": np.zeros((len(dealt), batch, steps), np.int32),
-        "turn": np.zeros((len(dealt), batch, steps, 1), np.float32),
+        "manner": np.zeros((len(dealt), batch, steps, len(MANNER)), np.float32),
         "place": np.zeros((len(dealt), batch, steps), np.int32),
     }
     numbers = {tag: number for number, tag in enumerate(found.tags)}
@@ -111,13 +127,15 @@ def arranged(conversations: Sequence[Conversation], found: Kinds, batch: int) ->
             spoken = conversations[talk]
             arrays["lengths"][number, position] = len(spoken)
             arrays["tags"][number, position, : len(spoken.tags)] = [numbers[tag] for tag in spoken.tags]
-            changed = [now != before for before, now in zip(spoken.speakers, spoken.speakers[1:], strict=False)]
-            arrays["turn"][number, position, 1 : len(spoken), 0] = changed
+            arrays["manner"][number, position, : len(spoken)] = manner(spoken)
         for rank, (_, talk, position) in enumerate(ranks):
             arrays["place"][number, row[talk], position] = rank
-        ordered = [said[talk][position] for _, talk, position in ranks] + [[]] * (tallest - len(ranks))
+        places = {word: place for place, word in enumerate(types[number])}
+        ordered = [[places[word] for word in said[talk][position]] for _, talk, position in ranks]
+        ordered += [[]] * (tallest - len(ranks))
         buckets.append([ordered[first:after] for first, after in itertools.pairwise(edges)])
-    return jax.tree.map(jnp.asarray, arrays | {"words": tuple(_bucket(same) for same in zip(*buckets, strict=True))})
+    arrays |= {"said": tuple(_bucket(same) for same in zip(*buckets, strict=True))} | _spelt(types, found)
+    return jax.tree.map(jnp.asarray, arrays)
 
 
 def deal(sizes: Sequence[int], batch: int) -> list[list[int]]:
@@ -132,15 +150,32 @@ def deal(sizes: Sequence[int], batch: int) -> list[list[int]]:
     return dealt
 
 
-def _tokens(text: str, words: dict[str, int]) -> list[int]:
-    """Of a text; where nothing was written down, one unknown word was said."""
-    return vocabulary.numbers(dialogues.words(text) or [vocabulary.UNKNOWN], words).tolist()
+def manner(conversation: Conversation) -> list[tuple[bool, ...]]:
+    """`MANNER` of each utterance; what follows on an unfinished one is written without a capital letter."""
+    speakers, texts = conversation.speakers, conversation.texts
+    changed = [False, *(now != before for before, now in itertools.pairwise(speakers))]
+    return [(c, s != speakers[0], t[:1].isupper()) for c, s, t in zip(changed, speakers, texts, strict=True)]
 
 
 def _bucket(batches: Sequence[list[list[int]]]) -> tuple[np.ndarray, np.ndarray]:
     """Words [batches, utterances, words] and their numbers [batches, utterances]."""
     words, (lengths, _) = ragged.pad(batches, levels=2, dtype=np.int32)
     return words, lengths
+
+
+def _spelt(types: Sequence[list[str]], found: Kinds) -> dict[str, np.ndarray]:
+    """The number of each word of each batch, its characters, and how many these are."""
+    words, characters = ({kind: place for place, kind in enumerate(of)} for of in (found.words, found.characters))
+    every = sorted({word for batch in types for word in batch})
+    rows = {word: row for row, word in enumerate(every)}
+    spelling = [vocabulary.numbers(vocabulary.ends(word, LETTERS), characters) for word in every]
+    padded, (letters,) = ragged.pad(spelling)
+    batches, _ = ragged.pad([vocabulary.numbers(batch, rows) for batch in types])
+    return {
+        "word": vocabulary.numbers(every, words)[batches],
+        "characters": padded[batches],
+        "letters": letters[batches],
+    }
 
 
 def _batches(train: dict[str, Array], key: Array, steps: Int[Array, " steps"]) -> dict[str, Array]:
@@ -150,35 +185,28 @@ def _batches(train: dict[str, Array], key: Array, steps: Int[Array, " steps"]) -
     return jax.tree.map(lambda array: array[chosen], train) | {"key": keys}
 
 
-def emissions(model: Tagger, params: tagger.Params, batch: dict[str, Array]) -> Float[Array, "batch utterances tags"]:
-    """Scores of the tags of each utterance."""
+def emissions(model: Tagger, params: tagger.Params, batch: dict[str, Any]) -> Float[Array, "batch utterances tags"]:
+    """Scores of the tags of each utterance; some features are dropped where the batch has a key."""
     key = batch.get("key")
-    keys = [None] * (len(batch["words"]) + 2) if key is None else list(jax.random.split(key, len(batch["words"]) + 2))
-    levels = params["hierarchy"].levels
-    lower = HierarchyParams(levels[:-1] if model.context else levels)
+    keys = [(None, None)] * (len(batch["said"]) + 1)
+    if key is not None:
+        keys = jax.random.split(key, (len(batch["said"]) + 1, 2))
+    levels = list(params["hierarchy"].levels)
+    vectors = embedding.apply(params["words"], batch["word"])
+    if model.characters:
+        spelling = HierarchyParams((levels.pop(0),))
+        code = hierarchy.apply(spelling, batch["characters"], lengths=(batch["letters"],), return_sequences=False)
+        vectors = jnp.concatenate([vectors, code], axis=-1)
+
+    encoder, rates = levels[0].encoder, tagger.dropouts(model, 1, top=not model.context)[0]
     codes = []
-    for (words, lengths), bucket_key in zip(batch["words"], keys[2:], strict=True):
-        word_key, level_key = (None, None) if bucket_key is None else jax.random.split(bucket_key)
-        codes.append(
-            hierarchy.apply(
-                lower,
-                tagger.vectors(model, params, words, word_key),
-                lengths=(lengths,),
-                code=model.code,
-                return_sequences=False,
-                dropout=tagger.dropouts(model, 1, top=not model.context),
-                key=level_key,
-            )
-        )
+    for (words, lengths), (word_key, level_key) in zip(batch["said"], keys[1:], strict=True):
+        xs = vectors[tagger.some_unknown(model, words, word_key)]
+        codes.append(hierarchy.encode(encoder, xs, lengths=lengths, code=model.code, dropout=rates, key=level_key))
     ys = jnp.concatenate(codes)[batch["place"]]
     if model.context:
-        ys = hierarchy.apply(
-            HierarchyParams(levels[-1:]),
-            jnp.concatenate([batch["turn"], ys], axis=-1),
-            lengths=(batch["lengths"],),
-            dropout=tagger.dropouts(model, 1, top=True),
-            key=keys[0],
-        )
+        xs, rates = jnp.concatenate([batch["manner"], ys], axis=-1), tagger.dropouts(model, 1, top=True)[0]
+        ys, _ = bidirectional.apply(levels[1].encoder, xs, lengths=batch["lengths"], dropout=rates, key=keys[0][0])
     return dense.apply(params["dense"], ys)
 
 

@@ -1,19 +1,29 @@
 """Chunking: columns hold what was read, F1 is that of chunks counted by hand, and padding counts for nothing."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.data import chunks, files
+from experiments import tagger
+from experiments.data import chunks, files, vocabulary
 from experiments.data.chunks import Sentence
+from experiments.tagger import Tagger
 from experiments.tasks import conll2000
 from experiments.tasks.conll2000 import Options
 from experiments.train import Hooks, Train, initial_state, train
+from lstmjax import crf
 
 RNG = np.random.default_rng(0)
 NOUNS = {"DT": ("the", "a"), "NN": ("Trade", "dive", "U.S."), "VB": ("fell", "rose"), "CD": ("1990", "12")}
 OPTIONS = Options(rare=1, characters=6)
+MODELS = {
+    "crf": Tagger(embedding=5, characters=3, units=4, dropout=0.0),
+    "no crf": Tagger(embedding=5, characters=3, units=4, dropout=0.0, crf=False),
+    "words alone": Tagger(embedding=5, units=4, dropout=0.0),
+}
 
 
 def sentence(words):
@@ -33,30 +43,20 @@ def splits():
     return {split: [sentence(n) for n in RNG.integers(1, 15, count)] for split, count in sizes.items()}
 
 
-def counting(params, batch):
-    """A model without order: each word has a score for each tag."""
-    scores = jax.nn.log_softmax(params["scores"][batch["words"]])
-    valid = jnp.arange(scores.shape[1])[None] < batch["length"][:, None]
-    right = jnp.take_along_axis(scores, batch["tags"][..., None], axis=-1)[..., 0]
-    return -jnp.sum(right, axis=1, where=valid)
-
-
-def likeliest(params, batch):
-    return jnp.argmax(params["scores"][batch["words"]], axis=-1)
-
-
 @pytest.fixture(autouse=True)
 def widths(monkeypatch):
     monkeypatch.setattr(conll2000, "WIDTHS", (4, 9))
 
 
 @pytest.fixture
-def task(splits):
-    found = conll2000.kinds(splits, OPTIONS)
-    shape = (len(found.words), len(found.tags))
-    return conll2000.build_with(
-        splits, OPTIONS, 8, lambda key: {"scores": jax.random.normal(key, shape)}, counting, likeliest
-    )
+def build(splits, monkeypatch):
+    monkeypatch.setattr(conll2000.chunks, "load", lambda: splits)
+    return lambda model, batch=8: conll2000.build(OPTIONS, model, batch, jax.random.key(0))
+
+
+@pytest.fixture
+def task(build):
+    return build(MODELS["crf"])
 
 
 def test_columns_hold_what_was_read(task, splits):
@@ -98,8 +98,8 @@ def test_case_of_a_word(word, kind):
 def test_words_are_read_in_lower_case_and_numbers_by_their_length():
     assert conll2000.normal("Jan.") == "jan."
     assert conll2000.normal("1,950th") == "0,000th"
-    assert conll2000.ends("trade", 6) == "trade"
-    assert conll2000.ends("tradesman", 6) == "traman"
+    assert vocabulary.ends("trade", 6) == "trade"
+    assert vocabulary.ends("tradesman", 6) == "traman"
 
 
 def test_rare_words_are_unknown_and_tags_never_are(splits):
@@ -176,48 +176,70 @@ def test_word_that_training_lacks_gets_the_commonest_tag_of_all(splits):
     assert found["commonest tag of the part of speech"]["accuracy"] == 1
 
 
-@pytest.mark.parametrize("pieces", [3, 100])
-def test_evaluation_is_that_of_single_sentences(task, splits, pieces, monkeypatch):
+@pytest.mark.parametrize(("kind", "pieces"), [("crf", 3), ("crf", 100), ("no crf", 3), ("words alone", 3)])
+def test_evaluation_is_that_of_single_sentences(build, splits, kind, pieces, monkeypatch):
     monkeypatch.setattr(conll2000, "AT_ONCE", pieces)
-    found = conll2000.kinds(splits, OPTIONS)
-    params = task.init(jax.random.key(1))
-    scores = np.asarray(jax.nn.log_softmax(params["scores"]), np.float64)
-    decoded, losses = [], []
+    model, found = MODELS[kind], conll2000.kinds(splits, OPTIONS)
+    task = build(model)
+    params = jax.tree.map(lambda leaf: 2 * leaf, task.init(jax.random.key(1)))
+    allowed, decoded, losses = crf.bio(found.tags), [], []
+
+    @jax.jit
+    def single(params, columns):
+        scores = conll2000.emissions(model, params, columns)
+        nll = tagger.nll(model, params, scores, columns["tags"], columns["length"], allowed)
+        return tagger.decode(model, params, scores, columns["length"], allowed)[0], nll
+
     for sentence in splits["test"]:
-        rows = [scores[found.words.index(conll2000.normal(word))] for word in sentence.words]
-        decoded.append([found.tags[int(row.argmax())] for row in rows])
-        losses += [-row[found.tags.index(tag)] for row, tag in zip(rows, sentence.chunks, strict=True)]
-    expected = by_hand([s.chunks for s in splits["test"]], decoded) | {"loss": np.mean(losses)}
+        tags, nll = single(params, conll2000.padded([sentence], found, OPTIONS))
+        decoded.append([found.tags[tag] for tag in tags[0].tolist()])
+        losses.append(float(nll[0]))
+    words = sum(map(len, splits["test"]))
+    expected = by_hand([s.chunks for s in splits["test"]], decoded) | {"loss": sum(losses) / words}
     split = task.splits["test"]
     assert task.score(jax.jit(task.evaluate)(params, split), split) == pytest.approx(expected, rel=1e-5)
 
 
 def test_loss_is_a_mean_over_words_whatever_the_width(task, splits):
     params = task.init(jax.random.key(1))
-    split = task.splits["train"]
+    split, model = task.splits["train"], MODELS["crf"]
+    allowed = crf.bio(conll2000.kinds(splits, OPTIONS).tags)
     for rows, width in ((slice(0, 3), 4), (slice(0, 20), 9), (slice(30, 40), 14)):
         batch = {name: column[rows] for name, column in split.items()}
         assert int(batch["length"].max()) <= width
-        nll = counting(params, batch)
+        scores = conll2000.emissions(model, params, batch)
+        nll = tagger.nll(model, params, scores, batch["tags"], batch["length"], allowed)
         loss, (measure, _) = jax.jit(task.loss)(params, batch, None)
         assert float(loss) == pytest.approx(float(nll.sum() / batch["length"].sum()), rel=1e-5)
         np.testing.assert_allclose(measure, nll / batch["length"], rtol=1e-5)
 
 
-def test_batches_are_cut_to_the_smallest_width_that_holds_them(splits):
-    seen = []
-
-    def losses(params, batch):
-        jax.debug.callback(seen.append, jnp.array(batch["words"].shape[1]))
-        return params["a"] * batch["length"]
-
-    task = conll2000.build_with(splits, OPTIONS, 8, lambda key: {"a": jnp.ones(())}, losses, likeliest)
+def test_batches_are_cut_to_the_smallest_width_that_holds_them(task):
     split = task.splits["train"]
     longest = split["words"].shape[1]
+
+    @jax.jit
+    def width(batch):
+        return conll2000._cut(lambda cut: jnp.array([cut[name].shape[1] for name in conll2000.STEPWISE]), batch)
+
     for row, length in enumerate(split["length"].tolist()):
-        task.loss({"a": jnp.ones(())}, {name: column[row : row + 1] for name, column in split.items()}, None)
-        jax.effects_barrier()
-        assert int(seen[-1]) == next(width for width in (4, 9, longest) if length <= width)
+        cut = width({name: column[row : row + 1] for name, column in split.items()})
+        assert set(cut.tolist()) == {next(width for width in (4, 9, longest) if length <= width)}
+
+
+def test_forbidden_tags_are_never_chosen(build, splits):
+    task, found = build(MODELS["crf"]), conll2000.kinds(splits, OPTIONS)
+    params = jax.tree.map(lambda leaf: 5 * leaf, task.init(jax.random.key(3)))
+    split = task.splits["test"]
+    decoded = np.asarray(jax.jit(task.evaluate)(params, split)["decoded"])
+    for row, length in zip(decoded, split["length"].tolist(), strict=True):
+        for before, after in itertools.pairwise(["O", *(found.tags[tag] for tag in row[:length])]):
+            assert not after.startswith("I-") or before[2:] == after[2:]
+
+
+def test_there_is_nothing_above_a_sentence(build):
+    with pytest.raises(ValueError, match=r"model.context is 3; there is nothing above a sentence"):
+        build(Tagger(context=3))
 
 
 def test_batches_keep_each_sentence_whole_and_draw_a_key_a_step(task):
@@ -248,7 +270,7 @@ def test_options_that_make_no_sense_are_refused(wrong, words):
 
 @pytest.mark.training
 def test_tags_of_words_are_learned(task):
-    options = Train(steps=120, batch=8, learning_rate=0.1, log_every=40, evaluate_every=40, save_every=40)
+    options = Train(steps=120, batch=8, learning_rate=0.03, log_every=40, evaluate_every=40, save_every=40)
     lines = []
     hooks = Hooks(log=lambda line, rate: lines.append(line), save=lambda state: None, stop=lambda: False)
     train(task, options, initial_state(task, options), hooks)

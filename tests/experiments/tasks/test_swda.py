@@ -1,7 +1,6 @@
 """Dialogue acts: packing changes nothing, the figures are those of a loop, and a tiny corpus is learned."""
 
 import dataclasses
-import itertools
 
 import jax
 import jax.numpy as jnp
@@ -22,8 +21,8 @@ MODELS = {
     "without crf": Tagger(embedding=8, units=6, context=5, dropout=0.0, crf=False, code="max"),
 }
 SAID = {
-    "s": ("i like it here", "we were there , you know", "it is late"),
-    "q": ("do you ?", "where is it ?"),
+    "s": ("I like it here", "we were there , you know", "it is late"),
+    "q": ("Do you ?", "where is it ?"),
     "b": ("uh-huh .", ""),
 }
 
@@ -49,7 +48,13 @@ def corpus():
 @pytest.fixture
 def build(corpus, monkeypatch):
     monkeypatch.setattr(swda.dialogues, "load", lambda folder, column: corpus)
-    return lambda model, batch=3: swda.build(swda.Options(least=1), model, batch, jax.random.key(0))
+    return lambda model, batch=3: swda.build(swda.Options(rare=1), model, batch, jax.random.key(0))
+
+
+def manner_by_hand(talk, step):
+    who = talk.speakers
+    changed = step > 0 and who[step] != who[step - 1]
+    return [float(changed), float(who[step] != who[0]), float("A" <= (talk.texts[step] or " ")[0] <= "Z")]
 
 
 def scores_by_hand(model, params, talk, found):
@@ -62,8 +67,8 @@ def scores_by_hand(model, params, talk, found):
         codes.append(hierarchy.encode(levels[0].encoder, xs, code=model.code))
     ys = jnp.stack(codes)
     if model.context:
-        turn = [0.0] + [float(b != a) for a, b in itertools.pairwise(talk.speakers)]
-        xs = jnp.concatenate([jnp.array(turn)[:, None], ys], axis=-1)
+        manner = [manner_by_hand(talk, step) for step in range(len(talk))]
+        xs = jnp.concatenate([jnp.array(manner), ys], axis=-1)
         ys = hierarchy.apply(HierarchyParams(levels[1:]), xs)
     return dense.apply(params["dense"], ys)
 
@@ -71,7 +76,7 @@ def scores_by_hand(model, params, talk, found):
 @pytest.mark.parametrize("kind", MODELS)
 def test_figures_are_those_of_a_loop_over_utterances(build, corpus, kind):
     model = MODELS[kind]
-    task, found = build(model), swda.kinds(corpus, swda.Options(least=1))
+    task, found = build(model), swda.kinds(corpus, swda.Options(rare=1))
     params = task.init(jax.random.key(1))
     right, nll, count = 0, 0.0, 0
     for talk in corpus["test"]:
@@ -87,9 +92,8 @@ def test_figures_are_those_of_a_loop_over_utterances(build, corpus, kind):
 
 
 def test_every_utterance_is_in_its_place_once(corpus):
-    found = swda.kinds(corpus, swda.Options(least=1))
+    found = swda.kinds(corpus, swda.Options(rare=1))
     split = swda.arranged(corpus["train"], found, batch=3)
-    said = sorted((talk.texts, talk.tags, talk.speakers) for talk in corpus["train"])
     back = []
     for number in range(len(split["lengths"])):
         rows = [
@@ -102,13 +106,11 @@ def test_every_utterance_is_in_its_place_once(corpus):
             if steps:
                 texts = tuple(tuple(rows[split["place"][number, talk, step]]) for step in range(steps))
                 tags = tuple(found.tags[tag] for tag in split["tags"][number, talk, :steps])
-                turns = split["turn"][number, talk, :steps, 0].tolist()
-                back.append((texts, tags, turns))
+                back.append((texts, tags, split["manner"][number, talk, :steps].tolist()))
     expected = []
-    for texts, tags, speakers in said:
-        words = tuple(tuple(dialogues.words(text) or [""]) for text in texts)
-        turns = [0.0] + [float(a != b) for a, b in itertools.pairwise(speakers)]
-        expected.append((words, tags, turns))
+    for talk in corpus["train"]:
+        texts = tuple(tuple(dialogues.words(text) or [""]) for text in talk.texts)
+        expected.append((texts, talk.tags, [manner_by_hand(talk, step) for step in range(len(talk))]))
     assert sorted(back) == sorted(expected)
 
 
@@ -122,7 +124,7 @@ def test_batches_are_of_nearly_one_size():
 
 
 def test_unknown_words_are_one_word(corpus):
-    found = swda.kinds(corpus, swda.Options(least=3))
+    found = swda.kinds(corpus, swda.Options(rare=3))
     talk = Conversation("new", ("A", "A"), ("never heard words", "it is it"), ("s", "s"))
     split = swda.arranged([talk], found, batch=1)
     rows = [words[0, row, :n].tolist() for words, ns in split["words"] for row, n in enumerate(ns[0].tolist()) if n]
