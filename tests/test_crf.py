@@ -270,11 +270,15 @@ def test_a_path_far_below_the_best_is_not_lost():
     def derivatives(emissions):
         return marginals(emissions), jax.jacfwd(marginals)(emissions)
 
-    together = jax.jit(marginals)(float32(emissions))
+    together = jax.jit(marginals)
     mapped, slopes = jax.jit(jax.vmap(derivatives))(float32(emissions))
-    for found in (together, mapped):
+    for found in (together(float32(emissions)), mapped):
         np.testing.assert_allclose(found, [t.marginals for t in truths], atol=1e-6)
     np.testing.assert_allclose(slopes, [t.covariances for t in truths], atol=1e-6)
+
+    emissions[0, 0], emissions[0, 1] = (0, -87, -88), 0  # exp(-87) is a float32 and exp(-88) is too small for one
+    truths = enumerated(params, emissions, allowed, [4, 4])
+    np.testing.assert_allclose(together(float32(emissions)), [t.marginals for t in truths], atol=1e-6)
 
 
 @pytest.fixture
