@@ -7,7 +7,6 @@ Rabiner, "A tutorial on hidden Markov models" (1989). Start and end scores are i
 last valid step, and what is forbidden scores -inf.
 """
 
-import math
 from typing import Any
 
 import jax
@@ -51,7 +50,7 @@ def marginals(implementation, transitions, emissions, length):
 
 def decode(transitions, emissions, length):
     """The path of the highest score, and that score."""
-    highest, norms, _ = _recursion(lambda delta: ((delta[:, None] + transitions).max(axis=0), True), emissions, length)
+    highest, norms = _recursion(lambda delta: (delta[:, None] + transitions).max(axis=0), emissions, length)
     tags = _backward(transitions, highest, length, jnp.zeros_like(highest))
     score = _step_scores(transitions, emissions, length, tags).sum()
     return tags, jnp.where(jnp.isnan(norms).any(), jnp.nan, score)  # there is no best path among scores of NaN
@@ -72,11 +71,11 @@ def _forward(implementation, transitions, emissions, length):
 
     def exactly(transitions, lowered, alphas, norms):
         del alphas, norms
-        return _recursion(lambda alpha: (_log_sum(alpha[:, None] + transitions, 0), True), lowered, length)[:2]
+        return _recursion(lambda alpha: _log_sum(alpha[:, None] + transitions, 0), lowered, length)
 
-    alphas, norms, sure = _recursion(_product(transitions), lowered, length)
+    alphas, norms = _recursion(_product(transitions), lowered, length)
     alphas, norms = jax.lax.cond(
-        _everywhere(sure.all()),
+        _everywhere(~_lost(transitions, lowered, alphas, length)),
         lambda transitions, lowered, alphas, norms: (alphas, norms),
         jax.checkpoint(exactly),  # so that where it does not run there is nothing to be kept for its gradient
         *(transitions, lowered, alphas, norms),
@@ -85,37 +84,46 @@ def _forward(implementation, transitions, emissions, length):
 
 
 def _product(transitions):
-    """log(exp(alpha) exp(transitions)) by a product with a matrix, and whether that is right.
+    """log(exp(alpha) exp(transitions)) by a product with a matrix; -inf for a sum that may have lost a part.
 
-    Both factors are at most 1, so what underflows is below `tiny`: a sum of at least sqrt(tiny) misses nothing, and its
-    square, by which second derivatives divide, is in range.
+    Both factors are at most 1, so what underflows is below `tiny`: a sum of at least tiny / eps misses no more than
+    rounding does.
     """
-    top, least = _highest(transitions.reshape(-1))[0], math.sqrt(jnp.finfo(transitions.dtype).tiny)
+    limits = jnp.finfo(transitions.dtype)
+    top, least = _highest(transitions.reshape(-1))[0], limits.tiny / limits.eps
     factors = jnp.exp(transitions - top)
 
     def predict(alpha):
-        total = jnp.exp(alpha) @ factors
-        return jnp.log(jnp.maximum(total, least)) + top, (total >= least).all()
+        total = jnp.matmul(jnp.exp(alpha), factors, precision=jax.lax.Precision.HIGHEST)
+        lost = total < least
+        scale = jax.lax.stop_gradient(jnp.where(lost, 1, total))
+        ratio = jnp.where(lost, 1, total / scale)  # 1; second derivatives divide by its square, not by that of total
+        return jnp.where(lost, -jnp.inf, jnp.log(ratio) + jnp.log(scale) + top)
 
     return predict
 
 
+def _lost(transitions, emissions, alphas, length):
+    """Whether an alpha of -inf is a sum that `_product` gave up, and not one of nothing, as what is forbidden gives."""
+    possible, may = (jnp.asarray(scores > -jnp.inf, scores.dtype) for scores in (alphas[:-1], transitions))
+    reached = (possible @ may > 0) & (emissions[1:] > -jnp.inf) & (jnp.arange(1, len(alphas))[:, None] < length)
+    return (reached & (alphas[1:] == -jnp.inf)).any()
+
+
 def _recursion(predict, emissions, length):
-    """alpha_t, or Viterbi's delta_t, each less its maximum; those maxima; and where `predict` was sure.
+    """alpha_t, or Viterbi's delta_t, each less its maximum; and those maxima.
 
     Args:
-        predict: from alpha_{t-1} to the log sum, or the maximum, over the tags before; and whether that is right.
+        predict: from alpha_{t-1} to the log sum, or the maximum, over the tags before.
         emissions: [time, tags].
-        length: valid steps; alpha is held behind them.
+        length: valid steps; the maxima behind them are 0, and alpha means nothing there.
     """
 
     def step(alpha, inputs):
         t, emission = inputs
-        predicted, sure = predict(alpha)
-        scores = jnp.where(t == 0, 0, predicted) + emission
+        scores = jnp.where(t == 0, 0, predict(alpha)) + emission
         norm = _highest(scores)[0]
-        alpha = jnp.where(t < length, scores - norm, alpha)
-        return alpha, (alpha, jnp.where(t < length, norm, 0), sure | (t == 0) | (t >= length))
+        return scores - norm, (scores - norm, jnp.where(t < length, norm, 0))
 
     time, size = emissions.shape
     before, emissions = placement.varying_alike((jnp.zeros(size, emissions.dtype), emissions))

@@ -318,7 +318,7 @@ def _checked(params, emissions, lengths, allowed):
             scores[name] = jnp.where(may, scores[name], -jnp.inf)
     steps, counts = jax.lax.broadcasted_iota(jnp.int32, emissions.shape, len(batch)), lengths[..., None, None]
     emissions = padding.fill(emissions.astype(dtype), lengths)
-    for name, here in (("start", (steps == 0) & (counts > 0)), ("end", steps == counts - 1)):
+    for name, here in (("start", steps == 0), ("end", steps == counts - 1)):
         emissions = emissions + jnp.where(here, jnp.broadcast_to(scores[name], emissions.shape), 0)
     return scores["transitions"], emissions, lengths
 
@@ -326,9 +326,8 @@ def _checked(params, emissions, lengths, allowed):
 def _path(tags, transitions, emissions, lengths):
     checks.shape("tags", tags, emissions.shape[:-1], "[*batch, time] of emissions")
     valid = padding.valid(lengths, emissions.shape[-2])
-    if not isinstance(tags, jax.core.Tracer) and not isinstance(valid, jax.core.Tracer):
-        valid = np.asarray(valid)
-        tags = np.where(valid, tags, 0)  # what padding holds is not looked at
+    known = not any(isinstance(array, jax.core.Tracer) for array in (tags, valid))
+    tags = np.where(np.asarray(valid), tags, 0) if known else jnp.where(valid, tags, 0)  # padding is not looked at
     return checks.integers("tags", tags, 0, len(transitions) - 1, "the tags of params.transitions")
 
 
