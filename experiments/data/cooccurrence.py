@@ -1,11 +1,12 @@
 """Vectors of words from the company they keep: a factorisation of how much more often two words meet than by chance.
 
-    M[w, v] = max(0, log(p(w, v) / (p(w) p'(v))))        p'(v) ~ count(v)^SMOOTHING        M ~ U S V^T        words = U S^(1/2)
+    M[w, v] = max(0, log(p(w, v) / (p(w) p'(v))))      p'(v) ~ count(v)^SMOOTHING      M ~ U S V^T      words = U S^(1/2)
 
 Levy, Goldberg & Dagan, Improving Distributional Similarity with Lessons Learned from Word Embeddings, TACL 2015.
 """
 
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import scipy.sparse
@@ -14,6 +15,7 @@ from sklearn.utils.extmath import randomized_svd
 
 WINDOW = 5  # words on either side; one at distance d counts 1/d
 SMOOTHING = 0.75
+Sparse = Any  # a matrix in rows; annotations of SciPy are no more exact
 
 
 def vectors(texts: Iterable[Int[np.ndarray, " words"]], words: int, length: int) -> Float[np.ndarray, "words length"]:
@@ -32,7 +34,7 @@ def vectors(texts: Iterable[Int[np.ndarray, " words"]], words: int, length: int)
     return (found / max(float(found.std()), np.finfo(found.dtype).tiny)).astype(np.float32)
 
 
-def counts(texts: Iterable[Int[np.ndarray, " words"]], words: int) -> scipy.sparse.csr_matrix:
+def counts(texts: Iterable[Int[np.ndarray, " words"]], words: int) -> Sparse:
     """How often each word stands near each other one, within a text."""
     rows, columns, weights = [], [], []
     for text in texts:
