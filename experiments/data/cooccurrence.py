@@ -1,6 +1,6 @@
 """Vectors of words from the company they keep: a factorisation of how much more often two words meet than by chance.
 
-    M[w, v] = max(0, log(p(w, v) / (p(w) p'(v))))      p'(v) ~ count(v)^SMOOTHING      M ~ U S V^T      words = U S^(1/2)
+    M[w, v] = max(0, log(p(w, v) / (p(w) q(v))))      q(v) ~ count(v)^SMOOTHING      M ~ U S V^T      words = U S^1/2
 
 Levy, Goldberg & Dagan, Improving Distributional Similarity with Lessons Learned from Word Embeddings, TACL 2015.
 """
@@ -18,7 +18,7 @@ SMOOTHING = 0.75
 Sparse = Any  # a matrix in rows; annotations of SciPy are no more exact
 
 
-def vectors(texts: Iterable[Int[np.ndarray, " words"]], words: int, length: int) -> Float[np.ndarray, "words length"]:
+def vectors(texts: Iterable[Int[np.ndarray, " _"]], words: int, length: int) -> Float[np.ndarray, "words length"]:
     """Of each of the numbers of words in these texts, with a standard deviation of 1 over all entries."""
     if length > words:
         raise ValueError(f"length is {length}; {words} words have vectors of at most that length")
@@ -34,7 +34,7 @@ def vectors(texts: Iterable[Int[np.ndarray, " words"]], words: int, length: int)
     return (found / max(float(found.std()), np.finfo(found.dtype).tiny)).astype(np.float32)
 
 
-def counts(texts: Iterable[Int[np.ndarray, " words"]], words: int) -> Sparse:
+def counts(texts: Iterable[Int[np.ndarray, " _"]], words: int) -> Sparse:
     """How often each word stands near each other one, within a text."""
     rows, columns, weights = [], [], []
     for text in texts:
