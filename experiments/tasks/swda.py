@@ -62,21 +62,49 @@ class Kinds:
 
 def build(options: Options, model: Tagger, batch: int, key: Array) -> Task:
     del key  # nothing is drawn
-    corpus = dialogues.load(options.corpus, options.column)
-    found = kinds(corpus, options)
+    found = kinds(_corpus(options), options)
     return Task(
-        init=functools.partial(_init, model, found, vectors(corpus["train"], found, model.embedding)),
+        init=functools.partial(_init, model, found, _vectors(options, model.embedding)),
         batches=_batches,
         loss=functools.partial(_loss, model),
         evaluate=functools.partial(_evaluate, model),
-        splits={name: arranged(conversations, found, batch) for name, conversations in corpus.items()},
+        splits=_splits(options, batch),
         metric="accuracy",
         measure="nll",
-        baselines=functools.partial(linear.baselines, corpus["train"], corpus["test"]),
+        baselines=functools.partial(_baselines, options),
         label=functools.partial(_label, model, found),
         watch=("validation",),
         published="on Switchboard, Kumar et al. 2018: accuracy 0.792",
     )
+
+
+@functools.lru_cache(maxsize=1)
+def _corpus(options: Options) -> dict[str, list[Conversation]]:
+    return dialogues.load(options.corpus, options.column)
+
+
+@functools.lru_cache(maxsize=1)
+def _splits(options: Options, batch: int) -> dict[str, dict[str, Array]]:
+    """What the runs of a sweep share is made once, here and below."""
+    corpus = _corpus(options)
+    found = kinds(corpus, options)
+    return {name: arranged(conversations, found, batch) for name, conversations in corpus.items()}
+
+
+@functools.lru_cache(maxsize=1)
+def _vectors(options: Options, length: int) -> Float[Array, "words length"]:
+    """Where the vectors of words start: from the company they keep in training, whatever the tags."""
+    corpus = _corpus(options)
+    words = {word: number for number, word in enumerate(kinds(corpus, options).words)}
+    said = [[word for text in talk.texts for word in dialogues.words(text)] for talk in corpus["train"]]
+    texts = [vocabulary.numbers(talk, words) for talk in said]
+    return jnp.asarray(cooccurrence.vectors(texts, len(words), length))
+
+
+@functools.lru_cache(maxsize=1)
+def _baselines(options: Options) -> dict[str, dict[str, float]]:
+    corpus = _corpus(options)
+    return linear.baselines(corpus["train"], corpus["test"])
 
 
 def kinds(corpus: dict[str, list[Conversation]], options: Options) -> Kinds:
@@ -87,14 +115,6 @@ def kinds(corpus: dict[str, list[Conversation]], options: Options) -> Kinds:
         vocabulary.known(itertools.chain.from_iterable(said)),
         dialogues.tags(corpus),
     )
-
-
-def vectors(conversations: Sequence[Conversation], found: Kinds, length: int) -> Float[Array, "words length"]:
-    """Where the vectors of words start: from the company they keep in these conversations, whatever their tags."""
-    words = {word: number for number, word in enumerate(found.words)}
-    said = [[word for text in talk.texts for word in dialogues.words(text)] for talk in conversations]
-    texts = [vocabulary.numbers(talk, words) for talk in said]
-    return jnp.asarray(cooccurrence.vectors(texts, len(words), length))
 
 
 def arranged(conversations: Sequence[Conversation], found: Kinds, batch: int) -> dict[str, Array]:

@@ -39,7 +39,9 @@ def build(monkeypatch):
     talks = {
         n: [Conversation(f"{n}{row}", *zip(*turns(rng), strict=True)) for row in range(k)] for n, k in sizes.items()
     }
-    monkeypatch.setattr(swda.dialogues, "load", lambda corpus, column: talks)
+    monkeypatch.setattr(swda, "_corpus", lambda options: talks)
+    swda._splits.cache_clear()
+    swda._vectors.cache_clear()
     models = {"conll2000": Tagger(units=3), "swda": Tagger(units=3, context=2)}
     return lambda name: TASKS[name].build(TASKS[name].Options(), models.get(name, Model(units=3)), 8, jax.random.key(0))
 

@@ -46,9 +46,15 @@ def corpus():
     return {split: [conversation(rng, f"{split}{n}", n) for n in numbers] for split, numbers in sizes.items()}
 
 
+def forget():
+    for made in (swda._corpus, swda._splits, swda._vectors, swda._baselines):
+        made.cache_clear()
+
+
 @pytest.fixture
 def build(corpus, monkeypatch):
     monkeypatch.setattr(swda.dialogues, "load", lambda folder, column: corpus)
+    forget()
     return lambda model, batch=3: swda.build(swda.Options(rare=1), model, batch, jax.random.key(0))
 
 
