@@ -112,8 +112,10 @@ def predict(folder: str, file: str) -> int:
     state = _restored(run, config, task)
     try:
         labelled = task.label(state.params, Path(file))
-    except (DataError, OSError, UnicodeDecodeError) as error:
-        raise RunError(f"{file}: {error}") from None
+    except DataError as error:
+        raise RunError(str(error)) from None
+    except OSError as error:
+        raise RunError(f"{file} cannot be read: {error.strerror}") from None
     for line, tag, probability in labelled:
         print(f"{tag}\t{probability:.3f}\t{line}")
     return 0

@@ -58,6 +58,8 @@ def load_sweep(path: str | Path, overrides: list[str] | None = None) -> list[tup
     """Reads every combination of the `[sweep]` lists: what it varies, and its config."""
     table, origins = _read(Path(path))
     varied = _lists(table.pop("sweep", {}), Path(path))
+    if "base" in varied and "base" in tomllib.loads(Path(path).read_text(encoding="utf-8")):
+        raise ConfigError(f"{path}: base is named at the top and varied in [sweep]; it must be one of the two")
     if not varied:
         raise ConfigError(f"{path}: there is no [sweep] table of lists; start it with `run {path}`")
     if "task" in varied:
@@ -81,6 +83,12 @@ def load_sweep(path: str | Path, overrides: list[str] | None = None) -> list[tup
                 )
         config = _build(merged, written, named)
         runs.append((choice, _override(config, overrides or [], f"sweep {path}")))
+    found = sorted({config.task for _, config in runs})
+    if len(found) > 1:
+        raise ConfigError(
+            f"{path}: in [sweep], base leads to the tasks {' and '.join(found)}; the runs of a sweep are compared, so "
+            f"it is one for all"
+        )
     return runs
 
 

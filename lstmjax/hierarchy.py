@@ -18,12 +18,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Integer
 
+from lstmjax import bidirectional as two_ways
 from lstmjax import checks, embedding, padding, pooling, stack
 from lstmjax.bidirectional import BidirectionalParams
 from lstmjax.lstm import LSTMParams
 from lstmjax.regularize import Dropout
 from lstmjax.stack import StackParams
 
+MERGES = [name for name in two_ways.MERGES if name]  # a code is one vector, never a pair
 CODES = {"final": None, "last": pooling.last, "max": pooling.global_max, "mean": pooling.global_mean}
 
 
@@ -160,6 +162,7 @@ def apply(
     """
     levels = _check(params)
     count = len(levels)
+    checks.one_of("merge", merge, MERGES)
     codes = [checks.one_of(f"code[{number}]", name, CODES) for number, name in enumerate(_each("code", code, count))]
     dropouts = _each("dropout", dropout, count)
     keys = _keys(key, dropouts)
@@ -171,6 +174,7 @@ def apply(
         if level.embedding is not None:
             real = None if steps is None else padding.valid(steps, jnp.shape(xs)[-1])
             xs = embedding.apply(level.embedding, _filled(xs, real))
+        _check_inputs(number, level.encoder, xs, codes_below, merge)
         if number:
             xs = codes_below if xs is None else jnp.concatenate([xs.astype(codes_below.dtype), codes_below], axis=-1)
         rest = {"lengths": steps, "merge": merge, "dropout": dropouts[number], "key": keys[number]} | arguments
@@ -186,6 +190,7 @@ def encode(
     *,
     lengths: Integer[ArrayLike, "*batch"] | None = None,
     code: str = "final",
+    merge: str = "concat",
     **arguments: Any,
 ) -> Float[Array, "*batch outputs"]:
     """Make one vector of each sequence.
@@ -195,13 +200,14 @@ def encode(
         xs: sequences [*batch, time, inputs], floating.
         lengths: valid steps of each sequence, integers [*batch].
         code: "final", "last", "max" or "mean", as in `apply`.
-        arguments: merge, dropout, key, options, implementation, unroll and checkpoint, as `stack.apply` takes them.
+        merge: how two directions become one output, as in `apply`.
+        arguments: dropout, key, options, implementation, unroll and checkpoint, as `stack.apply` takes them.
 
     Returns:
         [*batch, outputs].
 
     Raises:
-        ValueError, TypeError: an unknown code, and what `stack.apply` raises.
+        ValueError, TypeError: an unknown code or merge, and what `stack.apply` raises.
 
     Utterances of very different lengths in buckets of their own, put back into their conversations:
 
@@ -213,8 +219,9 @@ def encode(
     (2, 3, 3)
     """
     checks.one_of("code", code, CODES)
+    checks.one_of("merge", merge, MERGES)
     pool = CODES[code]
-    ys, _ = stack.apply(encoder, xs, lengths=lengths, return_sequences=pool is not None, **arguments)
+    ys, _ = stack.apply(encoder, xs, lengths=lengths, return_sequences=pool is not None, merge=merge, **arguments)
     return ys if pool is None else pool(ys, lengths=lengths)
 
 
@@ -275,6 +282,21 @@ def _own(levels: tuple[LevelParams, ...], tokens: tuple[Any, ...]) -> tuple[list
             checks.shape(name, array, shape, "the axes of tokens[0] down to this level's steps")
         own.append(array)
     return own, axes
+
+
+def _check_inputs(number: int, encoder: Any, xs: Any, codes: Any, merge: str) -> None:
+    """Raise where a level's encoder was made for other vectors; what is no encoder at all, `stack.apply` refuses."""
+    layer = encoder.layers[0] if isinstance(encoder, StackParams) and encoder.layers else encoder
+    layer = layer.forward if isinstance(layer, BidirectionalParams) else layer
+    if not isinstance(layer, LSTMParams) or jnp.ndim(layer.w_x) != 2:
+        return
+    own, below = (0 if array is None else array.shape[-1] for array in (xs, codes))
+    if layer.inputs != own + below:
+        reads = f"{own} features of tokens[{number}]"
+        reads += f" and codes of {below} with merge={merge!r}" if number else ""
+        raise ValueError(
+            f"params.levels[{number}].encoder must have {own + below} inputs, {reads}; got {layer.inputs}."
+        )
 
 
 def _within(lengths: tuple[Any, ...], axes: tuple[int, ...]) -> tuple[Array | None, ...]:

@@ -92,6 +92,8 @@ def widths(lengths: Any, *, waste: float | int = 0.25) -> tuple[int, ...]:
     """
     waste, lengths = checks.rate("waste", waste), _lengths(lengths)
     values, counts = np.unique(lengths, return_counts=True)
+    if not waste:
+        return tuple(values.tolist())  # what the search ends with, at a cost of the cube of their number
     below = np.concatenate([[0], np.cumsum(counts)])
     cells = values * below[1:].astype(float)  # of the arrays that hold all sequences up to each value
     cuts = []

@@ -347,6 +347,39 @@ def test_apply_says_what_is_wrong(untyped, tokens, options, message):
         hierarchy.apply(params, tokens, **options)
 
 
+@pytest.mark.parametrize(
+    ("tokens", "options", "message"),
+    [
+        (jnp.ones((2, 3, 4, 9)), {}, r"levels\[0\].encoder must have 9 inputs, 9 features of tokens\[0\]; got 3"),
+        (
+            jnp.ones((2, 3, 4, 3)),
+            {},
+            r"\[1\].encoder must have 8 inputs, 0 features of tokens\[1\] and codes of 8 with merge='concat'; got 6",
+        ),
+        (
+            (jnp.ones((2, 3, 4, 3)), jnp.ones((2, 3, 7))),
+            {"merge": "sum"},
+            r"\[1\].encoder must have 11 inputs, 7 features of tokens\[1\] and codes of 4 with merge='sum'; got 6",
+        ),
+    ],
+)
+def test_vectors_of_another_length_are_refused_by_their_level(untyped, tokens, options, message):
+    params = hierarchy.init(KEY, (3, 2), (4, (5, 6)), bidirectional=True, merge="sum")
+    with pytest.raises(ValueError, match=message):
+        hierarchy.apply(params, tokens, **options)
+
+
+@pytest.mark.parametrize("merge", [None, "add"])
+def test_what_makes_no_one_vector_of_two_directions_is_refused(untyped, merge):
+    params = hierarchy.init(KEY, 4, (4, 5), bidirectional=True, merge="sum")
+    for whole in (False, True):
+        with pytest.raises(ValueError, match="merge must be one of 'concat', 'sum', 'mul', 'ave'; got"):
+            hierarchy.apply(params, jnp.ones((2, 3, 4, 4)), merge=merge, return_sequences=whole)
+    for code in CODES:
+        with pytest.raises(ValueError, match="merge must be one of"):
+            hierarchy.encode(params.levels[0].encoder, jnp.ones((2, 4, 4)), merge=merge, code=code)
+
+
 def test_apply_wants_params_of_its_own(untyped):
     with pytest.raises(TypeError, match=r"params must be HierarchyParams, as hierarchy.init makes it; got dict"):
         hierarchy.apply({}, jnp.zeros((2, 3, 4)))

@@ -65,6 +65,11 @@ def test_widths_keep_the_bound(lengths, waste):
     assert ragged.widths(lengths, waste=0) == tuple(sorted(set(lengths)))
 
 
+def test_a_width_for_each_of_many_lengths_is_not_searched_for():
+    lengths = np.random.default_rng(0).permutation(50_000)  # the search would compare 2.5e9 pairs for each width
+    assert ragged.widths(lengths, waste=0) == tuple(range(50_000))
+
+
 @pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.int32, np.uint64])
 def test_widths_count_beyond_the_dtype_of_lengths(dtype):
     lengths = np.array([[3, 100, 100], [100, 120, 120]], dtype)

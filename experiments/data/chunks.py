@@ -48,6 +48,12 @@ def _read(path: Path) -> list[Sentence]:
     for number, line in enumerate([*files.lines(path), ""], 1):
         if line.strip():
             rows.append(_columns(line, path, number))
+            before, chunk = rows[-2][2] if rows[1:] else "O", rows[-1][2]
+            if chunk.startswith("I-") and chunk[2:] != before[2:]:
+                raise DataError(
+                    f"{path}, line {number}: {line!r} goes on with a chunk, but {before} comes before it; a chunk must "
+                    f"begin with B-{chunk[2:]}. It should be {SOURCE}"
+                )
         elif rows:
             sentences.append(Sentence(*map(tuple, zip(*rows, strict=True))))
             rows = []

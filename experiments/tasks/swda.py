@@ -6,8 +6,8 @@ together (Kumar et al., Dialogue Act Sequence Labeling using Hierarchical encode
 the layout of experiments/data/dialogues.py can take Switchboard's place.
 
 Which conversations make up a batch is settled once, so that all batches have nearly as many words, and their order is
-drawn anew in every epoch. Within a batch, utterances stand by length in arrays of a few widths, and an index says
-where in its conversation each belongs: little of what the lower LSTM reads is padding.
+drawn anew in every epoch. Within a batch, utterances stand by length in arrays of a few widths, the same for all
+batches, and an index says where in its conversation each belongs.
 """
 
 import dataclasses
@@ -34,7 +34,7 @@ from lstmjax.embedding import EmbeddingParams
 MODELS = ("tagger",)
 MANNER = ("another speaker than before", "another speaker than the first", "begins with a capital letter")
 LETTERS = 16  # of a longer word, half of these are its first characters and half its last ones
-WASTE = 0.3  # of what the lower LSTM reads, padding
+WASTE = 0.3  # padding that the widths add to the longest utterance of each rank in any batch; shorter ones add theirs
 
 
 @dataclasses.dataclass(frozen=True)

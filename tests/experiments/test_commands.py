@@ -184,11 +184,28 @@ def test_resume_before_the_first_checkpoint_starts_over(whole, launch, tmp_path)
     assert runs.read(run.metrics)[:3] == runs.read(whole[0].metrics)[:3]
 
 
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """A folder for LSTMJAX_DATA with two corpora: tags that go round, and words that come again."""
+    folder = tmp_path_factory.mktemp("data")
+    for split, count in (("train", 20), ("val", 3), ("test", 3)):
+        (folder / "swda" / split).mkdir(parents=True)
+        for number in range(count):
+            lines = [f"{'AB'[n % 2]}|so w{7 * number + n % 6} {'?.'[n % 2]}|{'qs'[n % 2]}\n" for n in range(20)]
+            (folder / "swda" / split / f"{split}{number}.txt").write_text("".join(lines))
+    (folder / "conll2000").mkdir()
+    for split, count in (("train", 1040), ("test", 5)):
+        (folder / "conll2000" / f"{split}.txt").write_text("The DT B-NP\ndog NN I-NP\nran VB B-VP\n\n" * count)
+    return folder
+
+
 CONFIGS = sorted(p.name for p in (Path(__file__).parents[2] / "configs").glob("*.toml"))
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_config_runs(name, configs, call, tmp_path):
+def test_config_runs(name, configs, call, tmp_path, written, monkeypatch):
+    if name.startswith(("conll2000", "swda")):
+        monkeypatch.setenv("LSTMJAX_DATA", str(written))
     for task, path in (("mnist", mnist.FILE), ("chars", shakespeare.FILE), ("jsb", chorales.FILE)):
         if task in name and files.locate(path) is None:
             pytest.skip(f"{path} is not on this machine; running configs/{name} says how it gets there")
@@ -225,6 +242,71 @@ def test_sweep_runs_every_combination_and_compares_them(configs, call, tmp_path)
     assert code == 0
     assert "s-001" in out
     assert f"{results[0]['test']['rmse']:.4g}" in out
+
+
+def test_sweep_over_bases_and_seeds_gives_the_means_of_each_base(configs, call, tmp_path):
+    for name, units in (("few", 3), ("many", 5)):
+        base = f'base = "{configs / "airline.toml"}"\n[train]\nsteps = 2\n[model]\nunits = {units}\n'
+        (tmp_path / f"{name}.toml").write_text(base)
+    (tmp_path / "s.toml").write_text('[sweep]\nbase = ["few.toml", "many.toml"]\ntrain.seed = [4, 5]\n')
+    code, out, err = call(tmp_path, "sweep", "s.toml")
+    assert code == 0, err
+    rows = [line.split("│")[1:-1] for line in out[out.index("sweep s.toml") :].splitlines() if "│" in line]
+    rows = [[cell.strip() for cell in row] for row in rows]
+    assert [row[:3] for row in rows[:4]] == [
+        [f"runs/{base}-00{seed - 3}", f"{base}.toml", str(seed)] for base in ("few", "many") for seed in (4, 5)
+    ]
+    for row, base in zip(rows[4:], ("few", "many"), strict=True):
+        results = [runs.Run(tmp_path / "runs" / f"{base}-00{n}").result for n in (1, 2)]
+        one, other = (json.loads(result.read_text())["test"]["rmse"] for result in results)
+        mean, deviation = (one + other) / 2, abs(one - other) / 2**0.5
+        assert row[1:3] == [f"{base}.toml", "mean ± standard deviation"]
+        assert f"{mean:.4g} ± {deviation:.4g}" in row
+
+
+@pytest.fixture(scope="module")
+def tagged(tmp_path_factory, configs, call, written):
+    """The folder in which a run has learned tags of the written corpus."""
+    folder = tmp_path_factory.mktemp("tagged")
+    code, _, err = call(folder, "run", configs / "swda.toml", "--train.steps", "2", LSTMJAX_DATA=str(written))
+    assert code == 0, err
+    return folder
+
+
+def test_predict_prints_each_line_with_its_tag_and_probability(tagged, call, written):
+    (tagged / "talk.txt").write_text("A|so w7 ?\n\nB|never heard of ☃ .\nA|\n")
+    code, out, err = call(tagged, "predict", "runs/swda-001", "talk.txt", LSTMJAX_DATA=str(written))
+    assert code == 0, err
+    lines = [line.split("\t") for line in out.splitlines()]
+    assert [line for _, _, line in lines] == ["A|so w7 ?", "B|never heard of ☃ .", "A|"]
+    assert {tag for tag, _, _ in lines} <= {"q", "s"}
+    assert all(0 < float(probability) < 1 for _, probability, _ in lines)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "talk cannot be read: No such file or directory"),
+        (b"", "talk has no lines"),
+        (b" \n\n", "talk has no lines"),
+        (b"\xff\x00", "talk is no text in UTF-8"),
+        (b"A|so\nso\n", "talk, line 2: 'so' has 1 columns"),
+    ],
+)
+def test_predict_says_once_what_is_wrong_with_a_file(tagged, monkeypatch, capsys, written, tmp_path, content, words):
+    monkeypatch.setenv("LSTMJAX_DATA", str(written))
+    monkeypatch.chdir(tmp_path)
+    if content is not None:
+        (tmp_path / "talk").write_bytes(content)
+    assert main(["predict", str(tagged / "runs" / "swda-001"), "talk"]) == 1
+    answer = capsys.readouterr().err
+    assert answer.startswith(f"error: {words}")
+    assert answer.count("talk") == 1
+
+
+def test_predict_needs_a_task_with_lines(whole, capsys):
+    assert main(["predict", str(whole[0].folder), "talk"]) == 1
+    assert "the task adding has no lines to label" in capsys.readouterr().err
 
 
 def test_loss_that_is_no_number_ends_the_run_with_the_step_and_the_remedy(configs, call, tmp_path):

@@ -162,6 +162,46 @@ def test_mistake_in_a_sweep(sweep, words, write, capsys):
     assert [word for word in words if word not in answer] == []
 
 
+def test_sweep_over_bases_is_a_run_for_each_under_its_own_name(write):
+    write(AIRLINE, "one.toml")
+    write('base = "one.toml"\n[model]\nunits = 9\n[train]\nsteps = 50\n', "two.toml")
+    path = write('[sweep]\nbase = ["one.toml", "two.toml"]\ntrain.seed = [1, 2]\n[train]\nbatch = 5\n', "both.toml")
+    swept = config.load_sweep(path, ["--train.clip", "3"])
+    found = [(c.name, c.model.units, c.train.steps, c.train.seed, c.train.batch, c.train.clip) for _, c in swept]
+    assert found == [
+        *(("one", 4, 20, seed, 5, 3.0) for seed in (1, 2)),
+        *(("two", 9, 50, seed, 5, 3.0) for seed in (1, 2)),
+    ]
+    assert [choice for choice, _ in swept[::3]] == [
+        {"base": "one.toml", "train.seed": 1},
+        {"base": "two.toml", "train.seed": 2},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("sweep", "words"),
+    [
+        ('[sweep]\nbase = ["one.toml", "tow.toml"]', ["there is no config", "tow.toml"]),
+        ("[sweep]\nbase = [3]", ["both.toml: base is 3", "name of a TOML file"]),
+        ('[sweep]\nbase = ["both.toml"]', ["its base leads back to itself"]),
+        ('base = "one.toml"\n[sweep]\nbase = ["two.toml"]', ["both.toml: base is named", "one of the two"]),
+        ('[sweep]\nbase = ["one.toml", "copy.toml"]', ["both.toml: in [sweep]", "tasks airline and copy"]),
+        ('[sweep]\nbase = ["wrong.toml"]', ["wrong.toml: [train]", "did you mean 'steps'?"]),
+        ('[sweep]\nbase = ["one.toml"]\ntrain.stepz = [1]', ["both.toml, in [sweep]: [train]", "'stepz'"]),
+        ('[sweep]\nbase = ["one.toml"]\n[train]\nstepz = 1', ["both.toml: [train]", "'stepz'"]),
+    ],
+)
+def test_mistake_in_a_sweep_over_bases_is_placed(sweep, words, write, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    write(AIRLINE, "one.toml")
+    write(AIRLINE, "two.toml")
+    write('task = "copy"\n', "copy.toml")
+    write(AIRLINE.replace("steps", "stepz"), "wrong.toml")
+    assert __main__.main(["sweep", str(write(sweep + "\n", "both.toml"))]) == 2
+    answer = capsys.readouterr().err
+    assert [word for word in words if word not in answer] == []
+
+
 @pytest.mark.parametrize("override", [["--train.log-every", "5"], ["--train.log_every=5"]])
 def test_sweep_refuses_an_override_of_what_it_varies(override, write, capsys):
     path = write(AIRLINE + "[sweep]\ntrain.log_every = [1, 2]\n")

@@ -45,8 +45,16 @@ def test_malformed_line_is_refused_with_its_place(write, line):
         assert words in str(refused.value)
 
 
+@pytest.mark.parametrize("before", ["", "But CC O\n", "ran VB B-VP\n", "a DT B-NP\n\n"])
+def test_chunk_that_does_not_begin_is_refused(write, before):
+    write(TRAIN, f"a DT B-NP\nb NN I-NP\n\n{before}c NN I-NP\n")
+    line = 4 + before.count("\n")
+    with pytest.raises(DataError, match=rf"test\.txt, line {line}: 'c NN I-NP' goes on .* must begin with B-NP"):
+        chunks.load()
+
+
 def test_too_few_sentences_are_refused(write):
-    write("a DT B-NP\n\nb NN I-NP\n", TRAIN)
+    write("a DT B-NP\n\nb NN B-NP\n", TRAIN)
     with pytest.raises(DataError, match="has 2 sentences; there must be more than the 2 that are kept"):
         chunks.load()
     write(TRAIN, "\n\n")

@@ -155,6 +155,19 @@ def test_unknown_words_are_one_word(corpus):
     assert spelt == {"".join(c for c in word if c in known) for word in ("", "never", "heard", "words", "it", "is")}
 
 
+@pytest.mark.parametrize("kind", ["whole", "without context"])
+def test_features_are_dropped_in_training_and_nowhere_else(build, kind):
+    task, still = build(dataclasses.replace(MODELS[kind], dropout=0.5)), build(MODELS[kind])
+    params = task.init(jax.random.key(1))
+    train = task.splits["train"]
+    batch = jax.tree.map(lambda array: array[0], task.batches(train, jax.random.key(2), jnp.arange(1)))
+    loss = jax.jit(lambda key: task.loss(params, batch | {"key": key}, None)[0])
+    one, other = (float(loss(key)) for key in jax.random.split(jax.random.key(3)))
+    assert abs(one - other) > 1e-3
+    test, evaluate = task.splits["test"], jax.jit(task.evaluate)
+    assert task.score(evaluate(params, test), test) == task.score(jax.jit(still.evaluate)(params, test), test)
+
+
 @pytest.mark.training
 def test_learns_who_answers_whom(build):
     task = build(dataclasses.replace(MODELS["whole"], dropout=0.1))
