@@ -11,8 +11,6 @@ from typing import Any
 
 import numpy as np
 import scipy.sparse
-from sklearn.feature_extraction.text import CountVectorizer
-from sklearn.svm import LinearSVC
 
 from experiments.data.dialogues import Conversation, words
 
@@ -39,6 +37,9 @@ def commonest(train: Sequence[Conversation]) -> str:
 
 def predicted(train: Sequence[Conversation], test: Sequence[Conversation]) -> np.ndarray:
     """The tag of each utterance of `test`, conversation after conversation."""
+    from sklearn.feature_extraction.text import CountVectorizer  # takes a second
+    from sklearn.svm import LinearSVC
+
     texts = [text for conversation in train for text in conversation.texts]
     options: Any = {"analyzer": lambda text: grams(words(text)), "min_df": RARE, "binary": True, "dtype": np.float32}
     vectorizer = CountVectorizer(**options).fit(texts)
@@ -56,11 +57,11 @@ def _tags(conversations: Iterable[Conversation]) -> np.ndarray:
     return np.array([tag for conversation in conversations for tag in conversation.tags])
 
 
-def _features(vectorizer: CountVectorizer, conversations: Iterable[Conversation]) -> Sparse:
+def _features(vectorizer: Any, conversations: Iterable[Conversation]) -> Sparse:
     return scipy.sparse.vstack([_of_one(vectorizer, conversation) for conversation in conversations], format="csr")
 
 
-def _of_one(vectorizer: CountVectorizer, conversation: Conversation) -> Sparse:
+def _of_one(vectorizer: Any, conversation: Conversation) -> Sparse:
     """Rows for utterances; words of a neighbour have columns for the same speaker's and columns for another's."""
     own = vectorizer.transform(conversation.texts)
     parts = [own]

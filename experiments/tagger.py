@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import tyro
 from jaxtyping import Array, Float, Int
 
-from lstmjax import Dropout, crf, dense, embedding, hierarchy, stack
+from lstmjax import Dropout, crf, dense, hierarchy, stack
+from lstmjax.embedding import EmbeddingParams
 
 Params = dict[str, Any]
 
@@ -50,9 +51,16 @@ class Tagger:
 
 
 def init(
-    key: Array, model: Tagger, *, words: int, tags: int, characters: int = 0, cases: int = 0, features: int = 0
+    key: Array,
+    model: Tagger,
+    *,
+    words: Float[Array, "words embedding"],
+    tags: int,
+    characters: int = 0,
+    cases: int = 0,
+    features: int = 0,
 ) -> Params:
-    """Parameters for so many different words, tags and characters.
+    """Parameters for these vectors of words, from which training goes on, and so many different tags and characters.
 
     A word has `cases` features beside its vector, and an utterance so many `features` beside its code.
     """
@@ -62,14 +70,14 @@ def init(
     if model.context:
         levels.append((features, model.context, None))
     inputs, units, vocabulary = zip(*levels, strict=True)
-    keys = jax.random.split(key, 4)
+    keys = jax.random.split(key, 3)
     encoders = hierarchy.init(keys[0], inputs, units, vocabulary=vocabulary, bidirectional=True)
     params = {
-        "words": embedding.init(keys[1], words, model.embedding),
+        "words": EmbeddingParams(words),
         "hierarchy": encoders,
-        "dense": dense.init(keys[2], stack.outputs(encoders.levels[-1].encoder), tags),
+        "dense": dense.init(keys[1], stack.outputs(encoders.levels[-1].encoder), tags),
     }
-    return params | {"crf": crf.init(keys[3], tags)} if model.crf else params
+    return params | {"crf": crf.init(keys[2], tags)} if model.crf else params
 
 
 def some_unknown(model: Tagger, words: Int[Array, "*batch"], key: Array | None) -> Int[Array, "*batch"]:

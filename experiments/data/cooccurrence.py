@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import scipy.sparse
 from jaxtyping import Float, Int
-from sklearn.utils.extmath import randomized_svd
 
 WINDOW = 5  # words on either side; one at distance d counts 1/d
 SMOOTHING = 0.75
@@ -20,6 +19,8 @@ Sparse = Any  # a matrix in rows; annotations of SciPy are no more exact
 
 def vectors(texts: Iterable[Int[np.ndarray, " _"]], words: int, length: int) -> Float[np.ndarray, "words length"]:
     """Of each of the numbers of words in these texts, with a standard deviation of 1 over all entries."""
+    from sklearn.utils.extmath import randomized_svd  # takes a second
+
     if length > words:
         raise ValueError(f"length is {length}; {words} words have vectors of at most that length")
     joint = counts(texts, words).tocoo()

@@ -17,10 +17,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
-from seqeval.metrics.sequence_labeling import accuracy_score, precision_recall_fscore_support
 
 from experiments import tagger
-from experiments.data import chunks, vocabulary
+from experiments.data import chunks, cooccurrence, vocabulary
 from experiments.data.chunks import Sentence
 from experiments.data.order import of_like_length
 from experiments.models import Params
@@ -71,7 +70,7 @@ def build(options: Options, model: Tagger, batch: int, key: Array) -> Task:
         init=functools.partial(
             tagger.init,
             model=model,
-            words=len(found.words),
+            words=vectors(splits["train"], found, model.embedding),
             tags=len(found.tags),
             characters=len(found.characters),
             cases=len(CASES),
@@ -98,6 +97,13 @@ def kinds(splits: Splits, options: Options) -> Kinds:
         characters=vocabulary.known(itertools.chain.from_iterable(words)),
         tags=vocabulary.labels(tags["train"], itertools.chain.from_iterable(tags.values())),
     )
+
+
+def vectors(sentences: Sequence[Sentence], found: Kinds, length: int) -> Float[Array, "words length"]:
+    """Where the vectors of words start: from the company they keep in these sentences."""
+    places = {word: place for place, word in enumerate(found.words)}
+    texts = [vocabulary.numbers([*map(normal, sentence.words)], places) for sentence in sentences]
+    return jnp.asarray(cooccurrence.vectors(texts, len(places), length))
 
 
 def normal(word: str) -> str:
@@ -155,6 +161,8 @@ def score(evaluated: Mapping[str, Array], split: Columns, tags: tuple[str, ...])
 
 def figures(truth: list[list[str]], decoded: list[list[str]]) -> dict[str, float]:
     """Of all chunks, in seqeval's default mode, and of all words."""
+    from seqeval.metrics.sequence_labeling import accuracy_score, precision_recall_fscore_support  # takes a second
+
     options: Any = {"average": "micro", "zero_division": 0}  # its annotations take no number for the second
     precision, recall, f1, _ = np.array(precision_recall_fscore_support(truth, decoded, **options), float)
     found = {"f1": f1, "precision": precision, "recall": recall, "accuracy": accuracy_score(truth, decoded)}

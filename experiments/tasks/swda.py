@@ -29,7 +29,6 @@ from experiments.data.order import shuffled
 from experiments.tagger import Tagger
 from experiments.task import Carried, Labelled, Task
 from lstmjax import HierarchyParams, bidirectional, dense, embedding, hierarchy, ragged
-from lstmjax.embedding import EmbeddingParams
 
 MODELS = ("tagger",)
 MANNER = ("another speaker than before", "another speaker than the first", "begins with a capital letter")
@@ -64,7 +63,14 @@ def build(options: Options, model: Tagger, batch: int, key: Array) -> Task:
     del key  # nothing is drawn
     found = kinds(_corpus(options), options)
     return Task(
-        init=functools.partial(_init, model, found, _vectors(options, model.embedding)),
+        init=functools.partial(
+            tagger.init,
+            model=model,
+            words=_vectors(options, model.embedding),
+            tags=len(found.tags),
+            characters=len(found.characters),
+            features=len(MANNER),
+        ),
         batches=_batches,
         loss=functools.partial(_loss, model),
         evaluate=functools.partial(_evaluate, model),
@@ -198,11 +204,6 @@ def _spelt(types: Sequence[list[str]], found: Kinds) -> dict[str, np.ndarray]:
         "characters": padded[batches],
         "letters": letters[batches],
     }
-
-
-def _init(model: Tagger, found: Kinds, table: Array, key: Array) -> tagger.Params:
-    sizes = {"words": len(found.words), "tags": len(found.tags), "characters": len(found.characters)}
-    return tagger.init(key, model, **sizes, features=len(MANNER)) | {"words": EmbeddingParams(table)}
 
 
 def _batches(train: dict[str, Array], key: Array, steps: Int[Array, " steps"]) -> dict[str, Array]:

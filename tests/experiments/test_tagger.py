@@ -17,14 +17,20 @@ LENGTHS = jnp.array([4, 0, 2])
 
 def test_levels_are_those_the_options_name():
     made = tagger.init(
-        KEY, Tagger(embedding=6, units=7, context=3, characters=4), words=20, tags=5, characters=9, cases=2, features=1
+        KEY,
+        Tagger(embedding=6, units=7, context=3, characters=4),
+        words=jnp.ones((20, 6)),
+        tags=5,
+        characters=9,
+        cases=2,
+        features=1,
     )
     levels = made["hierarchy"].levels
     assert [level.encoder.forward.inputs for level in levels] == [4, 6 + 2 + 2 * 4, 1 + 2 * 7]
     assert levels[0].embedding.table.shape == (9, 4)
     assert made["dense"].w.shape == (6, 5)
     assert made["crf"].transitions.shape == (5, 5)
-    plain = tagger.init(KEY, Tagger(embedding=6, units=7, crf=False), words=20, tags=5)
+    plain = tagger.init(KEY, Tagger(embedding=6, units=7, crf=False), words=jnp.ones((20, 6)), tags=5)
     assert "crf" not in plain
     assert [level.encoder.forward.inputs for level in plain["hierarchy"].levels] == [6]
 

@@ -42,7 +42,7 @@ def build(monkeypatch):
     monkeypatch.setattr(swda, "_corpus", lambda options: talks)
     swda._splits.cache_clear()
     swda._vectors.cache_clear()
-    models = {"conll2000": Tagger(units=3), "swda": Tagger(units=3, context=2)}
+    models = {"conll2000": Tagger(embedding=2, units=3), "swda": Tagger(embedding=2, units=3, context=2)}
     return lambda name: TASKS[name].build(TASKS[name].Options(), models.get(name, Model(units=3)), 8, jax.random.key(0))
 
 
