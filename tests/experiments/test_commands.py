@@ -194,8 +194,10 @@ def written(tmp_path_factory):
             lines = [f"{'AB'[n % 2]}|so w{7 * number + n % 6} {'?.'[n % 2]}|{'qs'[n % 2]}\n" for n in range(20)]
             (folder / "swda" / split / f"{split}{number}.txt").write_text("".join(lines))
     (folder / "conll2000").mkdir()
-    for split, count in (("train", 1040), ("test", 5)):
-        (folder / "conll2000" / f"{split}.txt").write_text("The DT B-NP\ndog NN I-NP\nran VB B-VP\n\n" * count)
+    for split, count in (("train", 1300), ("test", 5)):
+        nouns = ["dog" + "".join("abcdefghijkl"[digit % 12] for digit in (n, n // 12)) for n in range(count)]
+        text = "".join(f"The DT B-NP\n{noun} NN I-NP\nran VB B-VP\n\n" for noun in nouns)
+        (folder / "conll2000" / f"{split}.txt").write_text(text)
     return folder
 
 
