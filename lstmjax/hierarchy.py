@@ -26,6 +26,7 @@ from lstmjax.regularize import Dropout
 from lstmjax.stack import StackParams
 
 MERGES = [name for name in two_ways.MERGES if name]  # a code is one vector, never a pair
+ARGUMENTS = ("options", "implementation", "unroll", "checkpoint")  # which every encoder takes alike
 CODES = {"final": None, "last": pooling.last, "max": pooling.global_max, "mean": pooling.global_mean}
 
 
@@ -162,6 +163,8 @@ def apply(
     """
     levels = _check(params)
     count = len(levels)
+    for name in arguments:
+        checks.one_of("an argument of hierarchy.apply", name, ARGUMENTS)
     checks.one_of("merge", merge, MERGES)
     codes = [checks.one_of(f"code[{number}]", name, CODES) for number, name in enumerate(_each("code", code, count))]
     dropouts = _each("dropout", dropout, count)

@@ -380,6 +380,13 @@ def test_what_makes_no_one_vector_of_two_directions_is_refused(untyped, merge):
             hierarchy.encode(params.levels[0].encoder, jnp.ones((2, 4, 4)), merge=merge, code=code)
 
 
+@pytest.mark.parametrize("name", ["reverse", "state", "resets"])
+def test_what_is_of_a_single_level_is_refused(name):
+    params = hierarchy.init(KEY, 3, (4, 5))
+    with pytest.raises(ValueError, match=rf"an argument of hierarchy.apply must be one of 'options'.*; got '{name}'"):
+        hierarchy.apply(params, jnp.zeros((2, 3, 4, 3)), **{name: True})
+
+
 def test_apply_wants_params_of_its_own(untyped):
     with pytest.raises(TypeError, match=r"params must be HierarchyParams, as hierarchy.init makes it; got dict"):
         hierarchy.apply({}, jnp.zeros((2, 3, 4)))

@@ -1,5 +1,6 @@
 """Numbers for words, characters and labels."""
 
+import dataclasses
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
@@ -7,6 +8,15 @@ import numpy as np
 from jaxtyping import Int
 
 UNKNOWN = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Kinds:
+    """What has a number: its place here."""
+
+    words: tuple[str, ...]
+    characters: tuple[str, ...]
+    tags: tuple[str, ...]
 
 
 def known(tokens: Iterable[str], least: int = 1) -> tuple[str, ...]:

@@ -22,6 +22,7 @@ from experiments import tagger
 from experiments.data import chunks, cooccurrence, vocabulary
 from experiments.data.chunks import Sentence
 from experiments.data.order import of_like_length
+from experiments.data.vocabulary import Kinds
 from experiments.models import Params
 from experiments.tagger import Tagger
 from experiments.task import Carried, Task
@@ -48,15 +49,6 @@ class Options:
             raise ValueError(f"data.rare is {self.rare}; it must be at least 1")
         if self.characters < 2 or self.characters % 2:
             raise ValueError(f"data.characters is {self.characters}; it must be an even number of at least 2")
-
-
-@dataclasses.dataclass(frozen=True)
-class Kinds:
-    """What has a number: its place here."""
-
-    words: tuple[str, ...]
-    characters: tuple[str, ...]
-    tags: tuple[str, ...]
 
 
 def build(options: Options, model: Tagger, batch: int, key: Array) -> Task:

@@ -1,7 +1,7 @@
 """Dialogue acts: what is done by each utterance of a conversation - a statement, a question, a sign of listening?
 
-The words of every utterance are read by one LSTM in both directions; what it makes of them, and whether the speaker
-has changed, is read by another over the utterances of the conversation; a CRF chooses all tags of a conversation
+The words of every utterance are read by one LSTM in both directions; what it makes of them, beside who speaks
+(`MANNER`), is read by another over the utterances of the conversation; a CRF chooses all tags of a conversation
 together (Kumar et al., Dialogue Act Sequence Labeling using Hierarchical encoder with CRF, AAAI 2018). Any corpus in
 the layout of experiments/data/dialogues.py can take Switchboard's place.
 
@@ -26,6 +26,7 @@ from experiments import linear, tagger
 from experiments.data import cooccurrence, dialogues, vocabulary
 from experiments.data.dialogues import Conversation
 from experiments.data.order import shuffled
+from experiments.data.vocabulary import Kinds
 from experiments.tagger import Tagger
 from experiments.task import Carried, Labelled, Task
 from lstmjax import HierarchyParams, bidirectional, dense, embedding, hierarchy, ragged
@@ -48,15 +49,6 @@ class Options:
     def __post_init__(self):
         if self.rare < 1:
             raise ValueError(f"data.rare is {self.rare}; it must be at least 1")
-
-
-@dataclasses.dataclass(frozen=True)
-class Kinds:
-    """What has a number: its place here."""
-
-    words: tuple[str, ...]
-    characters: tuple[str, ...]
-    tags: tuple[str, ...]
 
 
 def build(options: Options, model: Tagger, batch: int, key: Array) -> Task:
