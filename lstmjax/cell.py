@@ -76,6 +76,10 @@ class LSTMParams:
         w_projection: [units, projection], or None.
         norm: LSTMNorm, or None.
         initial: learned LSTMState without batch axes, or None for zeros.
+        bias_h: a second bias, added to the first one and learned as it is, or None; so that LSTMs of PyTorch, cuDNN
+            and ONNX, which have two, learn and leave as they came.
+        offset: what is added to the biases and never learned, or None: in TensorFlow 1 and Haiku the 1 of the forget
+            gate.
     """
 
     w_x: Any
@@ -85,6 +89,8 @@ class LSTMParams:
     w_projection: Any = None
     norm: Any = None
     initial: Any = None
+    bias_h: Any = None
+    offset: Any = None
 
     @property
     def inputs(self) -> int:
@@ -105,6 +111,13 @@ class LSTMParams:
     def gates(self) -> int:
         """Number of gates with weights: 4, or 3 where input and forget gate are coupled."""
         return self.w_x.shape[1] // self.units
+
+
+def merged(params: LSTMParams) -> LSTMParams:
+    """The same LSTM with one bias, the sum of all that it has."""
+    offset = None if params.offset is None else jax.lax.stop_gradient(params.offset)
+    parts = [part for part in (params.bias, params.bias_h, offset) if part is not None]
+    return dataclasses.replace(params, bias=sum(parts[1:], parts[0]) if parts else None, bias_h=None, offset=None)
 
 
 def step(

@@ -169,7 +169,7 @@ def _step(params, x, state, options, dropout):
         single = jax.vmap(single, in_axes=(None, 0, 0))
 
     def run(params, x, state):
-        return single(*_promote(params, x, state, options))
+        return single(*_promote(cell.merged(params), x, state, options))
 
     state = placement.automatic(run, x.ndim - 1)(params, x, state)
     return state.h, state
@@ -199,7 +199,7 @@ def _apply(
 
     def run(params, xs, state, lengths, resets, masks):
         initial = initial_state(params)
-        params, xs, state = _promote(params, xs, state, options)
+        params, xs, state = _promote(cell.merged(params), xs, state, options)
         initial = LSTMState(h=initial.h.astype(xs.dtype), c=initial.c.astype(state.c.dtype))
         # Wide again where a gradient adds up over segments or steps, and narrowed in them, as widely as c is kept.
         wide = jax.tree.map(lambda leaf: leaf.astype(state.c.dtype), params)
@@ -288,8 +288,9 @@ def _check_params(params: LSTMParams) -> None:
     every = f"{gates}*units"
     checks.shape("params.w_x", params.w_x, (params.inputs, gates * units), f"inputs, {every}, with the units of params")
     checks.shape("params.w_h", params.w_h, (params.outputs, gates * units), f"{hidden}, {every}")
+    biases = "bias", "bias_h", "offset"
     vectors = {
-        "bias": (params.bias, gates * units, f"{every}, with the units of params.w_h"),
+        **{name: (getattr(params, name), gates * units, f"{every}, with the units of params.w_h") for name in biases},
         "w_peephole": (params.w_peephole, (gates - 1) * units, f"{gates - 1}*units"),
     }
     if params.norm is not None:

@@ -172,7 +172,10 @@ def lstm(params, xs, state, *, reverse=False, **arguments):
     """`apply` with a tree of parameters and states, whichever arrays they hold."""
     optional = {name: getattr(params, name) for name in ("w_peephole", "w_projection", "norm", "initial")}
     h, c = (None, None) if state is None else (state.h, state.c)
-    out = apply(params.w_x, params.w_h, params.bias, xs, h, c, reverse=reverse, **optional, **arguments)
+    biases = [part for part in (params.bias, params.bias_h, params.offset) if part is not None]
+    out = apply(
+        params.w_x, params.w_h, sum(biases) if biases else None, xs, h, c, reverse=reverse, **optional, **arguments
+    )
     return out[0], out[1:]
 
 

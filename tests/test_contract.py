@@ -463,6 +463,29 @@ def test_shard_map_over_the_batch(implementation, lengths, resets):
 
 
 @every_implementation
+@pytest.mark.parametrize("bias", [True, False])
+def test_an_offset_is_a_bias_that_is_not_learned(implementation, bias):
+    arrays = cast(example(23, (2,), 4, lengths=False, resets=False)[0], jnp.float32)
+    offset = jnp.repeat(jnp.array([0.0, 1.0, 0.0, 0.0]), UNITS)
+    params = LSTMParams(arrays["w_x"], arrays["w_h"], arrays["bias"] if bias else None, offset=offset)
+    same = LSTMParams(arrays["w_x"], arrays["w_h"], offset + arrays["bias"] if bias else offset)
+
+    def loss(params):
+        ys, state = lstm.apply(params, arrays["xs"], implementation=implementation)
+        return jnp.sum(ys**2) + jnp.sum(state.c), ys
+
+    slopes, ys = jax.grad(loss, has_aux=True)(params)
+    expected, expected_ys = jax.grad(loss, has_aux=True)(same)
+    np.testing.assert_array_equal(ys, expected_ys)
+    assert not slopes.offset.any()
+    for name in ("w_x", "w_h", *(("bias",) if bias else ())):
+        np.testing.assert_array_equal(getattr(slopes, name), getattr(expected, name))
+    state = lstm.initial_state(params, (2,))
+    y, _ = lstm.step(params, arrays["xs"][:, 0], state)
+    np.testing.assert_allclose(y, ys[:, 0], rtol=0, atol=1e-6)
+
+
+@every_implementation
 @masks
 @pytest.mark.parametrize("kind", [jax.sharding.AxisType.Auto, jax.sharding.AxisType.Explicit])
 def test_batch_sharded_over_a_mesh(implementation, lengths, resets, kind):

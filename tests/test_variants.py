@@ -10,18 +10,27 @@ import numpy as np
 import pytest
 import reference
 
-from lstmjax import Dropout, LSTMOptions, bidirectional, lstm, stack
+from lstmjax import Dropout, LSTMOptions, LSTMParams, bidirectional, lstm, stack
 
 INPUTS, UNITS, TIME = 3, 3, 4  # layers of one shape compile once
 
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """Options of `lstm.init`, LSTMOptions, and zoneout, which the reference takes in expectation."""
+    """Options of `lstm.init`, LSTMOptions, zoneout, which the reference takes in expectation, and biases to add."""
 
     init: dict = dataclasses.field(default_factory=dict)
     options: dict = dataclasses.field(default_factory=dict)
     zoneout: dict = dataclasses.field(default_factory=dict)
+    biases: tuple = ()
+
+    def make(self, init, key):
+        params = init(key, **{"units": UNITS, **self.init})
+        of_lstm = lambda node: isinstance(node, LSTMParams)  # noqa: E731
+        return jax.tree.map(self.with_biases, params, is_leaf=of_lstm) if self.biases else params
+
+    def with_biases(self, params):
+        return dataclasses.replace(params, **dict.fromkeys(self.biases, jnp.zeros(params.w_x.shape[1])))
 
     def arguments(self):
         return {"options": LSTMOptions(**self.options), "dropout": Dropout(**self.zoneout)}
@@ -30,6 +39,7 @@ class Variant:
 VARIANTS = {
     "standard": Variant(),
     "no bias": Variant({"bias": False}),
+    "two biases": Variant(biases=("bias_h",)),
     "chrono": Variant({"chrono": 10}),
     "learned state": Variant({"learned_state": True}),
     "peepholes": Variant({"peepholes": True}),
@@ -44,6 +54,7 @@ VARIANTS = {
         {"peepholes": True, "units": 4, "projection": 3, "layer_norm": True, "coupled": True, "learned_state": True},
         {"cell_clip": 0.8, "preactivation_clip": 1.5, "projection_clip": 0.9, "recurrent_activation": "hard_sigmoid"},
         {"zoneout_h": 0.1, "zoneout_c": 0.3},
+        ("bias_h",),
     ),
     "all but gates of their own": Variant(
         {"peepholes": True, "units": 4, "projection": 3, "layer_norm": True, "bias": False},
@@ -101,8 +112,7 @@ def example(composition, variant, batch=(2,)):
     def draw(shaped, scale):
         return jax.tree.map(lambda leaf: np.float64(np.float32(rng.normal(scale=scale, size=leaf.shape))), shaped)
 
-    init = partial(composition.init, **{"units": UNITS, **variant.init})
-    params = jax.eval_shape(init, jax.random.key(0))
+    params = jax.eval_shape(partial(variant.make, composition.init), jax.random.key(0))
     state = jax.eval_shape(lambda params: composition.initial_state(params, batch), params)
     xs = np.float64(np.float32(rng.normal(size=(*batch, TIME, INPUTS))))
     times = {"lengths": rng.integers(TIME - 1, TIME + 1, batch), "resets": rng.random((*batch, TIME)) < 0.2}
