@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import tyro
 from jaxtyping import Array, Float, Int
 
-from lstmjax import Dropout, crf, dense, hierarchy, stack
+from lstmjax import crf, dense, hierarchy, stack
 from lstmjax.embedding import EmbeddingParams
 
 Params = dict[str, Any]
@@ -37,7 +37,8 @@ class Tagger:
     crf: bool = True
     """Whether tags are chosen together, or each by itself."""
     dropout: float = 0.5
-    """Rate at which features of what an LSTM reads, and of what the last one says, are dropped in training."""
+    """Rate at which features of what an LSTM reads, and of what the last one says, are dropped in training: in swda at
+    each step anew, in conll2000 the same ones throughout a sentence."""
     word_dropout: float = 0.0
     """Rate at which words are taken for unknown ones in training."""
 
@@ -87,12 +88,12 @@ def some_unknown(model: Tagger, words: Int[Array, "*batch"], key: Array | None) 
     return jnp.where(jax.random.bernoulli(key, model.word_dropout, words.shape), 0, words)
 
 
-def dropouts(model: Tagger, levels: int, *, top: bool) -> tuple[Dropout, ...]:
-    """Of each of so many levels, the last of which is the top of the hierarchy or not."""
-    rates = [Dropout(inputs=model.dropout)] * levels
-    if top:
-        rates[-1] = Dropout(inputs=model.dropout, outputs=model.dropout)
-    return tuple(rates)
+def dropped(model: Tagger, xs: Float[Array, "*batch"], key: Array | None) -> Float[Array, "*batch"]:
+    """The features, of which some are dropped at each step anew where there is a key."""
+    if key is None or not model.dropout:
+        return xs
+    kept = jax.random.bernoulli(key, 1 - model.dropout, xs.shape)
+    return jnp.where(kept, xs / (1 - model.dropout), 0)
 
 
 def nll(

@@ -1,8 +1,9 @@
 """CoNLL-2000 chunking: where in a sentence does a noun phrase begin, a verb phrase, ..., and where does it end?
 
-Every word is given as itself, as its characters and as how it is written; parts of speech are given to a baseline
-alone. A chunk counts as found where its kind, its first and its last word are right, and F1 is that of all chunks of a
-split, by seqeval in its default mode, which counts as the shared task's own conlleval does.
+Every word is given as itself, as its characters, as how it is written, and with the part of speech that the corpus
+has for it, by a tagger of that time, unless `data.pos` is false. A chunk counts as found where its kind, its first and
+its last word are right, and F1 is that of all chunks of a split, by seqeval in its default mode, which counts as the
+shared task's own conlleval does.
 """
 
 import dataclasses
@@ -26,13 +27,13 @@ from experiments.data.vocabulary import Kinds
 from experiments.models import Params
 from experiments.tagger import Tagger
 from experiments.task import Carried, Task
-from lstmjax import crf, dense, embedding, hierarchy
+from lstmjax import Dropout, crf, dense, embedding, hierarchy
 
 MODELS = ("tagger",)
 AT_ONCE = 100  # held-out sentences in one piece
 WIDTHS = (16, 24, 32, 48)  # words that batches are cut to, where that is all; else they are as wide as the longest
 CASES = ("digit", "lower", "upper", "initial", "mixed", "other")
-STEPWISE = ("words", "characters", "letters", "case", "tags")
+STEPWISE = ("words", "characters", "letters", "features", "tags")
 Splits = dict[str, list[Sentence]]
 Columns = dict[str, Array]
 
@@ -43,6 +44,8 @@ class Options:
     """A word that is seen less often in training is read as unknown: at 2, 8.6 % of the words of the test split."""
     characters: int = 20
     """Of a longer word, of which there is one in 7,000, half of these are its first ones and half its last ones."""
+    pos: bool = True
+    """Whether words are given with their parts of speech."""
 
     def __post_init__(self):
         if self.rare < 1:
@@ -56,7 +59,7 @@ def build(options: Options, model: Tagger, batch: int, key: Array) -> Task:
     if model.context:
         raise ValueError(f"model.context is {model.context}; there is nothing above a sentence here, so it must be 0")
     splits = chunks.load()
-    found = kinds(splits, options)
+    found, pos = kinds(splits, options), parts_of_speech(splits) if options.pos else ()
     allowed = crf.bio(found.tags)
     return Task(
         init=functools.partial(
@@ -65,12 +68,12 @@ def build(options: Options, model: Tagger, batch: int, key: Array) -> Task:
             words=vectors(splits["train"], found, model.embedding),
             tags=len(found.tags),
             characters=len(found.characters),
-            cases=len(CASES),
+            cases=len(CASES) + len(pos),
         ),
         batches=functools.partial(_batches, batch=batch),
         loss=functools.partial(_loss, model, allowed),
         evaluate=functools.partial(_evaluate, model, allowed),
-        splits={name: padded(split, found, options) for name, split in splits.items()},
+        splits={name: padded(split, found, pos, options) for name, split in splits.items()},
         metric="f1",
         measure="nll",
         baselines=functools.partial(baselines, splits["train"], splits["test"]),
@@ -89,6 +92,11 @@ def kinds(splits: Splits, options: Options) -> Kinds:
         characters=vocabulary.known(itertools.chain.from_iterable(words)),
         tags=vocabulary.labels(tags["train"], itertools.chain.from_iterable(tags.values())),
     )
+
+
+def parts_of_speech(splits: Splits) -> tuple[str, ...]:
+    """Those of the training sentences, after a place for all others."""
+    return vocabulary.known(pos for sentence in splits["train"] for pos in sentence.pos)
 
 
 def vectors(sentences: Sequence[Sentence], found: Kinds, length: int) -> Float[Array, "words length"]:
@@ -116,27 +124,33 @@ def case(word: str) -> str:
     return "mixed" if any(letter.isalpha() for letter in word) else "other"
 
 
-def padded(sentences: Sequence[Sentence], found: Kinds, options: Options) -> Columns:
-    """Numbers for words, cases and tags [sentences, words] and characters [sentences, words, characters].
+def padded(sentences: Sequence[Sentence], found: Kinds, pos: tuple[str, ...], options: Options) -> Columns:
+    """Numbers for words and tags [sentences, words] and characters [sentences, words, characters].
 
+    `features` says which of `CASES` and then which part of speech a word has, booleans [sentences, words, features];
     `length` has the words of each sentence [sentences], `letters` the characters of each word [sentences, words]. The
     sentences are put in order of length, so that consecutive ones have little padding.
     """
     sentences = sorted(sentences, key=len)
-    places = {name: {kind: place for place, kind in enumerate(of)} for name, of in dataclasses.asdict(found).items()}
+    every = dataclasses.asdict(found) | {"pos": pos}
+    places = {name: {kind: place for place, kind in enumerate(of)} for name, of in every.items()}
     shape = (len(sentences), max(map(len, sentences)))
-    words, cases, tags, letters = np.zeros((4, *shape), np.int32)
+    words, tags, letters = np.zeros((3, *shape), np.int32)
+    features = np.zeros((*shape, len(CASES) + len(pos)), bool)
     characters = np.zeros((*shape, options.characters), np.int32)
     for row, sentence in enumerate(sentences):
         of = slice(len(sentence))
         words[row, of] = vocabulary.numbers([*map(normal, sentence.words)], places["words"])
-        cases[row, of] = [CASES.index(case(word)) for word in sentence.words]
+        features[row, np.arange(len(sentence)), [CASES.index(case(word)) for word in sentence.words]] = True
+        if pos:
+            kind = vocabulary.numbers(sentence.pos, places["pos"])
+            features[row, np.arange(len(sentence)), len(CASES) + kind] = True
         tags[row, of] = vocabulary.numbers(sentence.chunks, places["tags"])
         for step, word in enumerate(sentence.words):
             spelling = vocabulary.numbers(vocabulary.ends(word, options.characters), places["characters"])
             letters[row, step] = len(spelling)
             characters[row, step, : len(spelling)] = spelling
-    columns = {"words": words, "case": cases, "tags": tags, "letters": letters, "characters": characters}
+    columns = {"words": words, "features": features, "tags": tags, "letters": letters, "characters": characters}
     columns["length"] = np.array([*map(len, sentences)], np.int32)
     return {name: jnp.asarray(column) for name, column in columns.items()}
 
@@ -201,11 +215,12 @@ def emissions(model: Tagger, params: Params, batch: Columns) -> Float[Array, "ba
     """Scores of the tags of each word; some features are dropped where the batch has a key."""
     words_key, levels_key = (None, None) if "key" not in batch else jax.random.split(batch["key"])
     words = embedding.apply(params["words"], tagger.some_unknown(model, batch["words"], words_key))
-    tokens = (jnp.concatenate([words, jax.nn.one_hot(batch["case"], len(CASES))], axis=-1),)
+    tokens = (jnp.concatenate([words, batch["features"].astype(words.dtype)], axis=-1),)
     lengths = (batch["length"],)
     if model.characters:
         tokens, lengths = (batch["characters"], *tokens), (batch["letters"], *lengths)
-    rates = tagger.dropouts(model, len(tokens), top=True)
+    rates = [Dropout(inputs=model.dropout)] * len(tokens)
+    rates[-1] = Dropout(inputs=model.dropout, outputs=model.dropout)
     ys = hierarchy.apply(params["hierarchy"], tokens, lengths=lengths, dropout=rates, key=levels_key)
     return dense.apply(params["dense"], ys)
 

@@ -6,8 +6,8 @@ together (Kumar et al., Dialogue Act Sequence Labeling using Hierarchical encode
 the layout of experiments/data/dialogues.py can take Switchboard's place.
 
 Which conversations make up a batch is settled once, so that all batches have nearly as many words, and their order is
-drawn anew in every epoch. Within a batch, utterances stand by length in arrays of a few widths, the same for all
-batches, and an index says where in its conversation each belongs.
+drawn anew in every epoch. Utterances are packed one after another into rows as wide as the longest of them, and the
+LSTM that reads the rows starts anew at each: hardly a word that it reads is padding.
 """
 
 import dataclasses
@@ -29,12 +29,11 @@ from experiments.data.order import shuffled
 from experiments.data.vocabulary import Kinds
 from experiments.tagger import Tagger
 from experiments.task import Carried, Labelled, Task
-from lstmjax import HierarchyParams, bidirectional, dense, embedding, hierarchy, ragged
+from lstmjax import BidirectionalParams, HierarchyParams, bidirectional, dense, embedding, hierarchy, lstm, ragged
 
 MODELS = ("tagger",)
 MANNER = ("another speaker than before", "another speaker than the first", "begins with a capital letter")
 LETTERS = 16  # of a longer word, half of these are its first characters and half its last ones
-WASTE = 0.3  # padding that the widths add to the longest utterance of each rank in any batch; shorter ones add theirs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,44 +117,61 @@ def kinds(corpus: dict[str, list[Conversation]], options: Options) -> Kinds:
 def arranged(conversations: Sequence[Conversation], found: Kinds, batch: int) -> dict[str, Array]:
     """All batches, an axis of them in front of every array.
 
-    `said` has arrays of several widths, each with the number of words of each utterance beside it, and `place` says
-    which row of them all, one array after another, is the utterance at each step of each conversation. What is said are
-    places among the batch's different words, of which `word` is the number of each and `characters` those of its
-    spelling; the first of them is the unknown word, which has none.
+    Utterances stand one after another in the rows of `said`; `owner` is whose each word is, counted over all steps of
+    all conversations of the batch, and one more than the last for padding. `first` and `last` are where the words of
+    each utterance begin and end, counted over all rows. What is said are places among the batch's different words, of
+    which `word` is the number of each and `characters` those of its spelling; the first of them is the unknown word,
+    which has none.
     """
     said = [[dialogues.words(text) or [vocabulary.UNKNOWN] for text in talk.texts] for talk in conversations]
     dealt = deal([sum(map(len, talk)) for talk in said], batch)
     types = [sorted({vocabulary.UNKNOWN, *(w for t in members for text in said[t] for w in text)}) for members in dealt]
-    ranked = [
-        sorted(((len(u), t, p) for t in members for p, u in enumerate(said[t])), reverse=True) for members in dealt
-    ]
-    tallest = max(map(len, ranked))
-    longest = np.max([[size for size, _, _ in ranks] + [0] * (tallest - len(ranks)) for ranks in ranked], axis=0)
-    edges = np.searchsorted(-longest, -np.array([*ragged.widths(longest, waste=WASTE)[::-1], -1]), side="left")
-    steps = max(len(talk) for talk in said)
+    width = max(len(text) for talk in said for text in talk)
+    packed = [pack([len(text) for t in members for text in said[t]], width) for members in dealt]
+    rows, steps = max(1 + max(row for row, _ in places) for places in packed), max(len(talk) for talk in said)
     arrays = {
         "lengths": np.zeros((len(dealt), batch), np.int32),
         "tags": np.zeros((len(dealt), batch, steps), np.int32),
         "manner": np.zeros((len(dealt), batch, steps, len(MANNER)), np.float32),
-        "place": np.zeros((len(dealt), batch, steps), np.int32),
+        "first": np.zeros((len(dealt), batch, steps), np.int32),
+        "last": np.zeros((len(dealt), batch, steps), np.int32),
+        "said": np.zeros((len(dealt), rows, width), np.int32),
+        "owner": np.full((len(dealt), rows, width), batch * steps, np.int32),
     }
-    numbers = {tag: number for number, tag in enumerate(found.tags)}
-    buckets = []
-    for number, (members, ranks) in enumerate(zip(dealt, ranked, strict=True)):
-        row = {talk: position for position, talk in enumerate(members)}
-        for talk, position in row.items():
-            spoken = conversations[talk]
-            arrays["lengths"][number, position] = len(spoken)
-            arrays["tags"][number, position, : len(spoken.tags)] = [numbers[tag] for tag in spoken.tags]
-            arrays["manner"][number, position, : len(spoken)] = manner(spoken)
-        for rank, (_, talk, position) in enumerate(ranks):
-            arrays["place"][number, row[talk], position] = rank
-        places = {word: place for place, word in enumerate(types[number])}
-        ordered = [[places[word] for word in said[talk][position]] for _, talk, position in ranks]
-        ordered += [[]] * (tallest - len(ranks))
-        buckets.append([ordered[first:after] for first, after in itertools.pairwise(edges)])
-    arrays |= {"said": tuple(_bucket(same) for same in zip(*buckets, strict=True))} | _spelt(types, found)
-    return jax.tree.map(jnp.asarray, arrays)
+    tags = {tag: number for number, tag in enumerate(found.tags)}
+    for number, (members, places) in enumerate(zip(dealt, packed, strict=True)):
+        of = {name: array[number] for name, array in arrays.items()}
+        words = {word: place for place, word in enumerate(types[number])}
+        left = iter(places)
+        for position, talk in enumerate(members):
+            spoken, size = conversations[talk], len(conversations[talk])
+            of["lengths"][position] = size
+            of["tags"][position, : len(spoken.tags)] = [tags[tag] for tag in spoken.tags]
+            of["manner"][position, :size] = manner(spoken)
+            for step, (text, (row, start)) in enumerate(zip(said[talk], left, strict=False)):
+                end = start + len(text)
+                of["first"][position, step], of["last"][position, step] = row * width + start, row * width + end - 1
+                of["said"][row, start:end] = vocabulary.numbers(text, words)
+                of["owner"][row, start:end] = position * steps + step
+    return jax.tree.map(jnp.asarray, arrays | _spelt(types, found))
+
+
+def pack(sizes: Sequence[int], width: int) -> list[tuple[int, int]]:
+    """A row for each and where in it to start, in few rows of one width: the longest first, where least is left over.
+
+    Johnson, Near-optimal bin packing algorithms, 1973.
+    """
+    rows: list[int] = []
+    places = [(0, 0)] * len(sizes)
+    for number in np.argsort(-np.asarray(sizes), kind="stable").tolist():
+        size = sizes[number]
+        fitting = [row for row, filled in enumerate(rows) if filled + size <= width]
+        row = max(fitting, key=rows.__getitem__, default=len(rows))
+        if row == len(rows):
+            rows.append(0)
+        places[number] = row, rows[row]
+        rows[row] += size
+    return places
 
 
 def deal(sizes: Sequence[int], batch: int) -> list[list[int]]:
@@ -175,12 +191,6 @@ def manner(conversation: Conversation) -> list[tuple[bool, ...]]:
     speakers, texts = conversation.speakers, conversation.texts
     changed = [False, *(now != before for before, now in itertools.pairwise(speakers))]
     return [(c, s != speakers[0], t[:1].isupper()) for c, s, t in zip(changed, speakers, texts, strict=True)]
-
-
-def _bucket(batches: Sequence[list[list[int]]]) -> tuple[np.ndarray, np.ndarray]:
-    """Words [batches, utterances, words] and their numbers [batches, utterances]."""
-    words, (lengths, _) = ragged.pad(batches, levels=2, dtype=np.int32)
-    return words, lengths
 
 
 def _spelt(types: Sequence[list[str]], found: Kinds) -> dict[str, np.ndarray]:
@@ -207,10 +217,7 @@ def _batches(train: dict[str, Array], key: Array, steps: Int[Array, " steps"]) -
 
 def emissions(model: Tagger, params: tagger.Params, batch: dict[str, Any]) -> Float[Array, "batch utterances tags"]:
     """Scores of the tags of each utterance; some features are dropped where the batch has a key."""
-    key = batch.get("key")
-    keys = [(None, None)] * (len(batch["said"]) + 1)
-    if key is not None:
-        keys = jax.random.split(key, (len(batch["said"]) + 1, 2))
+    keys = (None,) * 4 if "key" not in batch else jax.random.split(batch["key"], 4)
     levels = list(params["hierarchy"].levels)
     vectors = embedding.apply(params["words"], batch["word"])
     if model.characters:
@@ -218,16 +225,44 @@ def emissions(model: Tagger, params: tagger.Params, batch: dict[str, Any]) -> Fl
         code = hierarchy.apply(spelling, batch["characters"], lengths=(batch["letters"],), return_sequences=False)
         vectors = jnp.concatenate([vectors, code], axis=-1)
 
-    encoder, rates = levels[0].encoder, tagger.dropouts(model, 1, top=not model.context)[0]
-    codes = []
-    for (words, lengths), (word_key, level_key) in zip(batch["said"], keys[1:], strict=True):
-        xs = vectors[tagger.some_unknown(model, words, word_key)]
-        codes.append(hierarchy.encode(encoder, xs, lengths=lengths, code=model.code, dropout=rates, key=level_key))
-    ys = jnp.concatenate(codes)[batch["place"]]
+    xs = tagger.dropped(model, vectors[tagger.some_unknown(model, batch["said"], keys[0])], keys[1])
+    ys = tagger.dropped(model, codes(model, levels[0].encoder, xs, batch), keys[2])
     if model.context:
-        xs, rates = jnp.concatenate([batch["manner"], ys], axis=-1), tagger.dropouts(model, 1, top=True)[0]
-        ys, _ = bidirectional.apply(levels[1].encoder, xs, lengths=batch["lengths"], dropout=rates, key=keys[0][0])
+        xs = jnp.concatenate([batch["manner"], ys], axis=-1)
+        ys, _ = bidirectional.apply(levels[1].encoder, xs, lengths=batch["lengths"])
+        ys = tagger.dropped(model, ys, keys[3])
     return dense.apply(params["dense"], ys)
+
+
+def codes(
+    model: Tagger, encoder: BidirectionalParams, xs: Float[Array, "rows width features"], batch: dict[str, Any]
+) -> Float[Array, "batch utterances outputs"]:
+    """What becomes of each utterance, where each half of the encoder starts anew at the end of it that it meets."""
+    parted = batch["owner"][:, 1:] != batch["owner"][:, :-1]
+    begins, ends = (jnp.pad(parted, ((0, 0), side), constant_values=True) for side in ((1, 0), (0, 1)))
+    forward, _ = lstm.apply(encoder.forward, xs, resets=begins)
+    backward, _ = lstm.apply(encoder.backward, xs, resets=ends, reverse=True)
+    return pooled(model.code, forward, backward, batch)
+
+
+def pooled(
+    code: str, forward: Float[Array, "rows width units"], backward: Float[Array, "rows width units"], batch: dict
+) -> Float[Array, "batch utterances outputs"]:
+    """`hierarchy.CODES` of packed utterances."""
+    first, last, owner = batch["first"], batch["last"], batch["owner"].ravel()
+    forward, backward = (ys.reshape(-1, ys.shape[-1]) for ys in (forward, backward))
+    both = jnp.concatenate([forward, backward], axis=-1)
+    match code:
+        case "final":
+            return jnp.concatenate([forward[last], backward[first]], axis=-1)
+        case "last":
+            return both[last]
+        case "max":
+            return jax.ops.segment_max(both, owner, first.size + 1)[:-1].reshape(*first.shape, -1)
+        case "mean":
+            sums = jax.ops.segment_sum(both, owner, first.size + 1)[:-1].reshape(*first.shape, -1)
+            return sums / (last - first + 1)[..., None]
+    raise AssertionError(f"a code without its packed form: {code}")
 
 
 def _loss(model: Tagger, params: tagger.Params, batch: dict[str, Array], carried: Carried):

@@ -35,6 +35,16 @@ def test_levels_are_those_the_options_name():
     assert [level.encoder.forward.inputs for level in plain["hierarchy"].levels] == [6]
 
 
+def test_features_are_dropped_at_each_step_anew():
+    xs = jnp.ones((20, 30, 40))
+    model = Tagger(dropout=0.25)
+    assert tagger.dropped(model, xs, None) is xs
+    ys = np.asarray(tagger.dropped(model, xs, KEY))
+    assert set(np.unique(ys)) == {0, np.float32(1 / 0.75)}
+    assert abs(np.mean(ys) - 1) < 0.02
+    assert all((np.ptp(ys, axis=axis) > 0).mean() > 0.99 for axis in range(3))
+
+
 def test_nll_without_a_crf_is_that_of_each_tag_by_itself():
     nll = tagger.nll(Tagger(crf=False), {}, SCORES, TAGS, LENGTHS)
     chances = np.exp(np.asarray(SCORES, np.float64))

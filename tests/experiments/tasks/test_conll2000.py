@@ -1,5 +1,6 @@
 """Chunking: columns hold what was read, F1 is that of chunks counted by hand, and padding counts for nothing."""
 
+import dataclasses
 import itertools
 
 import jax
@@ -51,7 +52,11 @@ def widths(monkeypatch):
 @pytest.fixture
 def build(splits, monkeypatch):
     monkeypatch.setattr(conll2000.chunks, "load", lambda: splits)
-    return lambda model, batch=8: conll2000.build(OPTIONS, model, batch, jax.random.key(0))
+
+    def made(model, batch=8, **options):
+        return conll2000.build(dataclasses.replace(OPTIONS, **options), model, batch, jax.random.key(0))
+
+    return made
 
 
 @pytest.fixture
@@ -59,7 +64,9 @@ def task(build):
     return build(MODELS["crf"])
 
 
-def test_columns_hold_what_was_read(task, splits):
+@pytest.mark.parametrize("pos", [True, False])
+def test_columns_hold_what_was_read(build, splits, pos):
+    task, parts = build(MODELS["crf"], pos=pos), conll2000.parts_of_speech(splits)
     found = conll2000.kinds(splits, OPTIONS)
     columns = {name: np.asarray(column) for name, column in task.splits["train"].items()}
     assert columns["characters"].shape == (*columns["words"].shape, 6)
@@ -70,7 +77,9 @@ def test_columns_hold_what_was_read(task, splits):
             assert found.words[columns["words"][row, step]] == conll2000.normal(word)
             letters = columns["characters"][row, step, : columns["letters"][row, step]]
             assert "".join(found.characters[letter] for letter in letters) == word
-            assert conll2000.CASES[columns["case"][row, step]] == conll2000.case(word)
+            names = [*conll2000.CASES, *(parts if pos else ())]
+            (case, *rest) = [name for name, has in zip(names, columns["features"][row, step], strict=True) if has]
+            assert [case, *rest] == [conll2000.case(word), *([sentence.pos[step]] if pos else [])]
             assert found.tags[columns["tags"][row, step]] == sentence.chunks[step]
         for name in conll2000.STEPWISE:
             assert not columns[name][row, len(sentence) :].any()
@@ -109,8 +118,10 @@ def test_rare_words_are_unknown_and_tags_never_are(splits):
     assert "once" not in found.words
     assert {"0000", "trade"} <= {*found.words}
     assert found.tags[-1] == "B-ADVP"
-    columns = conll2000.padded([odd], found, options)
+    columns = conll2000.padded([odd], found, conll2000.parts_of_speech(splits), options)
     assert columns["words"].tolist() == [[0, found.words.index("0000")]]
+    assert columns["features"].sum(-1).tolist() == [[2, 2]]
+    assert columns["features"][0, 0, len(conll2000.CASES)]  # RB is no part of speech of the training sentences
     assert "B-ADVP" in conll2000.kinds(splits | {"test": [odd]}, options).tags
 
 
@@ -180,7 +191,7 @@ def test_word_that_training_lacks_gets_the_commonest_tag_of_all(splits):
 def test_evaluation_is_that_of_single_sentences(build, splits, kind, pieces, monkeypatch):
     monkeypatch.setattr(conll2000, "AT_ONCE", pieces)
     model, found = MODELS[kind], conll2000.kinds(splits, OPTIONS)
-    task = build(model)
+    task, parts = build(model), conll2000.parts_of_speech(splits)
     params = jax.tree.map(lambda leaf: 2 * leaf, task.init(jax.random.key(1)))
     allowed, decoded, losses = crf.bio(found.tags), [], []
 
@@ -191,7 +202,7 @@ def test_evaluation_is_that_of_single_sentences(build, splits, kind, pieces, mon
         return tagger.decode(model, params, scores, columns["length"], allowed)[0], nll
 
     for sentence in splits["test"]:
-        tags, nll = single(params, conll2000.padded([sentence], found, OPTIONS))
+        tags, nll = single(params, conll2000.padded([sentence], found, parts, OPTIONS))
         decoded.append([found.tags[tag] for tag in tags[0].tolist()])
         losses.append(float(nll[0]))
     words = sum(map(len, splits["test"]))

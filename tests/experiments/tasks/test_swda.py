@@ -1,11 +1,14 @@
 """Dialogue acts: packing changes nothing, the figures are those of a loop, and a tiny corpus is learned."""
 
 import dataclasses
+import itertools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from experiments import tagger
 from experiments.data import dialogues
@@ -20,6 +23,8 @@ MODELS = {
     "spelt": Tagger(embedding=8, units=6, context=5, characters=3, dropout=0.0),
     "without context": Tagger(embedding=8, units=6, dropout=0.0),
     "without crf": Tagger(embedding=8, units=6, context=5, dropout=0.0, crf=False, code="max"),
+    "mean": Tagger(embedding=8, units=6, context=5, dropout=0.0, code="mean"),
+    "last": Tagger(embedding=8, units=6, context=5, dropout=0.0, code="last"),
 }
 SAID = {
     "s": ("I like it here", "we were there , you know", "it is late"),
@@ -106,21 +111,31 @@ def test_figures_are_those_of_a_loop_over_utterances(build, corpus, kind):
     assert figures == {"accuracy": pytest.approx(right / count), "nll": pytest.approx(nll / count, rel=1e-5)}
 
 
+def said(split, number):
+    """What each utterance of a batch says, by its owner, read from where it begins to where it ends."""
+    batch = {name: np.asarray(array[number]) for name, array in split.items()}
+    words, owner, rows = batch["said"].ravel(), batch["owner"].ravel(), {}
+    for talk, size in enumerate(batch["lengths"]):
+        for step in range(size):
+            of = slice(batch["first"][talk, step], batch["last"][talk, step] + 1)
+            name = talk * batch["tags"].shape[-1] + step
+            assert set(owner[of]) == {name}
+            rows[name] = words[of].tolist()
+    assert sum(map(len, rows.values())) == np.sum(owner < batch["tags"].size)
+    return rows
+
+
 def test_every_utterance_is_in_its_place_once(corpus):
     found = swda.kinds(corpus, swda.Options(rare=1))
     split = swda.arranged(corpus["train"], found, batch=3)
     back = []
     for number in range(len(split["lengths"])):
-        types = np.asarray(split["word"][number])
-        rows = [
-            [found.words[types[w]] for w in words[row, : lengths[row]]]
-            for words, lengths in ((np.asarray(w[number]), np.asarray(n[number])) for w, n in split["said"])
-            for row in range(len(words))
-        ]
+        types, width = np.asarray(split["word"][number]), split["tags"].shape[-1]
+        rows = said(split, number)
         for talk in range(3):
             steps = int(split["lengths"][number, talk])
             if steps:
-                texts = tuple(tuple(rows[split["place"][number, talk, step]]) for step in range(steps))
+                texts = tuple(tuple(found.words[types[w]] for w in rows[talk * width + step]) for step in range(steps))
                 tags = tuple(found.tags[tag] for tag in split["tags"][number, talk, :steps])
                 back.append((texts, tags, split["manner"][number, talk, :steps].tolist()))
     expected = []
@@ -139,13 +154,24 @@ def test_batches_are_of_nearly_one_size():
     assert max(totals) < 1.1 * min(totals)
 
 
+@given(st.lists(st.integers(1, 20), min_size=1, max_size=40), st.integers(20, 50))
+def test_packed_rows_hold_everything_once(sizes, width):
+    places = swda.pack(sizes, width)
+    taken = [{(row, step) for step in range(start, start + n)} for (row, start), n in zip(places, sizes, strict=True)]
+    assert len(set().union(*taken)) == sum(sizes)
+    assert all(start + n <= width for (_, start), n in zip(places, sizes, strict=True))
+    rows = 1 + max(row for row, _ in places)
+    assert {row for row, _ in places} == {*range(rows)}
+    filled = [sum(n for (r, _), n in zip(places, sizes, strict=True) if r == row) for row in range(rows)]
+    assert all(one + other > width for one, other in itertools.combinations(filled, 2))
+
+
 def test_unknown_words_are_one_word(corpus):
     found = swda.kinds(corpus, swda.Options(rare=3))
     talk = Conversation("new", ("A", "A"), ("never heard words", "it is it"), ("s", "s"))
     split = swda.arranged([talk], found, batch=1)
     types = np.asarray(split["word"][0])
-    rows = [types[words[0, row, :n]].tolist() for words, ns in split["said"] for row, n in enumerate(ns[0]) if n]
-    assert sorted(rows)[0] == [0, 0, 0]
+    assert types[said(split, 0)[0]].tolist() == [0, 0, 0]
     spelt = {
         "".join(found.characters[c] for c in row[:n])
         for row, n in zip(split["characters"][0].tolist(), split["letters"][0].tolist(), strict=True)
