@@ -332,9 +332,11 @@ def _segments(checkpoint: Any, time: int) -> int:
     """
     if not isinstance(checkpoint, bool | np.bool_):
         return checks.positive_int("checkpoint", checkpoint)
+    if not checkpoint:
+        return 0
     best = max(1, math.isqrt(6 * time))
     equal = [count for count in range(-(-best // 2), min(2 * best, time) + 1) if time % count == 0]
-    return min(equal, key=lambda count: abs(count - best), default=best) if checkpoint else 0
+    return min(equal, key=lambda count: abs(count - best), default=best)
 
 
 def _checked(params, xs, state, *, lengths, resets, options, unroll):

@@ -1,0 +1,159 @@
+"""The order of the gates in every format, and what all conversions share.
+
+A conversion is made on the host, in NumPy, in the dtype that the numbers came in: what goes there and back is the same
+to the bit. Ours are the gates i, f, g, o side by side, of which a coupled cell lacks f.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lstmjax import checks
+from lstmjax.bidirectional import BidirectionalParams
+from lstmjax.lstm import LSTMParams
+from lstmjax.stack import StackParams
+
+OURS = "ifgo"
+ORDERS = {
+    "cudnn": "ifgo",
+    "equinox": "ifgo",
+    "flax": "ifgo",
+    "haiku": "igfo",
+    "haste": "igfo",
+    "keras": "ifgo",
+    "onnx": "iofg",
+    "onnx peepholes": "iof",
+    "sonnet": "ifgo",
+    "tensorflow": "igfo",
+    "torch": "ifgo",
+}
+RECURRENT = LSTMParams | BidirectionalParams | StackParams
+
+
+def to_ours(array: np.ndarray, format: str, axis: int = -1) -> np.ndarray:
+    """Put a format's gates, side by side along an axis, into our order."""
+    theirs = _order(array, format, axis)
+    return _reordered(array, theirs, "".join(gate for gate in OURS if gate in theirs), axis)
+
+
+def from_ours(array: np.ndarray, format: str, axis: int = -1) -> np.ndarray:
+    """Put our gates into a format's order."""
+    theirs = _order(array, format, axis)
+    return _reordered(array, "".join(gate for gate in OURS if gate in theirs), theirs, axis)
+
+
+def _order(array: np.ndarray, format: str, axis: int) -> str:
+    order = ORDERS[format]
+    if array.shape[axis] % len(order):
+        raise ValueError(
+            f"weights of {format} must have the {len(order)} gates side by side along axis {axis}; got shape "
+            f"{array.shape}."
+        )
+    return order
+
+
+def _reordered(array: np.ndarray, before: str, after: str, axis: int) -> np.ndarray:
+    blocks = dict(zip(before, np.split(array, len(before), axis), strict=True))
+    return np.concatenate([blocks[gate] for gate in after], axis)
+
+
+def host(name: str, value: Any, *axes: int | None) -> np.ndarray:
+    """A floating NumPy array of what a framework holds, or an error unless it has these axes; None is any size."""
+    try:
+        array = np.asarray(value)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{name} must be an array, got {type(value).__name__}.") from error
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        raise TypeError(f"{name} must have a floating dtype, got {array.dtype} {array.shape}.")
+    if array.ndim != len(axes) or any(size not in (None, had) for size, had in zip(axes, array.shape, strict=True)):
+        wanted = ", ".join("any" if size is None else str(size) for size in axes)
+        raise ValueError(f"{name} must have shape ({wanted}), got {array.shape}.")
+    return array
+
+
+def params(w_x: np.ndarray, w_h: np.ndarray, bias: np.ndarray | None, **optional: Any) -> LSTMParams:
+    """`LSTMParams` of JAX arrays of the same dtypes, copies of these; an error where JAX has no such dtype enabled."""
+    parts = LSTMParams(w_x, w_h, bias, **optional)
+    for path, leaf in jax.tree.leaves_with_path(parts):
+        checks.floating_dtype(f"the dtype of {jax.tree_util.keystr(path)[1:]}", leaf.dtype)
+    return jax.tree.map(jnp.array, parts)
+
+
+def layers(given: RECURRENT) -> list[tuple[LSTMParams, ...]]:
+    """The LSTMs of each layer, of one direction or of two."""
+    if isinstance(given, StackParams):
+        if not given.layers:
+            raise ValueError("params.layers must have at least one layer; got none.")
+        return [halves for layer in given.layers for halves in layers(layer)]
+    if isinstance(given, BidirectionalParams):
+        return [(given.forward, given.backward)]
+    checks.instance("params", given, LSTMParams, "lstm.init, bidirectional.init or stack.init")
+    return [(given,)]
+
+
+def gathered(found: list[tuple[LSTMParams, ...]]) -> RECURRENT:
+    """Undo `layers`: one layer is no stack, and one direction no pair."""
+    every = [BidirectionalParams(*halves) if len(halves) == 2 else halves[0] for halves in found]
+    return StackParams(tuple(every)) if len(every) > 1 else every[0]
+
+
+def single(format: str, given: RECURRENT) -> LSTMParams:
+    """One LSTM in one direction, or an error that says why the format has nothing else."""
+    if not isinstance(given, LSTMParams):
+        raise TypeError(
+            f"{format} has cells alone: params must be LSTMParams, so convert each layer and direction by itself; got "
+            f"{type(given).__name__}."
+        )
+    return given
+
+
+def only(format: str, given: LSTMParams, *may: str) -> LSTMParams:
+    """The params with NumPy's arrays, or an error where they have a part that the format has no place for."""
+    parts = {field.name: getattr(given, field.name) for field in dataclasses.fields(given)}
+    for name in ("w_peephole", "w_projection", "norm", "initial"):
+        if parts[name] is not None and name not in may:
+            raise ValueError(f"{format} has no place for params.{name}; it must be None.")
+    if given.gates == 3 and "coupled" not in may:
+        raise ValueError(f"{format} has no coupled gates: params must have a forget gate of their own.")
+    return LSTMParams(**{name: part if name in ("norm", "initial") else _array(part) for name, part in parts.items()})
+
+
+def one_bias(given: LSTMParams, forget_bias: float = 0.0) -> np.ndarray:
+    """The sum of all biases, for a format that has one, to which it adds `forget_bias` at run time.
+
+    Where that is the offset, the bias is the learned one to the bit.
+    """
+    size, units = given.w_x.shape[1], given.units
+    added = offset(given.w_x.dtype, units, forget_bias)
+    if given.offset is not None and np.array_equal(given.offset, added):
+        added, given = np.zeros_like(added), dataclasses.replace(given, offset=None)
+    parts = [part for part in (given.bias, given.bias_h, given.offset) if part is not None]
+    if len(parts) == 1 and not added.any():
+        return parts[0]
+    total = sum((np.asarray(part, np.float64) for part in parts), np.zeros(size)) - np.asarray(added, np.float64)
+    return total.astype(given.w_x.dtype)
+
+
+def two_biases(given: LSTMParams) -> tuple[np.ndarray, np.ndarray]:
+    """As they came from a format with two; else the sum of what there is, and zeros."""
+    zeros = np.zeros(given.w_x.shape[1], given.w_x.dtype)
+    if given.offset is None and given.bias_h is not None:
+        return zeros if given.bias is None else given.bias, given.bias_h
+    return one_bias(given), zeros
+
+
+def has_bias(given: LSTMParams) -> bool:
+    """Whether there is any."""
+    return any(part is not None for part in (given.bias, given.bias_h, given.offset))
+
+
+def offset(dtype: Any, units: int, forget_bias: float) -> np.ndarray:
+    """`forget_bias` for the forget gate and 0 for the others, in our order."""
+    return np.repeat(np.array([0, forget_bias, 0, 0], dtype), units)
+
+
+def _array(part: Any) -> np.ndarray | None:
+    return None if part is None else np.asarray(part)

@@ -1,0 +1,48 @@
+"""Sonnet 2: `snt.LSTM`, whose forget bias is in the weights.
+
+w_x = w_i    w_h = w_h    bias = b    w_projection = projection
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from lstmjax.interop import gates
+from lstmjax.lstm import LSTMParams
+
+NAMES = "w_i", "w_h", "b", "projection"
+
+
+def from_sonnet(source: Mapping[str, Any]) -> LSTMParams:
+    """Take the variables of an `snt.LSTM`.
+
+    Args:
+        source: arrays by name, of which the last part counts: w_i, w_h, b, and projection where there is one, as
+            {variable.name: variable.numpy() for variable in module.variables} has them.
+
+    Returns:
+        LSTMParams.
+
+    Raises:
+        ValueError: other names, or shapes that do not fit; TypeError: no mapping.
+
+    >>> import numpy as np
+    >>> weights = {"lstm/w_i:0": np.ones((2, 12), "f"), "lstm/w_h:0": np.ones((3, 12), "f")}
+    >>> from_sonnet(weights | {"lstm/b:0": np.ones(12, "f")}).units
+    3
+    """
+    if not isinstance(source, Mapping):
+        raise TypeError(f"source must be a mapping of names to arrays, got {type(source).__name__}.")
+    parts = {name.removesuffix(":0").rpartition("/")[2]: (name, value) for name, value in source.items()}
+    if len(parts) != len(source) or set(parts) - {"projection"} != set(NAMES[:3]):
+        raise ValueError(f"source must have w_i, w_h, b, and may have projection, once each; got {', '.join(source)}.")
+
+    def part(which: str, *axes: int | None):
+        name, value = parts[which]
+        return gates.host(f"source[{name!r}]", value, *axes)
+
+    w_x = part("w_i", None, None)
+    width, units = w_x.shape[1], w_x.shape[1] // 4
+    projection = part("projection", units, None) if "projection" in parts else None
+    w_h = part("w_h", units if projection is None else projection.shape[1], width)
+    arrays = [gates.to_ours(array, "sonnet") for array in (w_x, w_h, part("b", width))]
+    return gates.params(*arrays, w_projection=projection)
