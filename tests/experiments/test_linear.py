@@ -54,6 +54,11 @@ def test_what_the_neighbourhood_decides_is_learned(tag):
     assert figures["commonest tag"]["accuracy"] == pytest.approx(np.mean([t == commonest for t in truth]))
 
 
+def test_a_single_tag_is_all_there_is_to_say():
+    train, test = conversations(3, lambda *_: "s"), conversations(2, lambda *_: "s")
+    assert linear.baselines(train, test) == {"commonest tag": {"accuracy": 1.0}}
+
+
 def test_grams_are_words_and_pairs_with_both_ends():
     assert linear.grams(["oh", "well"]) == ["oh", "well", "< oh", "oh well", "well >"]
     assert linear.grams([]) == ["< >"]

@@ -19,6 +19,7 @@ from lstmjax import (
     LSTMState,
     StackParams,
     bidirectional,
+    interop,
     lstm,
     regularize,
     stack,
@@ -279,6 +280,58 @@ def test_tflite_coupled_lstm_with_peepholes():
         [-0.358325, -0.04621704, 0.21641694, -0.06471302],
     ]
     np.testing.assert_allclose(lstm.apply(float32(params), TFLITE_XS)[0], expected, rtol=0, atol=1e-6)
+
+
+# Keras 3: keras/src/layers/rnn/lstm_test.py, whose weights are constants. All outputs of a row are the same number.
+
+
+def keras_params(inputs, units, *, bias=True, forget_bias=1.0):
+    b = np.repeat(np.float32([0.03, forget_bias, 0.03, 0.03]), units)
+    weights = [np.full((inputs, 4 * units), 0.01, np.float32), np.full((units, 4 * units), 0.02, np.float32)]
+    return interop.from_keras([*weights, b] if bias else weights)
+
+
+@pytest.mark.parametrize(
+    ("options", "reverse", "expected"),
+    [
+        ({}, False, [0.6288687, 0.86899155, 0.9460773]),
+        ({}, True, [0.35622165, 0.74789524, 0.8872726]),
+        ({"forget_bias": 0.03}, False, [0.57019705, 0.8661914, 0.9459622]),
+        ({"bias": False}, False, [0.54986924, 0.86226785, 0.9443936]),
+    ],
+    ids=["standard", "go_backwards", "unit_forget_bias=False", "use_bias=False"],
+)
+def test_keras_in_numbers(options, reverse, expected):
+    xs = np.arange(72, dtype=np.float32).reshape(3, 6, 4)
+    ys, _ = lstm.apply(keras_params(4, 3, **options), xs, reverse=reverse, return_sequences=False)
+    np.testing.assert_allclose(ys, np.repeat(np.array(expected)[:, None], 3, 1), rtol=1e-5, atol=1e-5)
+
+
+def test_keras_states_in_numbers():
+    xs, params = np.arange(24, dtype=np.float32).reshape(2, 3, 4), keras_params(4, 4)
+    _, state = lstm.apply(params, xs)
+    ys, _ = lstm.apply(params, xs, state, return_sequences=False)
+    np.testing.assert_allclose(ys, np.repeat([[0.3124785], [0.6863672]], 4, 1), rtol=1e-5, atol=1e-5)
+    xs, params = np.arange(24, dtype=np.float32).reshape(2, 4, 3), keras_params(3, 2)
+    initial = np.arange(4, dtype=np.float32).reshape(2, 2)
+    for reverse, expected in (
+        (False, [[0.20574439, 0.3558822], [0.64930826, 0.66276]]),
+        (True, [[0.13281618, 0.2790356], [0.5839337, 0.5992567]]),
+    ):
+        ys, _ = lstm.apply(params, xs, LSTMState(initial, initial), reverse=reverse, return_sequences=False)
+        np.testing.assert_allclose(ys, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_keras_masks_in_numbers():
+    """`zero_output_for_mask=True`; and a mask of the first steps, read backwards, by moving the rest to the front."""
+    xs, params, lengths = np.arange(24, dtype=np.float32).reshape(2, 4, 3), keras_params(3, 2), np.array([3, 2])
+    ys, state = lstm.apply(params, xs, lengths=lengths)
+    expected = [[0.01588910, 0.05552048, 0.11755939, 0], [0.14185596, 0.28556206, 0, 0]]
+    np.testing.assert_allclose(ys, np.repeat(np.array(expected)[..., None], 2, 2), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(state.h, [[0.11755939] * 2, [0.28556206] * 2], rtol=1e-5, atol=1e-5)
+    moved = np.stack([np.roll(row, length - 4, axis=0) for row, length in zip(xs, lengths, strict=True)])
+    ys, _ = lstm.apply(params, moved, lengths=lengths, reverse=True, return_sequences=False)
+    np.testing.assert_allclose(ys, [[0.15341201] * 2, [0.3844719] * 2], rtol=1e-5, atol=1e-5)
 
 
 # Haste: frameworks/pytorch/lstm.py and layer_norm_lstm.py, which spell out what its CUDA kernels compute.
