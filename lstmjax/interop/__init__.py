@@ -7,6 +7,8 @@ from lstmjax.interop.cudnn import from_cudnn as from_cudnn
 from lstmjax.interop.cudnn import to_cudnn as to_cudnn
 from lstmjax.interop.equinox import from_equinox as from_equinox
 from lstmjax.interop.equinox import to_equinox as to_equinox
+from lstmjax.interop.flax import from_flax as from_flax
+from lstmjax.interop.flax import to_flax as to_flax
 from lstmjax.interop.haiku import from_haiku as from_haiku
 from lstmjax.interop.haiku import to_haiku as to_haiku
 from lstmjax.interop.haste import from_haste as from_haste

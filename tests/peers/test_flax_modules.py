@@ -1,0 +1,525 @@
+"""`lstmjax.flax`: its modules against Flax's own with the same weights, and against the functions under them.
+
+Where the two are compared lengths are at least 1: for 0 Flax gives the state after the last step of the padding.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+pytest.importorskip("flax", reason="Flax comes with lstmjax[tests]")
+optax = pytest.importorskip("optax", reason="optax comes with lstmjax[tests]")
+import flax.linen as nn  # noqa: E402
+from flax import nnx  # noqa: E402
+from flax.errors import InvalidRngError  # noqa: E402
+
+from lstmjax import Dropout, LSTMOptions, LSTMState, bidirectional, crf, lstm, stack  # noqa: E402
+from lstmjax import flax as ours  # noqa: E402
+from lstmjax.interop.flax import from_flax, to_flax  # noqa: E402
+
+BATCH, TIME, INPUTS, UNITS = 4, 6, 2, 3
+LENGTHS = np.array([4, 6, 2, 1])
+MASK = np.arange(TIME) < LENGTHS[:, None]
+SHORT = np.array([0, 6, 2, 1])
+DRAWN = np.random.default_rng(0)
+XS = DRAWN.normal(size=(BATCH, TIME, INPUTS)).astype(np.float32)
+C, H = (DRAWN.normal(size=(BATCH, UNITS)).astype(np.float32) for _ in "ch")
+RESETS = DRAWN.random((BATCH, TIME)) < 0.3
+
+
+@pytest.fixture(autouse=True)
+def rank_promotion():
+    """Flax adds vectors to matrices."""
+    with jax.numpy_rank_promotion("allow"):
+        yield
+
+
+def close(ours, theirs, atol=1e-6):
+    for a, e in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        np.testing.assert_allclose(a, e, rtol=0, atol=atol * max(1, float(np.abs(e).max(initial=0))))
+
+
+def same(one, other):
+    """To the bit, and of the same structure."""
+    assert jax.tree.structure(one) == jax.tree.structure(other)
+    for a, e in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        np.testing.assert_array_equal(a, e)
+
+
+def valid(ys):
+    return np.where(MASK[..., None], ys, 0)
+
+
+def flipped(ys, counts):
+    return np.stack([np.concatenate([row[:n][::-1], row[n:]]) for row, n in zip(np.asarray(ys), counts, strict=True)])
+
+
+def spread(seed, tree):
+    """Weights of some size, so that nothing passes by being near 0."""
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda leaf: jnp.asarray(rng.normal(scale=0.5, size=leaf.shape), leaf.dtype), tree)
+
+
+LAYERS = {
+    "LSTM": (lambda **how: ours.LSTM(INPUTS, UNITS, **how), lstm.apply),
+    "Bidirectional": (lambda **how: ours.Bidirectional(INPUTS, UNITS, **how), bidirectional.apply),
+    "Stack": (lambda **how: ours.Stack(INPUTS, (4, UNITS), **how), stack.apply),
+    "Stack of two directions": (
+        lambda **how: ours.Stack(INPUTS, (4, UNITS), bidirectional=True, merge="sum", residual_from=None, **how),
+        lambda *args, **how: stack.apply(*args, merge="sum", **how),
+    ),
+}
+
+
+@pytest.fixture(params=LAYERS)
+def layer(request):
+    make, apply = LAYERS[request.param]
+    return lambda **how: make(**{"rngs": nnx.Rngs(0)} | how), apply
+
+
+# nnx: the modules are the functions
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {},
+        {"lengths": SHORT},
+        {"lengths": SHORT, "resets": RESETS},
+        {"lengths": SHORT, "reverse": True},
+        {"lengths": SHORT, "return_sequences": False},
+        {"implementation": "scan", "unroll": 2},
+        {"checkpoint": True},
+    ],
+)
+def test_a_module_is_its_function(layer, how):
+    make, apply = layer
+    module = make(learned_state=True, options=LSTMOptions(recurrent_activation="hard_sigmoid"))
+    params = spread(1, module.params)
+    nnx.update(module, {"weights": nnx.to_pure_dict(nnx.state(type(module).from_params(params)))["weights"]})
+    same(module.params, params)
+    ys, state = apply(params, XS, options=module.options, **how)
+    same(module(XS, **how), ys)
+    carry, again = module(XS, return_carry=True, **how)
+    same(again, ys)
+    states = [leaf for leaf in jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, LSTMState))]
+    assert [a.tolist() for a in jax.tree.leaves(carry)] == [a.tolist() for s in states for a in (s.c, s.h)]
+    ys, _ = apply(params, XS, state, options=module.options, **how)
+    same(module(XS, initial_carry=carry, **how), ys)
+
+
+def test_padding_reaches_nothing(layer):
+    make, _ = layer
+    module = make()
+    spoilt = np.where(np.arange(TIME)[:, None] < SHORT[:, None, None], XS, np.nan)
+    ys = module(spoilt, seq_lengths=SHORT)
+    same(ys, module(XS, lengths=SHORT))
+    assert not np.asarray(ys)[np.arange(TIME) >= SHORT[:, None]].any()
+    assert not np.asarray(ys[0]).any()
+    grads = nnx.grad(lambda module: jnp.sum(module(spoilt, lengths=SHORT) ** 2))(module)
+    assert all(np.isfinite(leaf).all() and np.any(leaf) for leaf in jax.tree.leaves(grads))
+
+
+def test_options_of_init_and_params_that_come_and_go():
+    module = ours.LSTM(INPUTS, UNITS, peepholes=True, forget_bias=2, param_dtype=jnp.bfloat16, rngs=nnx.Rngs(3))
+    expected = lstm.init(nnx.Rngs(3).params(), INPUTS, UNITS, peepholes=True, forget_bias=2, dtype=jnp.bfloat16)
+    same(module.params, expected)
+    settings = {"options": LSTMOptions(cell_clip=0.1), "merge": "mul"}
+    params = bidirectional.init(jax.random.key(0), INPUTS, UNITS, layer_norm=True)
+    module = ours.Bidirectional.from_params(params, **settings)
+    same(module.params, params)
+    same(module(XS), bidirectional.apply(params, XS, **settings)[0])
+    mixed = stack.StackParams((params, lstm.init(jax.random.key(0), 2 * UNITS, 2 * UNITS)))
+    module = ours.Stack.from_params(mixed, residual_from=1)
+    same(module(XS), stack.apply(mixed, XS, residual_from=1)[0])
+
+
+def test_both_halves_by_themselves():
+    module = ours.Bidirectional(INPUTS, UNITS, merge=None, rngs=nnx.Rngs(0))
+    forward, backward = module(XS, lengths=SHORT, time_major=False)
+    same((forward, backward), bidirectional.apply(module.params, XS, lengths=SHORT, merge=None)[0])
+    moved = module(XS.swapaxes(0, 1), lengths=SHORT, time_major=True)
+    same(moved, (forward.swapaxes(0, 1), backward.swapaxes(0, 1)))
+
+
+def test_crf_is_its_functions():
+    chain = ours.CRF(tags=3, transitions_init=jax.nn.initializers.normal(1.0), rngs=nnx.Rngs(0))
+    params, emissions = chain.params, jnp.asarray(DRAWN.normal(size=(BATCH, TIME, 3)), jnp.float32)
+    tags, how = DRAWN.integers(0, 3, (BATCH, TIME)), {"lengths": SHORT}
+    assert np.asarray(params.transitions).std() > 0.1
+    same(chain(emissions, tags, **how), crf.log_likelihood(params, emissions, tags, **how))
+    same(chain.log_partition(emissions, **how), crf.log_partition(params, emissions, **how))
+    same(chain.marginals(emissions, **how), crf.marginals(params, emissions, **how))
+    same(chain.decode(emissions, **how), crf.decode(params, emissions, **how))
+    key = jax.random.key(5)
+    same(chain.sample(emissions, key=key, **how), crf.sample(params, emissions, key=key, **how))
+    grads = nnx.grad(lambda chain: -chain(emissions, tags, **how).sum())(chain)
+    wanted = jax.grad(lambda params: -crf.log_likelihood(params, emissions, tags, **how).sum())(params)
+    close(ours.CRF.from_params(jax.tree.map(jnp.zeros_like, params)).params, jax.tree.map(jnp.zeros_like, params))
+    for name in ("start", "transitions", "end"):
+        close(grads["weights"][name], getattr(wanted, name))
+
+
+# nnx: what Flax does with its own modules
+
+
+def test_split_merge_and_state(layer):
+    make, _ = layer
+    module = make(dropout=Dropout(inputs=0.5))
+    graph, params, rest = nnx.split(module, nnx.Param, ...)
+    assert len(jax.tree.leaves(params)) == len(jax.tree.leaves(module.params))
+    assert {type(leaf) for leaf in jax.tree.leaves(rest, is_leaf=lambda x: isinstance(x, nnx.Variable))} == {
+        nnx.RngKey,
+        nnx.RngCount,
+    }
+    whole = nnx.merge(graph, params, rest)
+    same(whole.params, module.params)
+    same(whole(XS, deterministic=True), module(XS, deterministic=True))
+    other = make(rngs=nnx.Rngs(1), dropout=Dropout(inputs=0.5))
+    assert nnx.split(other)[0] == nnx.split(make(dropout=Dropout(inputs=0.5)))[0]
+    nnx.update(other, nnx.to_pure_dict(nnx.state(module, nnx.Param)))
+    same(other.params, module.params)
+    same(nnx.clone(module).params, module.params)
+
+
+def test_jit_compiles_once(layer):
+    make, _ = layer
+    module, traces = make(), []
+
+    @nnx.jit
+    def run(module, xs):
+        traces.append(1)
+        return module(xs)
+
+    close(run(module, XS), module(XS))
+    close(run(make(rngs=nnx.Rngs(1)), XS), make(rngs=nnx.Rngs(1))(XS))
+    assert len(traces) == 1
+
+
+def test_vmap_over_modules(layer):
+    make, _ = layer
+    keys = jax.random.split(jax.random.key(0), 3)
+    every = nnx.vmap(lambda key: make(rngs=nnx.Rngs(key)))(keys)
+    ys = nnx.vmap(lambda module, xs: module(xs), in_axes=(0, None))(every, XS)
+    close(ys, jnp.stack([make(rngs=nnx.Rngs(key))(XS) for key in keys]))
+
+
+def test_training_is_that_of_the_functions(layer):
+    """Five steps of optax on the module, and on its params."""
+    make, apply = layer
+    module = make()
+    params, tx = module.params, optax.adam(0.01)
+    optimizer, state = nnx.Optimizer(module, tx, wrt=nnx.Param), tx.init(params)
+
+    @nnx.jit
+    def train(module, optimizer):
+        loss, grads = nnx.value_and_grad(lambda module: jnp.mean((module(XS, lengths=SHORT) - 1) ** 2))(module)
+        optimizer.update(module, grads)
+        return loss
+
+    losses = []
+    for _ in range(5):
+        loss, grads = jax.value_and_grad(lambda params: jnp.mean((apply(params, XS, lengths=SHORT)[0] - 1) ** 2))(
+            params
+        )
+        updates, state = tx.update(grads, state)
+        params = optax.apply_updates(params, updates)
+        losses.append(float(train(module, optimizer)))
+        np.testing.assert_allclose(losses[-1], loss, rtol=1e-5)
+    assert losses[-1] < losses[0]
+    close(module.params, params, atol=1e-5)
+
+
+def test_an_offset_is_not_learned():
+    """Not by weight decay either, which a gradient of 0 does not keep away."""
+    params = lstm.init(jax.random.key(0), INPUTS, UNITS, forget_bias=0)
+    params = lstm.LSTMParams(params.w_x, params.w_h, params.bias, offset=jnp.repeat(jnp.array([0.0, 1, 0, 0]), UNITS))
+    module = ours.LSTM.from_params(params)
+    optimizer = nnx.Optimizer(module, optax.adamw(0.1, weight_decay=0.5), wrt=nnx.Param)
+    optimizer.update(module, nnx.grad(lambda module: jnp.sum(module(XS) ** 2))(module))
+    same(module.params.offset, params.offset)
+    assert (module.params.bias != params.bias).all()
+
+
+@pytest.mark.parametrize("where", ["inputs", "recurrent", "outputs", "zoneout_h", "recurrent_weights"])
+def test_dropout_is_drawn_anew_in_training_alone(layer, where):
+    make, apply = layer
+    module = make(dropout=Dropout(**{where: 0.5}))
+    first, second = module(XS), module(XS)
+    assert not np.array_equal(first, second)
+    expected, _ = apply(module.params, XS, dropout=Dropout(**{where: 0.5}))
+    module.eval()
+    same(module(XS), module(XS))
+    same(module(XS), expected)
+    module.train()
+    same(module(XS, deterministic=True), expected)
+    assert not np.array_equal(module(XS), expected)
+    again = make(dropout=Dropout(**{where: 0.5}))
+    same((again(XS), again(XS)), (first, second))
+
+
+def test_dropout_with_given_keys():
+    dropout = Dropout(inputs=0.5)
+    module, key = ours.LSTM(INPUTS, UNITS, dropout=dropout, rngs=nnx.Rngs(0)), jax.random.key(7)
+    expected, _ = lstm.apply(module.params, XS, dropout=dropout, key=key)
+    same(module(XS, rngs=key), expected)
+    expected, _ = lstm.apply(module.params, XS, dropout=dropout, key=nnx.Rngs(dropout=3).dropout())
+    same(module(XS, rngs=nnx.Rngs(dropout=3)), expected)
+    same(module(XS, rngs=nnx.Rngs(dropout=3).dropout), expected)
+    same(
+        ours.LSTM.from_params(module.params, dropout=dropout, rngs=nnx.Rngs(dropout=3).fork())(XS, rngs=key),
+        module(XS, rngs=key),
+    )
+    run = nnx.jit(lambda module: module(XS))
+    assert not np.array_equal(run(module), run(module))
+    assert nnx.view(module, deterministic=True).deterministic
+    assert not module.deterministic
+
+
+# nnx: against Flax's own
+
+
+@pytest.mark.parametrize("cell", [nnx.LSTMCell, nnx.OptimizedLSTMCell])
+@pytest.mark.parametrize("time_major", [False, True])
+@pytest.mark.parametrize("order", [{}, {"reverse": True, "keep_order": True}, {"reverse": True, "keep_order": False}])
+def test_lstm_is_called_as_nnx_rnn(cell, time_major, order):
+    theirs = nnx.RNN(cell(INPUTS, UNITS, rngs=nnx.Rngs(0)))
+    mine = ours.LSTM.from_params(from_flax(theirs))
+    xs, mask = (XS.swapaxes(0, 1), MASK.T) if time_major else (XS, MASK)
+    how = {"initial_carry": (C, H), "seq_lengths": LENGTHS, "return_carry": True, "time_major": time_major, **order}
+    (expected_carry, expected), (carry, ys) = theirs(xs, **how), mine(xs, **how)
+    close(carry, expected_carry)
+    close(ys, np.where(mask[..., None], expected, 0))
+    close(mine(XS, **order), theirs(XS, **order))
+
+
+@pytest.mark.parametrize("dropout", [None, Dropout(inputs=0.5)])
+def test_halves_of_nnx_bidirectional(dropout):
+    cells = [nnx.LSTMCell(INPUTS, UNITS, rngs=nnx.Rngs(seed)) for seed in range(2)]
+    theirs = nnx.Bidirectional(*map(nnx.RNN, cells))
+    halves = [ours.LSTM.from_params(from_flax(cell), dropout=dropout, rngs=nnx.Rngs(9)) for cell in cells]
+    mine = nnx.Bidirectional(*halves)
+    drawn = np.asarray(mine(XS))
+    mine.eval()
+    how = {"seq_lengths": LENGTHS, "return_carry": True}
+    (carry, ys), (expected_carry, expected) = mine(XS, **how), theirs(XS, **how)
+    close(carry, expected_carry)
+    close(ys, valid(expected))
+    close(ours.Bidirectional.from_params(from_flax(theirs))(XS, **how), (carry, ys))
+    if dropout is not None:
+        key = nnx.Rngs(9).dropout.fork()()
+        expected, _ = lstm.apply(halves[0].params, XS, dropout=dropout, key=key)
+        same(drawn[..., :UNITS], expected)
+
+
+# linen
+
+
+@pytest.mark.parametrize("theirs", [nn.LSTMCell, nn.OptimizedLSTMCell])
+def test_linen_draws_the_parameters_of_linen(theirs):
+    """The same tree, and with the same forget bias the same numbers from the same key."""
+    key = jax.random.key(0)
+    expected = nn.RNN(theirs(UNITS)).init(key, XS)
+    same(ours.RNN(ours.LSTMCell(UNITS, forget_bias=0)).init(key, XS), expected)
+    same(nn.RNN(ours.LSTMCell(UNITS, forget_bias=0)).init(key, XS), expected)
+    bias = ours.RNN(ours.LSTMCell(UNITS)).init(key, XS)["params"]["cell"]["hf"]["bias"]
+    same(bias, jnp.ones(UNITS))
+
+
+def test_linen_names_within_a_module():
+    class Model(nn.Module):
+        rnn: type
+        cell: type
+
+        @nn.compact
+        def __call__(self, xs):
+            return self.rnn(self.cell(UNITS))(self.rnn(self.cell(UNITS), name="first")(xs))
+
+    key = jax.random.key(0)
+    theirs, mine = (model.init(key, XS) for model in (Model(nn.RNN, nn.LSTMCell), Model(ours.RNN, ours.LSTMCell)))
+    assert jax.tree.structure(theirs) == jax.tree.structure(mine)
+    close(Model(ours.RNN, ours.LSTMCell).apply(theirs, XS), Model(nn.RNN, nn.LSTMCell).apply(theirs, XS))
+
+
+def gradients(run, *arguments):
+    def total(*arguments):
+        out = jax.tree.leaves(run(*arguments))
+        return sum(jnp.sum(jnp.sin(jnp.arange(leaf.size).reshape(leaf.shape)) * leaf) for leaf in out)
+
+    return jax.grad(total, argnums=tuple(range(len(arguments))))(*arguments)
+
+
+@pytest.mark.parametrize("time_major", [False, True])
+@pytest.mark.parametrize("order", [{}, {"reverse": True, "keep_order": True}, {"reverse": True}])
+@pytest.mark.parametrize("make", [lambda cell: ours.RNN(cell), lambda cell: nn.RNN(cell)])
+def test_linen_against_linen(make, order, time_major):
+    """The cell in either RNN: outputs, carries and gradients."""
+    theirs, mine = nn.RNN(nn.OptimizedLSTMCell(UNITS)), make(ours.LSTMCell(UNITS))
+    variables = spread(2, theirs.init(jax.random.key(0), XS))
+    xs, mask = (XS.swapaxes(0, 1), MASK.T) if time_major else (XS, MASK)
+    how = {"seq_lengths": LENGTHS, "return_carry": True, "time_major": time_major, **order}
+
+    def run(module):
+        def function(variables, xs, carry):
+            carry, ys = module.apply(variables, xs, initial_carry=carry, **how)
+            return carry, jnp.where(mask[..., None], ys, 0)
+
+        return function
+
+    arguments = variables, xs, (C, H)
+    close(run(mine)(*arguments), run(theirs)(*arguments))
+    close(gradients(run(mine), *arguments), gradients(run(theirs), *arguments))
+
+
+def test_the_attributes_of_rnn_are_defaults():
+    cell, key = ours.LSTMCell(UNITS), jax.random.key(0)
+    variables = ours.RNN(cell).init(key, XS)
+    set_, told = (
+        ours.RNN(cell, return_carry=True, reverse=True, keep_order=True, time_major=True, unroll=2, checkpoint=2),
+        {"return_carry": True, "reverse": True, "keep_order": True, "time_major": True},
+    )
+    close(set_.apply(variables, XS), ours.RNN(cell).apply(variables, XS, **told))
+    same(set_.apply(variables, XS, return_carry=False), set_.apply(variables, XS)[1])
+
+
+def test_linen_bidirectional():
+    theirs = nn.Bidirectional(nn.RNN(nn.LSTMCell(UNITS)), nn.RNN(nn.LSTMCell(UNITS)))
+    mine = nn.Bidirectional(ours.RNN(ours.LSTMCell(UNITS)), ours.RNN(ours.LSTMCell(UNITS)))
+    variables = spread(3, theirs.init(jax.random.key(0), XS))
+    assert jax.tree.structure(mine.init(jax.random.key(0), XS)) == jax.tree.structure(variables)
+    how = {"seq_lengths": LENGTHS, "return_carry": True}
+    (carry, ys), (expected_carry, expected) = (module.apply(variables, XS, **how) for module in (mine, theirs))
+    close(carry, expected_carry)
+    close(ys, valid(expected))
+    short = mine.apply(
+        variables, np.where(np.arange(TIME)[:, None] < SHORT[:, None, None], XS, np.nan), seq_lengths=SHORT
+    )
+    same(short, bidirectional.apply(from_flax(variables), XS, lengths=SHORT)[0])
+
+
+@pytest.mark.parametrize(
+    "how", [{"lengths": SHORT, "resets": RESETS}, {"seq_lengths": SHORT, "return_sequences": False}]
+)
+def test_linen_rnn_is_the_function(how):
+    options = LSTMOptions(recurrent_activation="hard_sigmoid", cell_clip=0.2)
+    rnn = ours.RNN(ours.LSTMCell(UNITS, options=options), return_carry=True, implementation="scan")
+    params = spread(4, lstm.init(jax.random.key(0), INPUTS, UNITS))
+    variables = {"params": {"cell": to_flax(params)}}
+    ys, state = lstm.apply(
+        params, XS, options=options, implementation="scan", **{key.removeprefix("seq_"): how[key] for key in how}
+    )
+    same(rnn.apply(variables, XS, **how), ((state.c, state.h), ys))
+    moved = {"time_major": True, "resets": RESETS.T, "lengths": SHORT}
+    ys, _ = lstm.apply(params, XS, options=options, lengths=SHORT, resets=RESETS, implementation="scan")
+    same(rnn.apply(variables, XS.swapaxes(0, 1), **moved)[1], ys.swapaxes(0, 1))
+
+
+def test_linen_order_of_reading():
+    rnn = ours.RNN(ours.LSTMCell(UNITS), reverse=True)
+    variables = rnn.init(jax.random.key(0), XS)
+    kept = rnn.apply(variables, XS, lengths=SHORT, keep_order=True)
+    same(rnn.apply(variables, XS, lengths=SHORT), flipped(kept, SHORT))
+
+
+@pytest.mark.parametrize("batch", [(), (2, 2), (0,)])
+def test_any_batch_axes(batch):
+    xs = np.resize(XS, (*batch, TIME, INPUTS))
+    lengths = np.full(batch, 4)
+    rnn, module = ours.RNN(ours.LSTMCell(UNITS), reverse=True), ours.LSTM(INPUTS, UNITS, rngs=nnx.Rngs(0))
+    variables = rnn.init(jax.random.key(0), xs)
+    kept = rnn.apply(variables, xs, lengths=lengths, keep_order=True)
+    turned = rnn.apply(variables, xs, lengths=lengths)
+    same(turned[..., :4, :], kept[..., 3::-1, :])
+    assert module(xs, lengths=lengths).shape == (*batch, TIME, UNITS)
+
+
+def test_linen_dropout():
+    rnn = ours.RNN(ours.LSTMCell(UNITS), dropout=Dropout(inputs=0.5), deterministic=None)
+    variables = rnn.init(jax.random.key(0), XS, deterministic=True)
+    run = lambda seed: rnn.apply(variables, XS, deterministic=False, rngs={"dropout": jax.random.key(seed)})  # noqa: E731
+    same(run(0), run(0))
+    assert not np.array_equal(run(0), run(1))
+    same(rnn.apply(variables, XS, deterministic=True), ours.RNN(ours.LSTMCell(UNITS)).apply(variables, XS))
+    with pytest.raises(InvalidRngError, match="dropout"):
+        rnn.apply(variables, XS, deterministic=False)
+    with pytest.raises(ValueError, match="deterministic"):
+        rnn.apply(variables, XS)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_linen_in_short_dtypes(dtype):
+    """Parameters are drawn, which Flax's own cells cannot in bfloat16; h is short and c is not."""
+    cell = ours.LSTMCell(UNITS, param_dtype=dtype)
+    variables = nn.RNN(cell).init(jax.random.key(0), XS.astype(dtype))
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype(dtype)}
+    full = jax.tree.map(lambda leaf: leaf.astype(dtype), nn.RNN(ours.LSTMCell(UNITS)).init(jax.random.key(0), XS))
+    same(variables, full)
+    for rnn in (nn.RNN(cell), ours.RNN(cell)):
+        (c, h), ys = rnn.apply(variables, XS.astype(dtype), return_carry=True)
+        assert (c.dtype, h.dtype, ys.dtype) == (jnp.float32, dtype, dtype)
+    short = ours.LSTMCell(UNITS, options=LSTMOptions(precision=jnp.dtype(dtype).name))
+    variables = nn.RNN(short).init(jax.random.key(0), XS)
+    same(nn.RNN(short).apply(variables, XS), ours.RNN(short).apply(variables, XS))
+
+
+def test_linen_partitioned_parameters():
+    init = nn.with_partitioning(nn.initializers.lecun_normal(), ("rows", None))
+    rnn = ours.RNN(ours.LSTMCell(UNITS, kernel_init=init))
+    variables = rnn.init(jax.random.key(0), XS)
+    assert variables["params"]["cell"]["ii"]["kernel"].names == ("rows", None)
+    same(rnn.apply(variables, XS), rnn.apply(nn.unbox(variables), XS))
+
+
+# What is refused
+
+
+def lstm_module(**how):
+    return ours.LSTM(INPUTS, UNITS, **{"rngs": nnx.Rngs(0)} | how)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: lstm_module(dtype=jnp.bfloat16), TypeError, "dtype is two things here: param_dtype="),
+        (lambda: lstm_module(rngs=0), TypeError, r"rngs must be Rngs, as nnx.Rngs\(0\) makes it; got int"),
+        (lambda: lstm_module(gate_fn=nnx.relu), TypeError, "unexpected keyword argument 'gate_fn'"),
+        (lambda: lstm_module(dropout=0.5), TypeError, "dropout must be Dropout"),
+        (lambda: lstm_module(options="relu"), TypeError, "options must be LSTMOptions"),
+        (lambda: lstm_module()(XS, lengths=LENGTHS, seq_lengths=LENGTHS), ValueError, "give one of them"),
+        (lambda: lstm_module()(XS, initial_carry=LSTMState(H, C)), TypeError, r"initial_carry must be \(c, h\)"),
+        (lambda: lstm_module()(XS, initial_carry=(H,)), TypeError, r"initial_carry must be \(c, h\)"),
+        (
+            lambda: ours.Stack(INPUTS, (2, 3, 4), rngs=nnx.Rngs(0))(XS, initial_carry=(C, H)),
+            TypeError,
+            "a tuple of 3 carries",
+        ),
+        (lambda: lstm_module()(XS, resets=LENGTHS), TypeError, "resets must be bool"),
+        (lambda: lstm_module()(XS[..., :1]), ValueError, "xs must have 2 features"),
+        (lambda: lstm_module()(XS, unknown=1), TypeError, "unknown"),
+        (lambda: lstm_module(dropout=Dropout(between_layers=0.5))(XS), ValueError, "needs layers"),
+        (
+            lambda: ours.LSTM.from_params(lstm_module().params, dropout=Dropout(inputs=0.5))(XS),
+            ValueError,
+            "dropout needs rngs",
+        ),
+        (lambda: ours.LSTM.from_params(stack.init(jax.random.key(0), 2)), TypeError, "params must be LSTMParams"),
+        (lambda: ours.CRF.from_params(lstm_module().params), TypeError, "as crf.init makes it"),
+        (lambda: ours.LSTM.from_params(lstm_module().params, peepholes=True), TypeError, "peepholes"),
+        (lambda: ours.RNN(nn.LSTMCell(3)).init(jax.random.key(0), XS), TypeError, "cell must be LSTMCell"),
+        (lambda: ours.RNN(ours.LSTMCell(0)).init(jax.random.key(0), XS), ValueError, "features must be"),
+        (
+            lambda: ours.RNN(ours.LSTMCell(3, forget_bias="1")).init(jax.random.key(0), XS),
+            TypeError,
+            "forget_bias must be a number",
+        ),
+        (
+            lambda: ours.RNN(ours.LSTMCell(3, param_dtype=int)).init(jax.random.key(0), XS),
+            TypeError,
+            "param_dtype must be a floating type",
+        ),
+    ],
+)
+def test_what_is_refused(untyped, call, error, message):
+    with pytest.raises(error, match=message):
+        call()
