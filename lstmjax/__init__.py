@@ -5,6 +5,7 @@ from lstmjax import conv1d as conv1d
 from lstmjax import crf as crf
 from lstmjax import dense as dense
 from lstmjax import embedding as embedding
+from lstmjax import export as export
 from lstmjax import files as files
 from lstmjax import hierarchy as hierarchy
 from lstmjax import interop as interop

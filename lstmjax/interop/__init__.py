@@ -14,6 +14,8 @@ from lstmjax.interop.haiku import to_haiku as to_haiku
 from lstmjax.interop.haste import from_haste as from_haste
 from lstmjax.interop.keras import from_keras as from_keras
 from lstmjax.interop.keras import to_keras as to_keras
+from lstmjax.interop.onnx import from_onnx as from_onnx
+from lstmjax.interop.onnx import to_onnx as to_onnx
 from lstmjax.interop.sonnet import from_sonnet as from_sonnet
 from lstmjax.interop.tensorflow import from_tensorflow as from_tensorflow
 from lstmjax.interop.tensorflow import to_tensorflow as to_tensorflow

@@ -1,0 +1,161 @@
+"""What the graph of an ONNX model says of its LSTMs: where their weights are, and whether they are a stack."""
+
+import dataclasses
+import itertools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+MOVES = ("Dropout", "Identity", "Reshape", "Squeeze", "Transpose")  # what may stand between the LSTMs of a stack
+
+
+@dataclasses.dataclass(frozen=True)
+class Graph:
+    """The LSTMs of a model and where what they read comes from.
+
+    Args:
+        lstms: the nodes, in the order of the graph.
+        producers: of each value, the node that computes it.
+        weights: arrays or TensorProtos by name.
+        constants: the weights, and what is computed from them alone.
+        opsets: version of each domain's operators.
+    """
+
+    lstms: list[Any]
+    producers: Mapping[str, Any]
+    weights: Mapping[str, Any]
+    constants: frozenset[str]
+    opsets: Mapping[str, int]
+
+    def constant(self, name: str) -> Any:
+        """The array of this name, which the model holds or computes from what it holds; else None."""
+        from onnx import TensorProto, numpy_helper, reference
+
+        if name not in self.constants:
+            return None
+        if name in self.weights:
+            value = self.weights[name]
+            return numpy_helper.to_array(value) if isinstance(value, TensorProto) else value
+        node = self.producers[name]
+        run: Any = reference.ReferenceEvaluator(node, opsets=dict(self.opsets)).run
+        return run([name], {given: self.constant(given) for given in node.input if given})[0]
+
+    def state(self, name: str) -> Any:
+        """Likewise, of an array that may be expanded to the size of the batch."""
+        node = self.producers.get(name)
+        return self.constant(node.input[0] if node is not None and node.op_type == "Expand" else name)
+
+    def check_stack(self) -> None:
+        """Raise unless each LSTM reads all that the one before it puts out, directions side by side."""
+        for below, node in itertools.pairwise(self.lstms):
+            found = self._sequences(node.input[0])
+            axes = "BTH" if attributes(node).get("layout") else "TBH"
+            if found is None or found[0].output[0] != below.output[0] or found[1] != axes:
+                raise ValueError(
+                    f"source must have one LSTM, or a stack of them; {title(node)} reads {node.input[0]!r}, which is "
+                    f"not the outputs of {title(below)}, directions side by side: give each node by itself."
+                )
+
+    def _sequences(self, name):
+        """The LSTM whose Y this is, where nothing but axes has changed since, and its axes now; else None.
+
+        Y has the axes T, D, B, H: time, directions, batch and units.
+        """
+        node = self.producers.get(name)
+        if node is None:
+            return None
+        given = attributes(node)
+        if _is_lstm(node):
+            return (node, "BTDH" if given.get("layout") else "TDBH") if name == node.output[0] else None
+        found = self._sequences(node.input[0]) if node.op_type in MOVES else None
+        if found is None:
+            return None
+        lstm, axes = found
+        second = self.constant(node.input[1]) if len(node.input) > 1 else None
+        if node.op_type == "Transpose":
+            axes = "".join(axes[axis] for axis in given.get("perm", range(len(axes))[::-1]))
+        elif node.op_type == "Squeeze":
+            gone = given.get("axes", second)
+            axes = axes.replace("D", "") if gone is not None and [axes[axis] for axis in gone] == ["D"] else ""
+        elif node.op_type == "Reshape":
+            joined = "DH" in axes or ("D" in axes and directions(lstm) == 1)
+            axes = axes.replace("D", "") if joined and (second is None or len(second) == 3) else ""
+        return (lstm, axes) if axes else None
+
+
+def of_node(node: Any, weights: Any) -> Graph:
+    """The graph of one node whose weights are given."""
+    if not isinstance(weights, Mapping):
+        raise TypeError(f"initializers must map names of the node's inputs to arrays; got {type(weights).__name__}.")
+    if not _is_lstm(node):
+        raise ValueError(f"source must be an LSTM; got a node of {node.op_type}.")
+    return Graph([node], {}, weights, frozenset(weights), {})
+
+
+def of_model(source: Any) -> Graph:
+    """The graph of a model, or of the file of one."""
+    model = _model(source)
+    weights = {tensor.name: tensor for tensor in model.graph.initializer}
+    producers, constants = {}, set(weights)
+    for node in model.graph.node:
+        outputs = set(filter(None, node.output))
+        producers |= dict.fromkeys(outputs, node)
+        if any(_has_lstm(graph) for graph in _inner(node)):
+            raise ValueError(
+                f"source has an LSTM inside of {node.op_type} {node.name!r}, where params cannot say what it reads: "
+                "give the node of the LSTM by itself."
+            )
+        if constants.issuperset(filter(None, node.input)) and not _is_lstm(node) and not _inner(node):
+            constants |= outputs
+    lstms = [node for node in model.graph.node if _is_lstm(node)]
+    if not lstms:
+        kinds = ", ".join(sorted({node.op_type for node in model.graph.node})) or "none"
+        raise ValueError(f"source must have a node of LSTM; those that it has are {kinds}.")
+    return Graph(lstms, producers, weights, frozenset(constants), {i.domain: i.version for i in model.opset_import})
+
+
+def attributes(node: Any) -> dict[str, Any]:
+    """The attributes of a node by name."""
+    from onnx import helper
+
+    return {given.name: helper.get_attribute_value(given) for given in node.attribute}
+
+
+def directions(node: Any) -> int:
+    """How many LSTMs a node has."""
+    return 2 if attributes(node).get("direction") == b"bidirectional" else 1
+
+
+def title(node: Any) -> str:
+    """What errors call a node."""
+    return f"LSTM {node.name or next(filter(None, node.output), '')!r}"
+
+
+def _model(source: Any) -> Any:
+    import onnx
+    from google.protobuf.message import DecodeError
+    from onnx import inliner
+
+    if isinstance(source, str | Path):
+        try:
+            source = onnx.load(source)
+        except DecodeError as error:
+            raise ValueError(f"source must be the path of an ONNX model; {source} holds something else.") from error
+    if not isinstance(source, onnx.ModelProto):
+        raise TypeError(
+            f"source must be an onnx ModelProto, a path to one or an LSTM's NodeProto; got {type(source).__name__}."
+        )
+    return inliner.inline_local_functions(source) if source.functions else source
+
+
+def _is_lstm(node: Any) -> bool:
+    return node.op_type == "LSTM" and node.domain in ("", "ai.onnx")
+
+
+def _inner(node: Any) -> list[Any]:
+    """The graphs in a node, as those that branch or loop have them."""
+    return [graph for given in node.attribute for graph in (given.g, *given.graphs) if graph.node]
+
+
+def _has_lstm(graph: Any) -> bool:
+    return any(_is_lstm(node) or any(map(_has_lstm, _inner(node))) for node in graph.node)

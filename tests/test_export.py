@@ -1,0 +1,213 @@
+"""Programs that are stored and read back against `apply`, and what of them is refused."""
+
+import doctest
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.export
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lstmjax import LSTMOptions, LSTMState, bidirectional, export, lstm, stack
+from lstmjax.bidirectional import BidirectionalState
+
+pytestmark = pytest.mark.usefixtures("untyped")  # an open axis is no int, and annotations say that sizes are
+
+INPUTS, UNITS = 2, 3
+SIZES = ((4, 6), (1, 9))  # batch, time
+KEY = jax.random.key(0)
+TREES = {
+    "lstm": lstm.init(KEY, INPUTS, UNITS),
+    "every part": lstm.init(KEY, INPUTS, UNITS, peepholes=True, projection=2, layer_norm=True, learned_state=True),
+    "bidirectional": bidirectional.init(KEY, INPUTS, UNITS),
+    "stack": stack.init(KEY, INPUTS, (4, 3), bidirectional=True),
+}
+
+
+def drawn(*shape):
+    return jax.random.normal(jax.random.key(1), shape)
+
+
+def filled(tree):
+    """The same tree with other numbers in every leaf, so that none can stand for another."""
+    leaves, structure = jax.tree.flatten(tree)
+    return jax.tree.unflatten(structure, [drawn(*leaf.shape) / (2 + n) for n, leaf in enumerate(leaves)])
+
+
+def plain(state):
+    if isinstance(state, BidirectionalState):
+        return {"forward": plain(state.forward), "backward": plain(state.backward)}
+    if isinstance(state, LSTMState):
+        return {"h": state.h, "c": state.c}
+    return tuple(plain(layer) for layer in state)
+
+
+def assert_close(actual, expected, atol=1e-6):
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    for a, e in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        assert a.dtype == e.dtype
+        np.testing.assert_allclose(np.float32(a), np.float32(e), rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize("implementation", lstm.IMPLEMENTATIONS)
+@pytest.mark.parametrize("params", TREES.values(), ids=TREES)
+def test_stablehlo(params, implementation):
+    program = export.load(export.stablehlo(params, lengths=True, state=True, implementation=implementation))
+    assert program.platforms == ("cpu", "cuda", "tpu")
+    for batch, time in SIZES:
+        xs, lengths = drawn(batch, time, INPUTS), jnp.arange(batch, dtype=jnp.int32) % (time + 1)
+        state = filled(stack.initial_state(params, (batch,)))
+        ys, after = stack.apply(params, xs, state, lengths=lengths, implementation=implementation)
+        assert_close(program.call(xs, lengths, plain(state)), (ys, plain(after)))
+
+
+def test_the_simplest_program():
+    program = export.load(export.stablehlo(TREES["stack"]))
+    for batch, time in SIZES:
+        xs = drawn(batch, time, INPUTS)
+        ys, after = stack.apply(TREES["stack"], xs)
+        assert_close(program.call(xs), (ys, plain(after)))
+
+
+def test_a_stream_hands_its_state_on():
+    params = TREES["stack"].layers[0].forward
+    program = export.load(export.stablehlo(params, state=True))
+    xs = drawn(4, 6, INPUTS)
+    state = plain(lstm.initial_state(params, (4,)))
+    pieces = []
+    for piece in (xs[:, :2], xs[:, 2:]):
+        ys, state = program.call(piece, state)
+        pieces.append(ys)
+    ys, after = lstm.apply(params, xs)
+    assert_close((jnp.concatenate(pieces, axis=1), state), (ys, plain(after)))
+
+
+def test_arguments_of_apply():
+    params, xs = TREES["bidirectional"], drawn(4, 6, INPUTS)
+    options = LSTMOptions(preactivation_clip=0.1, precision="bfloat16")
+    arguments = {"options": options, "reverse": True, "merge": "sum", "return_sequences": False}
+    program = export.load(export.stablehlo(params, **arguments))
+    ys, after = stack.apply(params, xs, **arguments)
+    assert_close(program.call(xs), (ys, plain(after)), atol=1e-2)
+    assert not np.allclose(np.float32(ys), stack.apply(params, xs, return_sequences=False, merge="sum")[0], atol=5e-2)
+
+
+def test_the_state_of_another_precision_comes_back_as_it_went():
+    program = export.load(export.stablehlo(TREES["lstm"], state=True, options=LSTMOptions(precision="bfloat16")))
+    xs = drawn(4, 6, INPUTS)
+    state = {"h": jnp.zeros((4, UNITS), jnp.bfloat16), "c": jnp.zeros((4, UNITS))}
+    _, once = program.call(xs, state)
+    _, twice = program.call(xs, once)
+    assert jax.tree.map(lambda leaf: leaf.dtype, twice) == jax.tree.map(lambda leaf: leaf.dtype, state)
+
+
+def test_weights_are_inside_and_need_no_package(tmp_path):
+    params, xs = TREES["stack"], drawn(4, 6, INPUTS)
+    expected = stack.apply(params, xs)[0]
+    export.stablehlo(params, path=tmp_path / "program")
+    np.save(tmp_path / "xs.npy", xs)
+    alone = """
+import sys, numpy as np, jax, jax.export
+program = jax.export.deserialize(bytearray(open("program", "rb").read()))
+ys, state = program.call(np.load("xs.npy"))
+assert not any(name.startswith("lstmjax") for name in sys.modules)
+np.save("ys.npy", ys)
+"""
+    subprocess.run([sys.executable, "-c", alone], cwd=tmp_path, check=True, timeout=300)
+    np.testing.assert_allclose(np.load(tmp_path / "ys.npy"), expected, rtol=0, atol=1e-6)
+
+
+def test_a_function_with_shapes():
+    params = TREES["lstm"]
+
+    def classify(xs, lengths, weights):
+        return jax.nn.softmax(lstm.apply(params, xs, lengths=lengths, return_sequences=False)[0] @ weights["dense"])
+
+    weights = {"dense": drawn(UNITS, 5)}
+    examples = jnp.zeros((1, 1, INPUTS)), jax.ShapeDtypeStruct((1,), jnp.int32), weights
+    data = export.stablehlo(classify, *examples, shapes=["batch, time, _", "batch", None], platforms=["cpu"])
+    program = export.load(data)
+    assert program.platforms == ("cpu",)
+    for batch, time in SIZES:
+        xs, lengths = drawn(batch, time, INPUTS), jnp.full(batch, time - 1, jnp.int32)
+        assert_close(program.call(xs, lengths, weights), classify(xs, lengths, weights))
+
+
+def test_a_function_without_shapes_has_those_of_its_examples():
+    program = export.load(export.stablehlo(jnp.sin, jnp.ones((2, 3))))
+    np.testing.assert_allclose(program.call(jnp.ones((2, 3))), np.sin(np.ones((2, 3))), rtol=1e-6)
+    with pytest.raises(ValueError, match="shape"):
+        program.call(jnp.ones((3, 3)))
+
+
+def test_a_program_runs_inside_of_others():
+    program, xs = export.load(export.stablehlo(TREES["lstm"])), drawn(4, 6, INPUTS)
+    actual = jax.jit(lambda xs: 2 * program.call(xs)[0])(xs)
+    np.testing.assert_allclose(actual, 2 * lstm.apply(TREES["lstm"], xs)[0], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("source", "examples", "arguments", "error", "message"),
+    [
+        (TREES["lstm"], (jnp.ones(3),), {}, TypeError, "examples and shapes are for a function"),
+        (TREES["lstm"], (), {"shapes": "b"}, TypeError, "examples and shapes are for a function"),
+        (
+            jnp.sin,
+            (jnp.ones(3),),
+            {"lengths": True, "reverse": True},
+            TypeError,
+            "lengths, reverse can be said of params",
+        ),
+        (3, (), {}, TypeError, "source must be params or a function; got int"),
+        (jnp.sin, (jnp.ones(3),), {"platforms": ()}, ValueError, r"platforms must be a tuple such as .*; got \(\)"),
+        (jnp.sin, (jnp.ones(3),), {"platforms": "cpu"}, ValueError, "platforms must be a tuple such as .*; got 'cpu'"),
+        (TREES["lstm"], (), {"lengths": 1}, TypeError, "lengths must be True or False"),
+        (TREES["lstm"], (), {"merge": "max"}, ValueError, "merge must be one of"),
+    ],
+)
+def test_refused(source, examples, arguments, error, message):
+    with pytest.raises(error, match=message):
+        export.stablehlo(source, *examples, **arguments)
+
+
+def test_examples():
+    examples = doctest.DocTestParser().get_doctest(
+        export.stablehlo.__doc__.replace("# doctest: +SKIP", ""), vars(export), "stablehlo", None, None
+    )
+    assert doctest.DocTestRunner().run(examples) == (0, 7)
+
+
+def test_what_is_no_program(tmp_path):
+    data = export.stablehlo(jnp.sin, jnp.ones(3), path=tmp_path / "program")
+    assert (tmp_path / "program").read_bytes() == data
+    for size in (0, 1, 100, len(data) // 2, len(data) - 100):
+        with pytest.raises(
+            ValueError, match=r"source must be a program that export.stablehlo made, whole; these bytes"
+        ):
+            export.load(data[:size])
+    assert b"ML\xefR" in data  # what MLIR begins with
+    with pytest.raises(ValueError, match="these bytes cannot be read"):
+        export.load(data.replace(b"ML\xefR", b"1234"))
+    (tmp_path / "text").write_text("no program" * 100)
+    with pytest.raises(ValueError, match=r"whole; .*text cannot be read"):
+        export.load(tmp_path / "text")
+    with pytest.raises(FileNotFoundError):
+        export.load(str(tmp_path / "none"))
+
+
+def test_onnx(tmp_path):
+    onnx = pytest.importorskip("onnx", reason="onnx is not installed: python -m pip install -e '.[peers]'")
+    model = export.onnx(
+        TREES["stack"], tmp_path / "model.onnx", options=LSTMOptions(preactivation_clip=3.0), lengths=True
+    )
+    assert onnx.load(tmp_path / "model.onnx") == model
+    assert [given.name for given in model.graph.input] == ["xs", "lengths"]
+    nodes = [node for node in model.graph.node if node.op_type == "LSTM"]
+    clips = [given.f for node in nodes for given in node.attribute if given.name == "clip"]
+    assert clips == [3.0, 3.0]
+    with pytest.raises(ValueError, match=r"ONNX has no place for params.w_projection"):
+        export.onnx(TREES["every part"], Path(tmp_path / "none.onnx"))
+    assert not (tmp_path / "none.onnx").exists()
