@@ -78,8 +78,8 @@ class LSTMParams:
         initial: learned LSTMState without batch axes, or None for zeros.
         bias_h: a second bias, added to the first one and learned as it is, or None; so that LSTMs of PyTorch, cuDNN
             and ONNX, which have two, learn and leave as they came.
-        offset: what is added to the biases and never learned, or None: in TensorFlow 1 and Haiku the 1 of the forget
-            gate.
+        offset: what is added to the biases and has no gradient, or None: in TensorFlow 1 and Haiku the 1 of the forget
+            gate. Weight decay would reach it: mask it, `dataclasses.replace(mask, offset=False)`.
     """
 
     w_x: Any

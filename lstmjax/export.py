@@ -153,9 +153,7 @@ def onnx(
     """
     model = to_onnx(params, options, reverse=reverse, lengths=lengths, state=state)
     if path is not None:
-        from onnx import save
-
-        save(model, path)
+        gates.library("onnx").save(model, path)
     return model
 
 

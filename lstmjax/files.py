@@ -6,7 +6,8 @@ An array's name is its path, such as `encoder/w_h`. What the arrays are parts of
 
 and so on, with the kinds in `PARAMS` and no others: names that a file brings are looked up there and never imported.
 Beside that description stand the options, the number of the format, the version of this library, and the SHA-256 of
-the whole file with the digits of that very sum as zeros, so that no changed byte passes, be it of the header.
+the whole file with the digits of that very sum as zeros, so that no byte changes unseen, be it of the header. Who
+forges a file can compute that sum too: all that the header tells is checked before it is used.
 """
 
 import dataclasses
@@ -15,6 +16,7 @@ import json
 import os
 import reprlib
 import secrets
+import shutil
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,7 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lstmjax import hierarchy, lstm, stack
+from lstmjax import hierarchy, stack
 from lstmjax.bidirectional import BidirectionalParams, BidirectionalState
 from lstmjax.conv1d import Conv1DParams
 from lstmjax.crf import Allowed, CRFParams
@@ -39,6 +41,7 @@ from lstmjax.stack import StackParams
 
 FORMAT = 1
 LONGEST_HEADER = 2**23  # bytes, enough for some 50,000 arrays; what a hostile header costs is bounded with it
+LONGEST_KEY = 200  # characters, so that a name, of at most DEEPEST of them, is soon made
 DEEPEST = 64  # nodes from the root to a leaf
 START = b'{"__metadata__":{"lstmjax":"{\\"sha256\\":\\"'  # of every header, and then the digits of the sum
 DIGITS = slice(8 + len(START), 8 + len(START) + 64)
@@ -230,6 +233,10 @@ def _opened(path: Any) -> tuple[dict[str, Any], bytes]:
             raise ValueError(f"its header must have at most {LONGEST_HEADER} bytes; it has {length}.")
         header = file.read(length)
         document = _document(header)
+        if (ends := _end(header)) != size - 8 - length:
+            raise ValueError(
+                f"it is cut short, or has more than its arrays: they end at {ends}, of {size - 8 - length}."
+            )
         return document, b"".join((start, header, file.read(size - 8 - length)))
 
 
@@ -256,6 +263,13 @@ def _document(header: bytes) -> dict[str, Any]:
     if set(document) != expected:
         raise ValueError(f"its metadata must have just {sorted(expected)}; got {_listed(map(repr, document))}.")
     return document
+
+
+def _end(header: bytes) -> int:
+    """Where, counted from the header, the last array ends by what the header tells."""
+    arrays = [array for name, array in json.loads(header).items() if name != "__metadata__" and isinstance(array, dict)]
+    offsets = [array.get("data_offsets") for array in arrays]
+    return max((end for pair in offsets if isinstance(pair, list) for end in pair if type(end) is int), default=0)
 
 
 def _json(name: str, text: bytes) -> Any:
@@ -305,11 +319,11 @@ def _described(value: Any, kinds: dict[str, Any], leaf: Callable[..., Any], root
 
 def _rebuilt(node: Any, kinds: dict[str, Any], leaf: Callable[..., Any], root: str, where: tuple[str, ...] = ()):
     """Undo `_described`, trusting nothing."""
+    if not isinstance(node, dict):
+        return None if node is None else leaf(where, node)
     name = _named(root, where)
     if len(where) > DEEPEST:
         raise ValueError(f"{root} must be at most {DEEPEST} levels deep; {name} is deeper.")
-    if not isinstance(node, dict):
-        return None if node is None else leaf(where, node)
     if len(node) != 1:
         raise ValueError(f"{name} must be of one kind; got {_listed(map(repr, node))}.")
     [(kind, children)] = node.items()
@@ -370,6 +384,8 @@ def _scalar(where: tuple[str, ...], value: Any) -> Any:
 def _check_key(name: str, key: Any) -> None:
     if type(key) is not str or any("\ud800" <= character <= "\udfff" for character in key):
         raise TypeError(f"{name} must have keys of text that UTF-8 can write; got {reprlib.repr(key)}.")
+    if len(key) > LONGEST_KEY:
+        raise ValueError(f"{name} must have keys of at most {LONGEST_KEY} characters; got one of {len(key)}.")
 
 
 def _check_dtype(name: str, dtype: Any) -> None:
@@ -415,25 +431,10 @@ def _check_axes(node: Any, name: str) -> None:
                 raise ValueError(f"{name}/{field} must have {sizes[axis]} for {axis}, as others have, in {told}")
 
 
-def _check_halves(params: BidirectionalParams) -> None:
-    if params.forward.inputs != params.backward.inputs:
-        raise ValueError(
-            f"both halves must have as many inputs; got {params.forward.inputs}, {params.backward.inputs}."
-        )
-
-
-def _check_layers(params: StackParams) -> None:
-    """Raise unless layers fit on each other with one merge or another."""
-    try:
-        stack._check_layers(params, "sum")
-    except ValueError:
-        stack._check_layers(params, "concat")
-
-
 FITTING: dict[Any, Callable[..., Any]] = {
-    LSTMParams: lstm._check_params,
-    BidirectionalParams: _check_halves,
-    StackParams: _check_layers,
+    LSTMParams: stack.check,
+    BidirectionalParams: stack.check,
+    StackParams: stack.check,
     HierarchyParams: hierarchy._check,
 }
 
@@ -485,6 +486,8 @@ def _write(path: Path, content: bytearray) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
+        if path.exists():
+            shutil.copymode(path, temporary)
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)

@@ -169,7 +169,8 @@ def _step(params, x, state, options, dropout):
         single = jax.vmap(single, in_axes=(None, 0, 0))
 
     def run(params, x, state):
-        return single(*_promote(cell.merged(params), x, state, options))
+        params, x, state = _promote(params, x, state, options)
+        return single(cell.merged(params), x, state)
 
     state = placement.automatic(run, x.ndim - 1)(params, x, state)
     return state.h, state
@@ -199,10 +200,10 @@ def _apply(
 
     def run(params, xs, state, lengths, resets, masks):
         initial = initial_state(params)
-        params, xs, state = _promote(cell.merged(params), xs, state, options)
+        params, xs, state = _promote(params, xs, state, options)
         initial = LSTMState(h=initial.h.astype(xs.dtype), c=initial.c.astype(state.c.dtype))
         # Wide again where a gradient adds up over segments or steps, and narrowed in them, as widely as c is kept.
-        wide = jax.tree.map(lambda leaf: leaf.astype(state.c.dtype), params)
+        wide = cell.merged(jax.tree.map(lambda leaf: leaf.astype(state.c.dtype), params))
         arguments = (wide, xs, state, initial, lengths, resets, masks)
         wide, xs, state, initial, lengths, resets, masks = placement.varying_alike(arguments)
         clock = recurrence.read_by(lengths, resets, time, reverse=reverse, unroll=unroll)
@@ -263,9 +264,8 @@ def _choose(implementation: str) -> str:
 
 
 def _check(params: Any, name: str, x: Any, axes: str, options: Any) -> Array:
-    checks.instance("params", params, LSTMParams, "lstm.init")
+    check(params)
     checks.instance("options", options, LSTMOptions, "LSTMOptions(...)")
-    _check_params(params)
     if options.projection_clip is not None and params.w_projection is None:
         raise ValueError(
             f"projection_clip={options.projection_clip!r} needs params with a projection: "
@@ -276,7 +276,9 @@ def _check(params: Any, name: str, x: Any, axes: str, options: Any) -> Array:
     return x
 
 
-def _check_params(params: LSTMParams) -> None:
+def check(params: LSTMParams) -> None:
+    """Raise unless these are the weights of one LSTM, which fit each other."""
+    checks.instance("params", params, LSTMParams, "lstm.init")
     checks.weights("params.w_x", params.w_x, "inputs", "4*units")
     checks.weights("params.w_h", params.w_h, "units", "4*units")
     if params.w_projection is not None:

@@ -217,6 +217,30 @@ def outputs(params: StackParams | LSTMParams | BidirectionalParams, merge: str =
     return params.outputs
 
 
+def check(params: LSTMParams | BidirectionalParams | StackParams) -> None:
+    """Raise unless weights fit each other, halves read the same inputs, and layers what those below put out.
+
+    >>> check(init(jax.random.key(0), inputs=2, units=(4, 3), bidirectional=True))
+    """
+    if isinstance(params, StackParams):
+        try:
+            _check_layers(params, "sum")
+        except ValueError:
+            _check_layers(params, "concat")
+        for layer in params.layers:
+            check(layer)
+    elif isinstance(params, BidirectionalParams):
+        for half in (params.forward, params.backward):
+            lstm.check(half)
+        if params.forward.inputs != params.backward.inputs:
+            raise ValueError(
+                "both halves of params must have as many inputs; got "
+                f"{params.forward.inputs} and {params.backward.inputs}."
+            )
+    else:
+        lstm.check(params)
+
+
 def _apply_layer(params, xs, state, merge, **arguments):
     if isinstance(params, BidirectionalParams):
         return two_ways.apply(params, xs, state, merge=merge, **arguments)

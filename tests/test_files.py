@@ -307,6 +307,9 @@ def test_a_file_is_as_readable_as_any_other_and_a_link_stays_one(path, tmp_path)
     (tmp_path / "other").touch()
     assert link.is_symlink()
     assert stat.S_IMODE(path.stat().st_mode) == stat.S_IMODE((tmp_path / "other").stat().st_mode)
+    path.chmod(0o600)
+    files.save(path, GOOD)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
 def test_every_mismatch_with_like_is_named(path, good):
@@ -486,6 +489,7 @@ def test_no_more_is_read_than_a_refusal_needs(path, good):
     for content, reason in (
         (foreign, "not written by lstmjax"),
         ((2**39).to_bytes(8, "little"), "at most 8388608 bytes"),
+        (good, "or has more than its arrays"),
     ):
         put(path, content)
         os.truncate(path, 2**40)
@@ -532,7 +536,7 @@ HOSTILE = {
     "backwards": (ours({"": {**FLOATS, "data_offsets": [8, 0]}}), "refused"),
     "negative": (ours({"": {**FLOATS, "data_offsets": [-8, 0]}}), "refused"),
     "hole": (ours({"": LATER}, bytes(16)), "refused"),
-    "more data": (ours({"": FLOATS}, bytes(16)), "not fully covered"),
+    "more data": (ours({"": FLOATS}, bytes(16)), "they end at 8, of 16"),
     "wrong shape": (ours({"": {**FLOATS, "shape": [3]}}), "refused"),
     "overflowing shape": (ours({"": {**FLOATS, "shape": [2**32, 2**32, 2**32]}}), "refused"),
     "shape of nothing": (ours({"": {**FLOATS, "shape": [0, 2**63], "data_offsets": [0, 0]}}, b""), "refused"),
@@ -597,6 +601,15 @@ HOSTILE = {
         "changed after it was written",
     ),
 }
+
+
+def test_a_key_as_long_as_a_file_is_refused_before_names_are_made_of_it(path):
+    many = {f"k{number}": None for number in range(50_000)}
+    put(path, ours({}, b"", tree={"dict": {"k" * 400_000: {"dict": many}}}))
+    with pytest.raises(FileError, match="keys of at most 200 characters; got one of 400000"):
+        files.load(path)
+    with pytest.raises(ValueError, match="keys of at most 200 characters"):
+        files.save(path, {"k" * 201: np.ones(1)})
 
 
 @pytest.mark.parametrize(("content", "reason"), HOSTILE.values(), ids=HOSTILE)

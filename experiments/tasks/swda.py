@@ -29,7 +29,17 @@ from experiments.data.order import shuffled
 from experiments.data.vocabulary import Kinds
 from experiments.tagger import Tagger
 from experiments.task import Carried, Labelled, Task
-from lstmjax import BidirectionalParams, HierarchyParams, bidirectional, dense, embedding, hierarchy, lstm, ragged
+from lstmjax import (
+    BidirectionalParams,
+    HierarchyParams,
+    bidirectional,
+    dense,
+    embedding,
+    hierarchy,
+    lstm,
+    padding,
+    ragged,
+)
 
 MODELS = ("tagger",)
 MANNER = ("another speaker than before", "another speaker than the first", "begins with a capital letter")
@@ -226,7 +236,8 @@ def emissions(model: Tagger, params: tagger.Params, batch: dict[str, Any]) -> Fl
         vectors = jnp.concatenate([vectors, code], axis=-1)
 
     xs = tagger.dropped(model, vectors[tagger.some_unknown(model, batch["said"], keys[0])], keys[1])
-    ys = tagger.dropped(model, codes(model, levels[0].encoder, xs, batch), keys[2])
+    ys = padding.fill(codes(model, levels[0].encoder, xs, batch), batch["lengths"])
+    ys = tagger.dropped(model, ys, keys[2])
     if model.context:
         xs = jnp.concatenate([batch["manner"], ys], axis=-1)
         ys, _ = bidirectional.apply(levels[1].encoder, xs, lengths=batch["lengths"])

@@ -5,13 +5,15 @@ to the bit. Ours are the gates i, f, g, o side by side, of which a coupled cell 
 """
 
 import dataclasses
+import importlib
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lstmjax import checks
+from lstmjax import checks, lstm, stack
 from lstmjax.bidirectional import BidirectionalParams
 from lstmjax.lstm import LSTMParams
 from lstmjax.stack import StackParams
@@ -63,8 +65,8 @@ def _reordered(array: np.ndarray, before: str, after: str, axis: int) -> np.ndar
 def host(name: str, value: Any, *axes: int | None) -> np.ndarray:
     """A floating NumPy array of what a framework holds, or an error unless it has these axes; None is any size."""
     try:
-        array = np.asarray(value)
-    except (TypeError, ValueError) as error:
+        array = np.asarray(_of_tensor(value))
+    except (TypeError, ValueError, NotImplementedError) as error:
         raise TypeError(f"{name} must be an array, got {type(value).__name__}.") from error
     if not jnp.issubdtype(array.dtype, jnp.floating):
         raise TypeError(f"{name} must have a floating dtype, got {array.dtype} {array.shape}.")
@@ -72,6 +74,34 @@ def host(name: str, value: Any, *axes: int | None) -> np.ndarray:
         wanted = ", ".join("any" if size is None else str(size) for size in axes)
         raise ValueError(f"{name} must have shape ({wanted}), got {array.shape}.")
     return array
+
+
+def _of_tensor(value: Any) -> Any:
+    """The numbers of a tensor of PyTorch, whichever device has them; bfloat16, which its bridge lacks, by the bits."""
+    if not hasattr(value, "detach"):
+        return value
+    value = value.detach().cpu().resolve_neg()
+    if str(value.dtype) != "torch.bfloat16":
+        return value.numpy()
+    import ml_dtypes
+
+    return value.contiguous().view(library("torch").int16).numpy().view(ml_dtypes.bfloat16)
+
+
+def library(name: str) -> Any:
+    """A module of another library, imported where it is needed and not before."""
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        package = name.partition(".")[0]
+        raise ImportError(f"this needs {package}: python -m pip install {package}.") from error
+
+
+def named(name: str, source: Any, what: str) -> dict[str, Any]:
+    """A mapping from names, or an error that says what the source should be."""
+    if not isinstance(source, Mapping) or not source or not all(isinstance(name, str) for name in source):
+        raise TypeError(f"{name} must be {what}, by name; got {source!r:.80}.")
+    return dict(source)
 
 
 def params(w_x: np.ndarray, w_h: np.ndarray, bias: np.ndarray | None, **optional: Any) -> LSTMParams:
@@ -84,34 +114,22 @@ def params(w_x: np.ndarray, w_h: np.ndarray, bias: np.ndarray | None, **optional
 
 def layers(given: RECURRENT) -> list[tuple[LSTMParams, ...]]:
     """The LSTMs of each layer, of one direction or of two."""
-    if isinstance(given, StackParams):
-        if not given.layers:
-            raise ValueError("params.layers must have at least one layer; got none.")
-        return [halves for layer in given.layers for halves in layers(layer)]
-    if isinstance(given, BidirectionalParams):
-        return [(given.forward, given.backward)]
-    checks.instance("params", given, LSTMParams, "lstm.init, bidirectional.init or stack.init")
-    return [(given,)]
+    stack.check(given)
+    every = given.layers if isinstance(given, StackParams) else (given,)
+    return [(layer.forward, layer.backward) if isinstance(layer, BidirectionalParams) else (layer,) for layer in every]
 
 
 def gathered(found: list[tuple[LSTMParams, ...]]) -> RECURRENT:
-    """Undo `layers`: one layer is no stack, and one direction no pair."""
+    """Undo `layers`: one layer is no stack, and one direction no pair; an error where they do not fit on each other."""
     every = [BidirectionalParams(*halves) if len(halves) == 2 else halves[0] for halves in found]
-    return StackParams(tuple(every)) if len(every) > 1 else every[0]
-
-
-def single(format: str, given: RECURRENT) -> LSTMParams:
-    """One LSTM in one direction, or an error that says why the format has nothing else."""
-    if not isinstance(given, LSTMParams):
-        raise TypeError(
-            f"{format} has cells alone: params must be LSTMParams, so convert each layer and direction by itself; got "
-            f"{type(given).__name__}."
-        )
-    return given
+    whole = StackParams(tuple(every)) if len(every) > 1 else every[0]
+    stack.check(whole)
+    return whole
 
 
 def only(format: str, given: LSTMParams, *may: str) -> LSTMParams:
     """The params with NumPy's arrays, or an error where they have a part that the format has no place for."""
+    lstm.check(given)
     parts = {field.name: getattr(given, field.name) for field in dataclasses.fields(given)}
     for name in ("w_peephole", "w_projection", "norm", "initial"):
         if parts[name] is not None and name not in may:

@@ -3,6 +3,8 @@
 w = [w_x; w_h]    bias = b    offset = 0, 1, 0, 0
 """
 
+import itertools
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,7 +13,6 @@ import jax.numpy as jnp
 
 from lstmjax.interop import gates
 from lstmjax.lstm import LSTMParams
-from lstmjax.stack import StackParams
 
 FORGET_BIAS = 1.0
 
@@ -35,22 +36,22 @@ def from_haiku(source: Mapping[str, Any]) -> gates.RECURRENT:
     >>> params.inputs, params.units
     (2, 3)
     """
-    if not isinstance(source, Mapping) or not source:
-        raise TypeError(f"source must be the params of hk.LSTM, a mapping; got {source!r:.80}.")
-    modules = {"source": source} if set(source) == {"w", "b"} else dict(source)
+    source = gates.named("source", source, "the params of hk.LSTM")
+    modules = {"lstm": source} if set(source) == {"w", "b"} else source
     for name, module in modules.items():
         if not isinstance(module, Mapping) or set(module) != {"w", "b"}:
             raise ValueError(f"source[{name!r}] must have w and b, as hk.LSTM's linear has; got {module!r:.80}.")
-    if len({_base(name) for name in modules}) > 1:
+    ordered = sorted(modules, key=_place)
+    bases, numbers = zip(*map(_place, ordered), strict=True)
+    if len(set(bases)) > 1 or any(after - before != 1 for before, after in itertools.pairwise(numbers)):
         raise ValueError(
             "source must have the modules of one stack, which Haiku calls lstm, lstm_1, ...; convert each of "
             f"{', '.join(modules)} by itself."
         )
-    ordered = sorted(modules, key=_number)
     return gates.gathered([(_cell(name, modules[name]["w"], modules[name]["b"]),) for name in ordered])
 
 
-def to_haiku(params: LSTMParams | StackParams, *, name: str = "lstm") -> dict[str, dict[str, jax.Array]]:
+def to_haiku(params: gates.RECURRENT, *, name: str = "lstm") -> dict[str, dict[str, jax.Array]]:
     """Make the params of `hk.LSTM`, or of the LSTMs of an `hk.DeepRNN`.
 
     Args:
@@ -78,15 +79,11 @@ def to_haiku(params: LSTMParams | StackParams, *, name: str = "lstm") -> dict[st
     return modules
 
 
-def _number(name: str) -> int:
+def _place(name: str) -> tuple[str, int]:
     """Haiku calls modules of one name name, name_1, name_2, ..., each with a linear in it."""
-    last = name.removesuffix("/linear").rpartition("_")[2]
-    return int(last) if last.isdigit() else 0
-
-
-def _base(name: str) -> str:
     name = name.removesuffix("/linear")
-    return name.rpartition("_")[0] if _number(name) else name
+    number = re.search(r"_\d+$", name)
+    return (name[: number.start()], int(number[0][1:])) if number else (name, 0)
 
 
 def _cell(name: str, w: Any, b: Any) -> LSTMParams:

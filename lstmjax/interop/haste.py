@@ -19,8 +19,9 @@ def from_haste(source: Mapping[str, Any]) -> LSTMParams:
     """Take the weights of an LSTM of Haste.
 
     Args:
-        source: arrays by name: kernel, recurrent_kernel and bias, with layer norm gamma, gamma_h and beta_h too;
-            without recurrent_kernel, the kernel has rows for x and for h, as in the TensorFlow package.
+        source: arrays by name, of which the last part counts: kernel, recurrent_kernel and bias, with layer norm gamma,
+            gamma_h and beta_h too; without recurrent_kernel, the kernel has rows for x and for h, as in the TensorFlow
+            package.
 
     Returns:
         LSTMParams. `zoneout` is Dropout(zoneout_h=...), `dropout` Dropout(recurrent_weights=...).
@@ -33,8 +34,8 @@ def from_haste(source: Mapping[str, Any]) -> LSTMParams:
     >>> from_haste(kernels | {"bias": np.ones(12, "f")}).units
     3
     """
-    if not isinstance(source, Mapping):
-        raise TypeError(f"source must be a mapping of names to arrays, got {type(source).__name__}.")
+    source = gates.named("source", source, "arrays of Haste")
+    source = {name.removesuffix(":0").rpartition("/")[2].rpartition(".")[2]: value for name, value in source.items()}
     normed = set(NORM) & set(source)
     expected = {"kernel", "bias"} | (set(NORM) if normed else set())
     if set(source) - {"recurrent_kernel"} != expected:

@@ -88,10 +88,8 @@ def from_onnx(
     >>> params.w_x.shape, options.preactivation_clip  # doctest: +SKIP
     ((2, 12), 5.0)
     """
-    from onnx import NodeProto
-
     checks.boolean("reverse", reverse)
-    if isinstance(source, NodeProto):
+    if isinstance(source, gates.library("onnx").NodeProto):
         graph = onnx_graph.of_node(source, initializers)
     elif initializers is None:
         graph = onnx_graph.of_model(source)
@@ -151,10 +149,9 @@ def to_onnx(
     >>> [given.name for given in model.graph.input]  # doctest: +SKIP
     ['xs', 'lengths']
     """
-    from onnx import helper, numpy_helper, parser
-
     import lstmjax
 
+    helper, numpy_helper, parser = (gates.library(f"onnx.{part}") for part in ("helper", "numpy_helper", "parser"))
     for name, value in {"reverse": reverse, "lengths": lengths, "state": state}.items():
         checks.boolean(name, value)
     layers = [[gates.only("ONNX", half, *KEPT) for half in halves] for halves in gates.layers(params)]

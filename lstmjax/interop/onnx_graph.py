@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lstmjax.interop import gates
+
 MOVES = ("Dropout", "Identity", "Reshape", "Squeeze", "Transpose")  # what may stand between the LSTMs of a stack
 
 
@@ -29,15 +31,14 @@ class Graph:
 
     def constant(self, name: str) -> Any:
         """The array of this name, which the model holds or computes from what it holds; else None."""
-        from onnx import TensorProto, numpy_helper, reference
-
         if name not in self.constants:
             return None
         if name in self.weights:
             value = self.weights[name]
-            return numpy_helper.to_array(value) if isinstance(value, TensorProto) else value
+            is_tensor = isinstance(value, gates.library("onnx").TensorProto)
+            return gates.library("onnx.numpy_helper").to_array(value) if is_tensor else value
         node = self.producers[name]
-        run: Any = reference.ReferenceEvaluator(node, opsets=dict(self.opsets)).run
+        run: Any = gates.library("onnx.reference").ReferenceEvaluator(node, opsets=dict(self.opsets)).run
         return run([name], {given: self.constant(given) for given in node.input if given})[0]
 
     def state(self, name: str) -> Any:
@@ -116,8 +117,7 @@ def of_model(source: Any) -> Graph:
 
 def attributes(node: Any) -> dict[str, Any]:
     """The attributes of a node by name."""
-    from onnx import helper
-
+    helper = gates.library("onnx.helper")
     return {given.name: helper.get_attribute_value(given) for given in node.attribute}
 
 
@@ -132,20 +132,17 @@ def title(node: Any) -> str:
 
 
 def _model(source: Any) -> Any:
-    import onnx
-    from google.protobuf.message import DecodeError
-    from onnx import inliner
-
+    onnx = gates.library("onnx")
     if isinstance(source, str | Path):
         try:
             source = onnx.load(source)
-        except DecodeError as error:
+        except gates.library("google.protobuf.message").DecodeError as error:
             raise ValueError(f"source must be the path of an ONNX model; {source} holds something else.") from error
     if not isinstance(source, onnx.ModelProto):
         raise TypeError(
             f"source must be an onnx ModelProto, a path to one or an LSTM's NodeProto; got {type(source).__name__}."
         )
-    return inliner.inline_local_functions(source) if source.functions else source
+    return gates.library("onnx.inliner").inline_local_functions(source) if source.functions else source
 
 
 def _is_lstm(node: Any) -> bool:

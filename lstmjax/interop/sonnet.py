@@ -30,8 +30,7 @@ def from_sonnet(source: Mapping[str, Any]) -> LSTMParams:
     >>> from_sonnet(weights | {"lstm/b:0": np.ones(12, "f")}).units
     3
     """
-    if not isinstance(source, Mapping):
-        raise TypeError(f"source must be a mapping of names to arrays, got {type(source).__name__}.")
+    source = gates.named("source", source, "arrays of Sonnet")
     parts = {name.removesuffix(":0").rpartition("/")[2]: (name, value) for name, value in source.items()}
     if len(parts) != len(source) or set(parts) - {"projection"} != set(NAMES[:3]):
         raise ValueError(f"source must have w_i, w_h, b, and may have projection, once each; got {', '.join(source)}.")

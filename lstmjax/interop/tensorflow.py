@@ -20,7 +20,7 @@ DIRECTION = re.compile(r"(?:^|/)(fw|bw)(?:/|$)")
 
 
 def from_tensorflow(variables: Mapping[str, Any], forget_bias: float = 1.0) -> gates.RECURRENT:
-    """Take the variables of `BasicLSTMCell` or `LSTMCell`.
+    """Take the variables of `BasicLSTMCell` or `LSTMCell`; before TensorFlow 1.2 theirs were weights and biases.
 
     Args:
         variables: arrays by name, such as "rnn/lstm_cell/kernel": kernel and bias, w_f_diag, w_i_diag and w_o_diag
@@ -41,8 +41,7 @@ def from_tensorflow(variables: Mapping[str, Any], forget_bias: float = 1.0) -> g
     >>> params.inputs, params.units
     (2, 3)
     """
-    if not isinstance(variables, Mapping) or not variables:
-        raise TypeError(f"variables must be a mapping of names to arrays, got {variables!r:.80}.")
+    variables = gates.named("variables", variables, "variables of TensorFlow")
     forget_bias = checks.number("forget_bias", forget_bias)
     cells: dict[str, dict[str, Any]] = {}
     for name, value in variables.items():
@@ -57,9 +56,10 @@ def from_tensorflow(variables: Mapping[str, Any], forget_bias: float = 1.0) -> g
         ((name, parts),) = cells.items()
         return _cell(name, parts, forget_bias)
     places = {name: _place(name) for name in cells}
+    parents = {DIRECTION.split(LAYER.split(name)[0])[0] for name in cells}
     directions = sorted({direction for _, direction in places.values()}, reverse=True)
     expected = {(layer, direction) for layer in range(len(cells) // len(directions)) for direction in directions}
-    if len(places) != len(set(places.values())) or set(places.values()) != expected:
+    if len(parents) > 1 or len(places) != len(set(places.values())) or set(places.values()) != expected:
         raise ValueError(
             "variables must be of one cell, or of cells that are the layers (cell_0, cell_1, ...) and directions (fw, "
             f"bw) of one stack; got {', '.join(sorted(cells))}."

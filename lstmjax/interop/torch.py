@@ -4,7 +4,6 @@ w_x = weight_ih^T    w_h = weight_hh^T    bias = bias_ih    bias_h = bias_hh    
 """
 
 import re
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -13,11 +12,11 @@ from lstmjax.interop import gates
 from lstmjax.lstm import LSTMParams
 
 FIELDS = {"w_x": "weight_ih", "w_h": "weight_hh", "bias": "bias_ih", "bias_h": "bias_hh", "w_projection": "weight_hr"}
-NAME = re.compile(rf"({'|'.join(FIELDS.values())})_l(\d+)(_reverse)?")
+NAME = re.compile(rf"({'|'.join(FIELDS.values())})(?:_l(\d+)(_reverse)?)?")
 
 
 def from_torch(source: Any, *, prefix: str = "") -> gates.RECURRENT:
-    """Take the weights of a `torch.nn.LSTM`.
+    """Take the weights of a `torch.nn.LSTM`, or of a `torch.nn.LSTMCell`.
 
     Args:
         source: the module, or a state dict of it, whose values may be NumPy's too.
@@ -49,7 +48,7 @@ def from_torch(source: Any, *, prefix: str = "") -> gates.RECURRENT:
                 'itself, or what its names begin with, such as prefix="encoder.lstm."'
             )
         part, layer, backward = match.groups()
-        found.setdefault((int(layer), backward is not None), {})[fields[part]] = value
+        found.setdefault((int(layer or 0), backward is not None), {})[fields[part]] = value
     if not found:
         raise ValueError(f"source must have the weights of an LSTM, such as {prefix}weight_ih_l0; got none.")
     count, directions = 1 + max(layer for layer, _ in found), (False, True) if (0, True) in found else (False,)
@@ -88,8 +87,7 @@ def to_torch(params: gates.RECURRENT) -> dict[str, Any]:
     >>> sorted(to_torch(lstm.init(jax.random.key(0), inputs=2, units=3)))  # doctest: +SKIP
     ['bias_hh_l0', 'bias_ih_l0', 'weight_hh_l0', 'weight_ih_l0']
     """
-    import torch
-
+    torch = gates.library("torch")
     layers = [[gates.only("PyTorch", half, "w_projection") for half in halves] for halves in gates.layers(params)]
     every = [half for halves in layers for half in halves]
     kinds = {(half.units, half.outputs, gates.has_bias(half), half.w_projection is None) for half in every}
@@ -117,18 +115,17 @@ def to_torch(params: gates.RECURRENT) -> dict[str, Any]:
 
 def _weights(source: Any, prefix: str) -> dict[str, Any]:
     if hasattr(source, "state_dict"):
-        if getattr(source, "mode", "LSTM") != "LSTM":
-            raise TypeError(f"source must be a torch.nn.LSTM, got a torch.nn.{source.mode}.")
+        if (kind := type(source).__name__) in ("GRU", "GRUCell", "RNN", "RNNCell"):
+            raise TypeError(f"source must be a torch.nn.LSTM, got a torch.nn.{kind}.")
         source = source.state_dict()
-    if not isinstance(source, Mapping):
-        raise TypeError(f"source must be a torch.nn.LSTM or its state dict, got {type(source).__name__}.")
+    source = gates.named("source", source, "a torch.nn.LSTM or its state dict")
     return {name.removeprefix(prefix): value for name, value in source.items() if name.startswith(prefix)}
 
 
 def _half(parts: dict[str, Any], layer: int, backward: bool, inputs: int | None) -> LSTMParams:
     def part(field: str, *axes: int | None) -> np.ndarray:
         name = f"{FIELDS[field]}_l{layer}{'_reverse' if backward else ''}"
-        return gates.host(name, _numpy(parts[field]), *axes)
+        return gates.host(name, parts[field], *axes)
 
     w_x = part("w_x", None, inputs)
     w_h = part("w_h", w_x.shape[0], None)
@@ -143,21 +140,8 @@ def _half(parts: dict[str, Any], layer: int, backward: bool, inputs: int | None)
     return gates.params(**taken)
 
 
-def _numpy(value: Any) -> Any:
-    """A tensor's numbers, whichever device has them; bfloat16, which NumPy's bridge lacks, by its bits."""
-    if not hasattr(value, "detach"):
-        return value
-    value = value.detach().cpu().resolve_neg()
-    if str(value.dtype) != "torch.bfloat16":
-        return value.numpy()
-    import ml_dtypes
-    import torch
-
-    return value.contiguous().view(torch.int16).numpy().view(ml_dtypes.bfloat16)
-
-
 def _tensor(torch: Any, part: np.ndarray) -> Any:
-    part = np.array(part)
+    part = np.array(part, order="C")
     return (
         torch.from_numpy(part.view(np.int16)).view(torch.bfloat16)
         if part.dtype == "bfloat16"

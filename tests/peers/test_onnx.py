@@ -654,7 +654,12 @@ UNFIT = {
     ),
     "coupled": (BidirectionalParams(init(), init(coupled=True)), {}, "units and gates for both directions"),
     "reverse, two ways": (BidirectionalParams(init(), init()), {"reverse": True}, "reverse=True has no place"),
-    "layers": (StackParams((init(), init())), {}, "layer 1 of params must have 4 inputs, the outputs below; got 2"),
+    "layers": (StackParams((init(), init())), {}, r"params\.layers\[1\] must have 4 inputs.*; got 2"),
+    "merged by sum": (
+        StackParams((BidirectionalParams(init(), init()), lstm.init(jax.random.key(0), UNITS, UNITS))),
+        {},
+        "layer 1 of params must have 8 inputs, the outputs below; got 4",
+    ),
 }
 
 

@@ -194,6 +194,17 @@ def test_features_are_dropped_in_training_and_nowhere_else(build, kind):
     assert task.score(evaluate(params, test), test) == task.score(jax.jit(still.evaluate)(params, test), test)
 
 
+@pytest.mark.parametrize(("code", "context"), [("final", 0), ("max", 0), ("max", 5)])
+def test_steps_without_an_utterance_reach_no_gradient(build, code, context):
+    """Conversations of a batch are of unlike lengths, and what stands after the shorter one is nobody's."""
+    task = build(dataclasses.replace(MODELS["whole"], code=code, context=context))
+    params = task.init(jax.random.key(1))
+    batch = jax.tree.map(lambda array: array[0], task.splits["train"])
+    assert int(batch["lengths"].min()) < batch["tags"].shape[-1]
+    slopes = jax.jit(jax.grad(lambda params: task.loss(params, batch, None)[0]))(params)
+    assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(slopes))
+
+
 @pytest.mark.training
 def test_learns_who_answers_whom(build):
     task = build(dataclasses.replace(MODELS["whole"], dropout=0.1))
