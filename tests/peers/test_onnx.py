@@ -672,7 +672,6 @@ def test_refused_params(params, arguments, message):
 @pytest.mark.parametrize(("function", "count"), [(from_onnx, 5), (to_onnx, 4)])
 def test_examples(function, count):
     text = function.__doc__.replace("# doctest: +SKIP", "")
-    examples = doctest.DocTestParser().get_doctest(
-        text, {"np": np, **function.__globals__}, function.__name__, None, None
-    )
+    names = vars(importlib.import_module("lstmjax.interop.onnx"))
+    examples = doctest.DocTestParser().get_doctest(text, {"np": np, **names}, function.__name__, None, None)
     assert doctest.DocTestRunner().run(examples) == (0, count)
