@@ -191,7 +191,7 @@ def written(tmp_path_factory):
     for split, count in (("train", 20), ("val", 3), ("test", 3)):
         (folder / "swda" / split).mkdir(parents=True)
         for number in range(count):
-            lines = [f"{'AB'[n % 2]}|so w{7 * number + n % 6} {'?.'[n % 2]}|{'qs'[n % 2]}\n" for n in range(20)]
+            lines = [f"{'AB'[n % 2]}|so w{10 * number + n % 10} {'?.'[n % 2]}|{'qs'[n % 2]}\n" for n in range(20)]
             (folder / "swda" / split / f"{split}{number}.txt").write_text("".join(lines))
     (folder / "conll2000").mkdir()
     for split, count in (("train", 1300), ("test", 5)):

@@ -19,7 +19,7 @@ PADDED = {
     "adding": ["pairs"],
     "temporal_order": ["symbols"],
     "jsb": ["chords", "next"],
-    "conll2000": ["words", "case", "tags"],
+    "conll2000": ["words", "features", "tags"],
 }
 
 
