@@ -6,6 +6,7 @@ to the bit. Ours are the gates i, f, g, o side by side, of which a coupled cell 
 
 import dataclasses
 import importlib
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -102,6 +103,15 @@ def named(name: str, source: Any, what: str) -> dict[str, Any]:
     if not isinstance(source, Mapping) or not source or not all(isinstance(name, str) for name in source):
         raise TypeError(f"{name} must be {what}, by name; got {source!r:.80}.")
     return dict(source)
+
+
+def by_last_name(source: Any, what: str) -> dict[str, tuple[str, Any]]:
+    """What stands under the last part of each name, with the whole name; an error where two end alike."""
+    given = named("source", source, what)
+    parts = {re.split(r"[/.]", name.removesuffix(":0"))[-1]: (name, value) for name, value in given.items()}
+    if len(parts) != len(given):
+        raise ValueError(f"source must have {what} of one LSTM, and each name once; got {', '.join(given)}.")
+    return parts
 
 
 def params(w_x: np.ndarray, w_h: np.ndarray, bias: np.ndarray | None, **optional: Any) -> LSTMParams:

@@ -34,19 +34,19 @@ def from_haste(source: Mapping[str, Any]) -> LSTMParams:
     >>> from_haste(kernels | {"bias": np.ones(12, "f")}).units
     3
     """
-    source = gates.named("source", source, "arrays of Haste")
-    source = {name.removesuffix(":0").rpartition("/")[2].rpartition(".")[2]: value for name, value in source.items()}
-    normed = set(NORM) & set(source)
+    parts = gates.by_last_name(source, "arrays of Haste")
+    normed = set(NORM) & set(parts)
     expected = {"kernel", "bias"} | (set(NORM) if normed else set())
-    if set(source) - {"recurrent_kernel"} != expected:
+    if set(parts) - {"recurrent_kernel"} != expected:
         raise ValueError(f"source must have {', '.join(sorted(expected))}; got {', '.join(source)}.")
 
-    def part(name: str, *axes: int | None) -> np.ndarray:
-        return gates.host(f"source[{name!r}]", source[name], *axes)
+    def part(which: str, *axes: int | None) -> np.ndarray:
+        name, value = parts[which]
+        return gates.host(f"source[{name!r}]", value, *axes)
 
     w_x = part("kernel", None, None)
     width, units = w_x.shape[1], w_x.shape[1] // 4
-    if "recurrent_kernel" in source:
+    if "recurrent_kernel" in parts:
         w_h = part("recurrent_kernel", units, width)
     elif w_x.shape[0] > units:
         w_x, w_h = w_x[:-units], w_x[-units:]

@@ -9,8 +9,6 @@ from typing import Any
 from lstmjax.interop import gates
 from lstmjax.lstm import LSTMParams
 
-NAMES = "w_i", "w_h", "b", "projection"
-
 
 def from_sonnet(source: Mapping[str, Any]) -> LSTMParams:
     """Take the variables of an `snt.LSTM`.
@@ -30,10 +28,9 @@ def from_sonnet(source: Mapping[str, Any]) -> LSTMParams:
     >>> from_sonnet(weights | {"lstm/b:0": np.ones(12, "f")}).units
     3
     """
-    source = gates.named("source", source, "arrays of Sonnet")
-    parts = {name.removesuffix(":0").rpartition("/")[2]: (name, value) for name, value in source.items()}
-    if len(parts) != len(source) or set(parts) - {"projection"} != set(NAMES[:3]):
-        raise ValueError(f"source must have w_i, w_h, b, and may have projection, once each; got {', '.join(source)}.")
+    parts = gates.by_last_name(source, "arrays of Sonnet")
+    if set(parts) - {"projection"} != {"w_i", "w_h", "b"}:
+        raise ValueError(f"source must have w_i, w_h, b, and may have projection; got {', '.join(source)}.")
 
     def part(which: str, *axes: int | None):
         name, value = parts[which]

@@ -21,6 +21,12 @@ def drawn(*shape, seed=0, dtype=np.float32):
     return np.random.default_rng(seed).normal(scale=0.7, size=shape).astype(dtype)
 
 
+def equal(actual, expected):
+    """To 1e-6, of the largest number where that is above 1."""
+    expected = np.asarray(expected)
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-6 * max(1, np.abs(expected).max(initial=0)))
+
+
 def same_bits(one, other):
     one, other = np.asarray(one), np.asarray(other)
     assert one.dtype == other.dtype
@@ -106,10 +112,10 @@ def test_torch(torch, options):
     np.testing.assert_allclose(our_ys, ys.detach(), **close)
     np.testing.assert_allclose(np.stack(our_h), h_n.detach(), **close)
     np.testing.assert_allclose(np.stack(our_c), c_n.detach(), **close)
-    np.testing.assert_allclose(slope, xs.grad, rtol=1e-5, atol=1e-6)
+    equal(slope, xs.grad)
     grads = {name: weight.grad for name, weight in module.named_parameters()}
     for name, tensor in interop.to_torch(slopes).items():
-        np.testing.assert_allclose(tensor, grads[name], rtol=1e-5, atol=1e-5, err_msg=name)
+        equal(tensor, grads[name])
 
 
 @pytest.mark.parametrize("options", TORCH.values(), ids=TORCH)
@@ -258,9 +264,9 @@ def test_keras(keras, bidirectional, use_bias):
     np.testing.assert_allclose(our_ys, ys, **close)
     np.testing.assert_allclose(np.stack(our_h), np.stack(states[::2]), **close)
     np.testing.assert_allclose(np.stack(our_c), np.stack(states[1::2]), **close)
-    np.testing.assert_allclose(our_slope, slope, rtol=1e-5, atol=1e-6)
+    equal(our_slope, slope)
     for one, other in zip(interop.to_keras(our_slopes), slopes, strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
+        equal(one, other)
     for source in (layer, given):
         back = interop.to_keras(interop.from_keras(source))
         assert len(back) == len(given)
@@ -376,12 +382,12 @@ def test_haiku(layers):
     (our_ys, our_h, our_c), (our_slopes, our_slope) = ours(params, xs, h, c)
     for one, other in zip((our_ys, *our_h, *our_c), (ys, *h_n, *c_n), strict=True):
         np.testing.assert_allclose(one, other, **close)
-    np.testing.assert_allclose(our_slope, slope, rtol=1e-5, atol=1e-6)
+    equal(our_slope, slope)
     for mine, theirs in zip(halves(our_slopes), (slopes[name] for name in sorted(slopes)), strict=True):
         w = interop.gates.to_ours(np.asarray(theirs["w"]), "haiku")
-        np.testing.assert_allclose(np.concatenate([mine.w_x, mine.w_h]), w, rtol=1e-5, atol=1e-5)
+        equal(np.concatenate([mine.w_x, mine.w_h]), w)
         bias = interop.gates.to_ours(np.asarray(theirs["b"]), "haiku")
-        np.testing.assert_allclose(mine.bias, bias, rtol=1e-5, atol=1e-5)
+        equal(mine.bias, bias)
     back = interop.to_haiku(params)
     assert {name: set(part) for name, part in back.items()} == {name: set(part) for name, part in given.items()}
     jax.tree.map(same_bits, back, dict(given))
@@ -435,9 +441,9 @@ def test_equinox(bias):
     (our_ys, (our_h,), (our_c,)), (our_slopes, our_slope) = ours(params, xs, h, c)
     for one, other in zip((our_ys, our_h, our_c), expected, strict=True):
         np.testing.assert_allclose(one, other, **close)
-    np.testing.assert_allclose(our_slope, slope, rtol=1e-5, atol=1e-6)
+    equal(our_slope, slope)
     mine = interop.from_equinox(slopes)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), our_slopes, mine)
+    jax.tree.map(lambda a, b: equal(a, b), our_slopes, mine)
     back = interop.to_equinox(params)
     assert jax.tree.structure(back) == jax.tree.structure(cell)
     jax.tree.map(same_bits, back, cell)
@@ -597,7 +603,15 @@ def test_haste(norm, package):
         c = sigmoid(f) * c + sigmoid(i) * np.tanh(g)
         h = sigmoid(o) * np.tanh(normalised(c, gamma_h, beta_h) if norm else c)
         ys.append(h)
-    np.testing.assert_allclose(lstm.apply(params, xs.astype("f"))[0], np.stack(ys, 1), rtol=0, atol=2e-6)
+    np.testing.assert_allclose(lstm.apply(params, xs.astype("f"))[0], np.stack(ys, 1), **close)
+
+
+def test_arrays_of_two_lstms_are_not_one():
+    weights = {"kernel": drawn(7, 16), "bias": drawn(16)}
+    with pytest.raises(ValueError, match=r"of one LSTM, and each name once; got a/kernel, a/bias, b\.kernel"):
+        interop.from_haste({f"a/{name}": value for name, value in weights.items()} | {"b.kernel": drawn(7, 16)})
+    with pytest.raises(ValueError, match="of one LSTM, and each name once"):
+        interop.from_sonnet({"a/w_i": drawn(3, 16), "b/w_i": drawn(3, 16), "w_h": drawn(4, 16), "b": drawn(16)})
 
 
 def test_haste_names_that_are_refused():
