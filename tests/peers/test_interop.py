@@ -275,17 +275,34 @@ def test_keras(keras, bidirectional, use_bias):
     keras_layer(keras, xs, bidirectional=bidirectional, use_bias=use_bias).set_weights(back)
 
 
-def test_keras_layers_upon_each_other(keras):
-    xs = drawn(BATCH, TIME, INPUTS, seed=9)
-    layers = [keras_layer(keras, xs, bidirectional=True)]
-    layers.append(keras_layer(keras, drawn(BATCH, TIME, 2 * UNITS), bidirectional=True))
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_keras_layers_upon_each_other(keras, bidirectional):
+    xs, count = drawn(BATCH, TIME, INPUTS, seed=9), 2 if bidirectional else 1
+    layers = [keras_layer(keras, xs, bidirectional=bidirectional)]
+    layers += [keras_layer(keras, drawn(BATCH, TIME, count * UNITS), bidirectional=bidirectional) for _ in range(2)]
     params = interop.from_keras(layers)
-    expected = layers[1](layers[0](xs)[0])[0]
-    np.testing.assert_allclose(stack.apply(params, xs)[0], expected, **close)
+    trainable = [[variable.value for variable in layer.trainable_variables] for layer in layers]
+    fixed = [[variable.value for variable in layer.non_trainable_variables] for layer in layers]
+
+    def loss(trainable, ys):
+        ends = []
+        for layer, learned, other in zip(layers, trainable, fixed, strict=True):
+            (ys, *after), _ = layer.stateless_call(learned, other, ys)
+            ends += after
+        return weighted(ys, ends[::2], ends[1::2]), (ys, ends)
+
+    (slopes, slope), (ys, ends) = jax.grad(loss, argnums=(0, 1), has_aux=True)(trainable, jnp.asarray(xs))
+    none = np.zeros((3 * count, BATCH, UNITS), "f")
+    (our_ys, our_h, our_c), (our_slopes, our_slope) = ours(params, xs, none, none)
+    np.testing.assert_allclose(our_ys, ys, **close)
+    np.testing.assert_allclose(np.stack(our_h), np.stack(ends[::2]), **close)
+    np.testing.assert_allclose(np.stack(our_c), np.stack(ends[1::2]), **close)
+    equal(our_slope, slope)
+    jax.tree.map(equal, interop.to_keras(our_slopes), slopes)
     given = [[np.asarray(weight.value) for weight in layer.weights] for layer in layers]
     for source in (layers, given, keras.Sequential(layers)):
         back = interop.to_keras(interop.from_keras(source))
-        assert [len(weights) for weights in back] == [6, 6]
+        assert [len(weights) for weights in back] == [3 * count] * 3
         jax.tree.map(same_bits, back, given)
 
 
