@@ -4,6 +4,7 @@ Graves, Mohamed & Hinton, "Speech recognition with deep recurrent neural network
 """
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -213,7 +214,7 @@ def outputs(params: StackParams | LSTMParams | BidirectionalParams, merge: str =
     if isinstance(params, StackParams):
         return outputs(params.layers[-1], merge)
     if isinstance(params, BidirectionalParams):
-        return params.forward.outputs * (2 if merge == "concat" else 1)
+        return params.forward.outputs + (params.backward.outputs if merge == "concat" else 0)
     return params.outputs
 
 
@@ -223,12 +224,9 @@ def check(params: LSTMParams | BidirectionalParams | StackParams) -> None:
     >>> check(init(jax.random.key(0), inputs=2, units=(4, 3), bidirectional=True))
     """
     if isinstance(params, StackParams):
-        try:
-            _check_layers(params, "sum")
-        except ValueError:
-            _check_layers(params, "concat")
-        for layer in params.layers:
+        for layer in _layers(params):
             check(layer)
+        _check_layers(params, "concat", "sum")  # "mul" and "ave" put out as much as "sum"
     elif isinstance(params, BidirectionalParams):
         for half in (params.forward, params.backward):
             lstm.check(half)
@@ -283,15 +281,24 @@ def _dropped(xs, dropout, key):
     return xs * kept.astype(xs.dtype)
 
 
-def _check_layers(params: StackParams, merge: str) -> None:
+def _layers(params: StackParams) -> tuple[Any, ...]:
     if not isinstance(params.layers, tuple | list) or not params.layers:
         raise TypeError(f"params.layers must be a tuple of at least one layer; got {params.layers!r}.")
-    for number, layer in enumerate(params.layers):
+    for layer in params.layers:
         _module(layer)
-        if number and _inputs(layer) != (width := outputs(params.layers[number - 1], merge)):
+    return tuple(params.layers)
+
+
+def _check_layers(params: StackParams, *merges: str) -> None:
+    """Raise unless every layer reads what the one below puts out by one of these merges, the same one throughout."""
+    for number, (below, layer) in enumerate(itertools.pairwise(_layers(params)), 1):
+        widths = {merge: outputs(below, merge) for merge in merges}
+        merges = tuple(merge for merge, width in widths.items() if width == _inputs(layer))
+        if not merges:
+            by = f" with merge={' or '.join(map(repr, widths))}" if isinstance(below, BidirectionalParams) else ""
             raise ValueError(
-                f"params.layers[{number}] must have {width} inputs, which layer {number - 1} puts out with "
-                f"merge={merge!r}; got {_inputs(layer)}."
+                f"params.layers[{number}] must have {' or '.join(map(str, dict.fromkeys(widths.values())))} inputs, "
+                f"which layer {number - 1} puts out{by}; got {_inputs(layer)}."
             )
 
 

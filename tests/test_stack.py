@@ -279,7 +279,7 @@ class TestRefusals:
             (
                 {"params": StackParams((PARAMS.layers[0], WIDER.layers[1]))},
                 ValueError,
-                r"params\.layers\[1\] must have 3 inputs, which layer 0 puts out with merge='concat'; got 4",
+                r"params\.layers\[1\] must have 3 inputs, which layer 0 puts out; got 4",
             ),
             (
                 {"params": BOTH},
@@ -352,3 +352,40 @@ class TestRefusals:
     def test_step(self, arguments, error, text):
         with pytest.raises(error, match=text):
             stack.step(**{"params": PARAMS, "x": XS[:, 0], "state": STATE, **arguments})
+
+
+ONE, TWO = ([make.init(KEY, 3, units) for units in (2, 4)] for make in (lstm, bidirectional))
+
+
+@pytest.mark.parametrize(
+    ("layers", "text"),
+    [
+        ((ONE[1], ONE[0]), r"layers\[1\] must have 4 inputs, which layer 0 puts out; got 3"),
+        (
+            (TWO[1], ONE[0]),
+            r"layers\[1\] must have 8 or 4 inputs, which layer 0 puts out with merge='concat' or 'sum'; got 3",
+        ),
+        (
+            (bidirectional.init(KEY, 6, 3), TWO[1], bidirectional.init(KEY, 8, 4)),  # summed, then concatenated
+            r"layers\[2\] must have 4 inputs, which layer 1 puts out with merge='sum'; got 8",
+        ),
+        (
+            (TWO[1], bidirectional.init(KEY, 8, 4), bidirectional.init(KEY, 4, 4)),
+            r"layers\[2\] must have 8 inputs, which layer 1 puts out with merge='concat'; got 4",
+        ),
+        ((ONE[1], lstm.LSTMParams(None, None, None)), r"params\.w_x must be"),
+        ((StackParams(tuple(ONE)),), "must be LSTMParams.*; got StackParams"),
+        ((), "at least one layer"),
+    ],
+)
+def test_check_tells_which_inputs_would_fit(layers, text):
+    with pytest.raises((ValueError, TypeError), match=text):
+        stack.check(StackParams(layers))
+
+
+def test_halves_of_different_units_are_as_wide_as_both():
+    halves = bidirectional.BidirectionalParams(lstm.init(KEY, WIDTH, 2), lstm.init(KEY, WIDTH, 4))
+    params = StackParams((halves, lstm.init(KEY, 6, WIDTH)))
+    stack.check(params)
+    assert stack.outputs(halves) == 6
+    assert stack.apply(params, XS)[0].shape == (BATCH, TIME, WIDTH)
