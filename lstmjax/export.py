@@ -1,6 +1,7 @@
 """Programs to deploy: StableHLO, which any JAX runs without this package, and ONNX."""
 
 import dataclasses
+import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from lstmjax.lstm import LSTMState
 from lstmjax.options import LSTMOptions
 
 PLATFORMS = ("cpu", "cuda", "tpu")
+KNOWN = (*PLATFORMS, "rocm")  # JAX lowers for any name at all, and tells of a wrong one where the program is to run
+SUM = 32  # bytes of a SHA-256
 
 
 def stablehlo(
@@ -34,8 +37,9 @@ def stablehlo(
     From params, the program holds the weights and computes `stack.apply`: call(xs), call(xs, lengths), call(xs, state)
     or call(xs, lengths, state) gives (ys, state), xs being [batch, time, inputs] in the dtype of the weights. States
     are plain: an LSTM's {"h": ..., "c": ...}, of two directions {"forward": ..., "backward": ...}, of a stack a tuple.
-    As under jit, lengths above time count as time. The bytes are those of `jax.export`, whose rules of compatibility
-    hold: later JAX reads them for six months at least.
+    As under jit, lengths above time count as time. There are no gradients in it. The bytes are those of `jax.export`,
+    whose rules of compatibility hold: later JAX reads them for six months at least; and then the SHA-256 of those, 32
+    bytes, which JAX does not read.
 
     Args:
         source: LSTMParams, BidirectionalParams or StackParams; or any function of arrays that jit takes.
@@ -45,15 +49,17 @@ def stablehlo(
         lengths: for params, whether the program takes lengths, int32 [batch].
         state: for params, whether it takes a state to start from.
         path: a file to write as well.
-        platforms: those that it is to run on.
-        arguments: for params, what else `stack.apply` takes, such as options, reverse or return_sequences.
+        platforms: those that it is to run on, among "cpu", "cuda", "tpu" and "rocm".
+        arguments: for params, what else `stack.apply` takes, such as options, reverse or return_sequences; but for
+            checkpoint, which is about gradients, and unroll, which needs to know the number of steps.
 
     Returns:
         The bytes.
 
     Raises:
-        TypeError: examples or shapes for params, params' arguments for a function; ValueError: no platforms;
-        ImportError: no flatbuffers, which the extra `export` installs; and what `stack.apply` or the function raises.
+        TypeError: examples or shapes for params, params' arguments for a function; ValueError: no platforms or unknown
+        ones, checkpoint or unroll; ImportError: no flatbuffers, which the extra `export` installs; and what
+        `stack.apply` or the function raises.
 
     >>> from lstmjax import lstm
     >>> params = lstm.init(jax.random.key(0), inputs=2, units=3)
@@ -70,14 +76,14 @@ def stablehlo(
     """
     for name, value in {"lengths": lengths, "state": state}.items():
         checks.boolean(name, value)
-    if isinstance(platforms, str) or not platforms:
-        raise ValueError(f"platforms must be a tuple such as {PLATFORMS}; got {platforms!r}.")
+    if not isinstance(platforms, tuple | list) or not platforms or any(name not in KNOWN for name in platforms):
+        raise ValueError(f"platforms must be a tuple of some of {KNOWN}; got {platforms!r}.")
     if isinstance(source, gates.RECURRENT):
         if examples or shapes is not None:
             raise TypeError("params have their own shapes: examples and shapes are for a function.")
         function, specs = _of_params(source, lengths, state, arguments)
     elif callable(source):
-        given = [name for name, on in {"lengths": lengths, "state": state, **arguments}.items() if on is not False]
+        given = [*(name for name, on in {"lengths": lengths, "state": state}.items() if on), *arguments]
         if given:
             raise TypeError(f"{', '.join(given)} can be said of params alone; a function says by itself what it takes.")
         function = source
@@ -85,14 +91,18 @@ def stablehlo(
     else:
         raise TypeError(f"source must be params or a function; got {type(source).__name__}.")
     exported = jax.export.export(jax.jit(function), platforms=tuple(platforms))(*specs)
-    data = bytes(_without_checks(exported).serialize())
+    program = bytes(_without_checks(exported).serialize())
+    data = program + hashlib.sha256(program).digest()
     if path is not None:
         Path(path).write_bytes(data)
     return data
 
 
-def load(source: bytes | str | Path) -> jax.export.Exported:
-    """Read a program of `stablehlo`; `jax.export.deserialize` does the same where this package is not installed.
+def load(source: bytes | bytearray | str | Path) -> jax.export.Exported:
+    """Read a program of `stablehlo`, whole and unchanged; nothing else reaches JAX, which takes many changes for good.
+
+    Where this package is not installed, `jax.export.deserialize` reads the same bytes, unchecked. A program can call
+    what JAX has registered, and whoever forges one can forge its sum: load none whose source you do not trust.
 
     Args:
         source: the bytes, or the path of a file of them.
@@ -102,24 +112,27 @@ def load(source: bytes | str | Path) -> jax.export.Exported:
         `out_avals` and `platforms`.
 
     Raises:
-        ValueError: what cannot be read as a program; OSError: a file that cannot be read; ImportError as above.
+        ValueError: other bytes, or a program that this version of JAX cannot read; OSError: a file that cannot be
+        read; ImportError as above.
 
     >>> program = load(stablehlo(jnp.tanh, jnp.ones(3)))
     >>> program.call(jnp.zeros(3)).tolist()
     [0.0, 0.0, 0.0]
     """
-    data = source if isinstance(source, bytes) else Path(source).read_bytes()
+    name = "these bytes" if isinstance(source, bytes | bytearray) else source
+    data = bytes(source) if isinstance(source, bytes | bytearray) else Path(source).read_bytes()
+    program = data[:-SUM]
+    if hashlib.sha256(program).digest() != data[-SUM:]:
+        raise ValueError(
+            f"source must be a program of export.stablehlo, whole and unchanged; the last {SUM} bytes of {name} are "
+            "not the SHA-256 of the others. (jax.export.deserialize reads what jax.export alone wrote.)"
+        )
     try:
-        exported = jax.export.deserialize(bytearray(data))
-        exported.mlir_module()
+        return jax.export.deserialize(bytearray(program))
     except ImportError:
         raise
     except Exception as error:
-        name = "these bytes" if isinstance(source, bytes) else source
-        raise ValueError(
-            f"source must be a program that export.stablehlo made, whole; {name} cannot be read."
-        ) from error
-    return exported
+        raise ValueError(f"{name} cannot be read by JAX {jax.__version__}, although nothing in it changed.") from error
 
 
 def onnx(
@@ -159,6 +172,13 @@ def onnx(
 
 def _of_params(params, lengths, state, arguments):
     """A function of arrays in plain containers, and what it takes."""
+    if arguments.get("checkpoint", False) is not False:
+        raise ValueError("checkpoint is about gradients, of which a program has none: leave it out.")
+    if arguments.get("unroll", 1) != 1:
+        raise ValueError(
+            f"unroll={arguments['unroll']!r} needs the number of steps, which this program leaves open: leave it out, "
+            "or export a function of examples whose time is not open."
+        )
     batch, time = jax.export.symbolic_shape("batch, time")
     dtype = jnp.result_type(*jax.tree.leaves(params))
     xs = jax.ShapeDtypeStruct((batch, time, gates.layers(params)[0][0].inputs), dtype)

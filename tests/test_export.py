@@ -1,6 +1,8 @@
 """Programs that are stored and read back against `apply`, and what of them is refused."""
 
 import doctest
+import hashlib
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -162,10 +164,17 @@ def test_a_program_runs_inside_of_others():
             "lengths, reverse can be said of params",
         ),
         (3, (), {}, TypeError, "source must be params or a function; got int"),
-        (jnp.sin, (jnp.ones(3),), {"platforms": ()}, ValueError, r"platforms must be a tuple such as .*; got \(\)"),
-        (jnp.sin, (jnp.ones(3),), {"platforms": "cpu"}, ValueError, "platforms must be a tuple such as .*; got 'cpu'"),
+        (jnp.sin, (jnp.ones(3),), {"platforms": ()}, ValueError, r"platforms must be a tuple of some of .*; got \(\)"),
+        (jnp.sin, (jnp.ones(3),), {"platforms": "cpu"}, ValueError, "platforms must be a tuple of some .*; got 'cpu'"),
+        (jnp.sin, (jnp.ones(3),), {"platforms": ["gpu"]}, ValueError, "'cuda', .*; got \\['gpu'\\]"),
+        (jnp.sin, (jnp.ones(3),), {"platforms": ["cpus"]}, ValueError, "'cpu', .*; got \\['cpus'\\]"),
+        (jnp.sin, (jnp.ones(3),), {"platforms": 1}, ValueError, "got 1"),
+        (jnp.sin, (jnp.ones(3),), {"shape": False}, TypeError, "shape can be said of params"),
         (TREES["lstm"], (), {"lengths": 1}, TypeError, "lengths must be True or False"),
         (TREES["lstm"], (), {"merge": "max"}, ValueError, "merge must be one of"),
+        (TREES["lstm"], (), {"checkpoint": True}, ValueError, "checkpoint is about gradients, of which a program has"),
+        (TREES["stack"], (), {"checkpoint": 5}, ValueError, "checkpoint is about gradients, of which a program has"),
+        (TREES["lstm"], (), {"unroll": 3}, ValueError, "unroll=3 needs the number of steps, which this program leaves"),
     ],
 )
 def test_refused(source, examples, arguments, error, message):
@@ -180,22 +189,55 @@ def test_examples():
     assert doctest.DocTestRunner().run(examples) == (0, 7)
 
 
+def test_arguments_that_change_nothing_may_be_said():
+    export.stablehlo(TREES["lstm"], checkpoint=False, unroll=1, platforms=["cpu"])
+
+
 def test_what_is_no_program(tmp_path):
     data = export.stablehlo(jnp.sin, jnp.ones(3), path=tmp_path / "program")
     assert (tmp_path / "program").read_bytes() == data
-    for size in (0, 1, 100, len(data) // 2, len(data) - 100):
+    for source in (tmp_path / "program", str(tmp_path / "program"), bytearray(data)):
+        assert export.load(source).in_avals[0].shape == (3,)
+    alone = data[: -export.SUM]
+    assert jax.export.deserialize(bytearray(alone)).serialize() == alone
+    for other in (alone, b"no program" * 100):
         with pytest.raises(
-            ValueError, match=r"source must be a program that export.stablehlo made, whole; these bytes"
+            ValueError, match="whole and unchanged; the last 32 bytes of these bytes are not the SHA-256"
         ):
-            export.load(data[:size])
-    assert b"ML\xefR" in data  # what MLIR begins with
-    with pytest.raises(ValueError, match="these bytes cannot be read"):
-        export.load(data.replace(b"ML\xefR", b"1234"))
+            export.load(other)
     (tmp_path / "text").write_text("no program" * 100)
-    with pytest.raises(ValueError, match=r"whole; .*text cannot be read"):
+    with pytest.raises(ValueError, match=r"whole and unchanged; the last 32 bytes of .*text are not"):
         export.load(tmp_path / "text")
     with pytest.raises(FileNotFoundError):
         export.load(str(tmp_path / "none"))
+    with pytest.raises(ValueError, match=f"these bytes cannot be read by JAX {jax.__version__}"):
+        export.load(bytes(100) + hashlib.sha256(bytes(100)).digest())
+
+
+def test_five_thousand_mutations_are_refused_before_jax_reads_them(monkeypatch):
+    good = export.stablehlo(TREES["lstm"], lengths=True)
+    monkeypatch.setattr(jax.export, "deserialize", lambda data: pytest.fail("JAX was given what is not whole"))
+    draw, refused = random.Random(0), 0
+    while refused < 5_000:
+        at, size = draw.randrange(len(good)), draw.choice([1, 4, 64])
+        flipped = bytes([good[at] ^ 1 << draw.randrange(8)])
+        content = draw.choice(
+            [
+                good[:at] + flipped + good[at + 1 :],
+                good[:at] + draw.randbytes(size) + good[at + size :],
+                good[:at] + draw.randbytes(size) + good[at:],
+                good[:at] + good[at + size :],
+                good[:at],
+                good[at:],
+                good + draw.randbytes(size),
+                good[at:] + good[:at],
+            ]
+        )
+        if content == good:
+            continue
+        with pytest.raises(ValueError, match="whole and unchanged"):
+            export.load(content)
+        refused += 1
 
 
 def test_onnx(tmp_path):
