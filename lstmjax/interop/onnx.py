@@ -36,7 +36,8 @@ ACTIVATIONS = {
     "keras2_hard_sigmoid": ("HardSigmoid", 0.2, 0.5),
 }
 SCALES = ("alpha", "beta")
-DEFAULTS = {"Affine": (1.0, 0.0), "Elu": (1.0,), "HardSigmoid": (0.2, 0.5)}
+# Affine is an operator no more, so that nothing says its defaults; ONNX Runtime's alpha is 0.
+DEFAULTS = {"Affine": (np.nan, 0.0), "Elu": (1.0,), "HardSigmoid": (0.2, 0.5)}
 KEPT = ("w_peephole", "initial", "coupled")  # of what only some formats have a place for
 TYPES = {"float16": "float16", "bfloat16": "bfloat16", "float32": "float", "float64": "double"}
 
@@ -123,7 +124,8 @@ def to_onnx(
 
     Its input is `xs` [batch, time, inputs]. Its outputs are `ys` [batch, time, outputs], both directions side by side,
     and `final_h_k` and `final_c_k` [directions, batch, units] of each layer k, counted from 0. Batch and time are
-    symbolic, and what is floating has the dtype of the weights.
+    symbolic, and what is floating has the dtype of the weights. ONNX Runtime 1.31 runs float32 and float16 on CPU; it
+    starts a sequence of length 0 from 0 whatever its state, leaves final_c of no steps unset, and dies of no batch.
 
     Args:
         params: LSTMParams, BidirectionalParams or StackParams, whose layers concatenate their directions.
@@ -131,7 +133,7 @@ def to_onnx(
         reverse: whether the LSTMs read last to first, as with `apply(..., reverse=True)`.
         lengths: whether there is an input `lengths` [batch], int32, none of them above time.
         state: whether there are inputs `initial_h_k` and `initial_c_k` [directions, batch, units] instead of the
-            learned states or 0. (ONNX Runtime 1.31 starts a sequence of length 0 from 0 even so.)
+            learned states or 0.
 
     Returns:
         onnx.ModelProto of opset 14, or 22 for bfloat16. Both biases are given as they came; where there is one, or an
@@ -242,17 +244,17 @@ def _layer(graph: onnx_graph.Graph, node: Any, reverse: bool) -> tuple[tuple[LST
         if attributes.get("input_forget"):
             parts = {name: part if part is None else _without_forget(part, units) for name, part in parts.items()}
         halves.append(gates.params(**parts))
-    initial = _initial(graph, node, names, units)
+    initial = _initial(graph, node, names, np.zeros((count, 1, units), w_h.dtype))
     halves = [dataclasses.replace(half, initial=state) for half, state in zip(halves, initial, strict=True)]
     return tuple(halves), _options(who, attributes, count)
 
 
-def _initial(graph: onnx_graph.Graph, node: Any, names: Mapping[str, str], units: int) -> list[LSTMState | None]:
+def _initial(graph: onnx_graph.Graph, node: Any, names: Mapping[str, str], zeros: np.ndarray) -> list[LSTMState | None]:
     """What each direction starts from, where that is among the weights and not 0."""
-    count, turned, state = onnx_graph.directions(node), onnx_graph.attributes(node).get("layout"), {}
+    (count, _, units), turned, state = zeros.shape, onnx_graph.attributes(node).get("layout"), {}
     for part in "hc":
         given, who = names.get(f"initial_{part}", ""), f"initial_{part} of {title(node)}"
-        value = graph.state(given) if given else np.zeros((count, 1, units), np.float32)
+        value = graph.state(given) if given else zeros
         if value is None:
             continue
         value = gates.host(who, np.swapaxes(value, 0, 1) if given and turned else value, count, None, units)

@@ -13,6 +13,7 @@ import pytest
 
 from lstmjax import BidirectionalParams, LSTMOptions, LSTMParams, LSTMState, StackParams, bidirectional, lstm, stack
 from lstmjax.bidirectional import BidirectionalState
+from lstmjax.interop import to_torch
 from lstmjax.interop.onnx import ACTIVATIONS, from_onnx, to_onnx
 
 REASON = "is not installed: python -m pip install -e '.[peers]'"
@@ -300,6 +301,55 @@ def test_each_activation_against_onnx_runtime(name):
     assert from_onnx(model)[1] == options
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+def test_each_dtype_runs(dtype, x64):
+    """ONNX's reference runs them all; ONNX Runtime has no LSTM of float64 and bfloat16 on CPU."""
+    params = stack.init(jax.random.key(0), INPUTS, (4, 3), bidirectional=True, peepholes=True, learned_state=True)
+    params = jax.tree.map(lambda leaf: leaf.astype(dtype), filled(params))
+    model, xs = to_onnx(params), filled(jnp.zeros((BATCH, TIME, INPUTS), dtype), seed=1)
+    expected = stack.apply(params, xs)
+    runs = [importlib.import_module("onnx.reference").ReferenceEvaluator(model)]
+    runs += [session(model)] if dtype in ("float16", "float32") else []
+    for run in runs:
+        outputs = run.run(None, {"xs": np.asarray(xs)})
+        assert {output.dtype for output in outputs} == {xs.dtype}
+        for actual, wanted in zip(
+            jax.tree.leaves((outputs[0], tuple(states_of(outputs, number, True) for number in range(2)))),
+            jax.tree.leaves(expected),
+            strict=True,
+        ):
+            tolerance = 8 * float(jnp.finfo(dtype).eps)
+            np.testing.assert_allclose(np.float64(actual), np.float64(wanted), rtol=0, atol=tolerance)
+
+
+def test_a_stack_in_reverse_with_lengths():
+    params = two_biases(filled(stack.init(jax.random.key(0), INPUTS, (4, 3), learned_state=True)))
+    model = to_onnx(params, reverse=True, lengths=True)
+    same_bits(from_onnx(model, reverse=True)[0], params)
+    xs = np.random.default_rng(1).normal(size=(BATCH, TIME, INPUTS)).astype(np.float32)
+    outputs = session(model).run(None, {"xs": xs, "lengths": LENGTHS})
+    states = tuple(states_of(outputs, number, False) for number in range(2))
+    assert_close((outputs[0], states), stack.apply(params, xs, lengths=LENGTHS, reverse=True))
+
+
+def test_no_steps():
+    params = filled(stack.init(jax.random.key(0), INPUTS, (4, 3), bidirectional=True))
+    outputs = session(to_onnx(params)).run(None, {"xs": np.ones((BATCH, 0, INPUTS), np.float32)})
+    assert [output.shape for output in outputs] == [(BATCH, 0, 6), *[(2, BATCH, 4)] * 2, *[(2, BATCH, 3)] * 2]
+
+
+def test_weights_in_a_file_beside(tmp_path):
+    params = two_biases(filled(lstm.init(jax.random.key(0), INPUTS, UNITS)))
+    path = tmp_path / "model.onnx"
+    onnx.save(to_onnx(params), path, save_as_external_data=True, location="weights", size_threshold=0)
+    same_bits(from_onnx(path)[0], params)
+    with pytest.raises(ValueError, match=r"W_0 .* in another file"):
+        from_onnx(onnx.load(path, load_external_data=False))
+    (tmp_path / "weights").unlink()
+    with pytest.raises(ValueError, match=r"path of an ONNX model, whole; .*model\.onnx cannot be read: .*weights"):
+        from_onnx(path)
+
+
 def test_an_offset_is_in_the_bias():
     params = filled(lstm.init(jax.random.key(0), INPUTS, UNITS))
     params = LSTMParams(**vars(params) | {"offset": jnp.ones(4 * UNITS)})
@@ -397,10 +447,52 @@ def test_what_pytorch_exports(two, batch_first):
         torch.onnx.export(model, (torch.zeros(2, 3, dtype=torch.int64),), file, dynamo=False, opset_version=17)
     params, options = from_onnx(onnx.load_from_string(file.getvalue()))
     assert options == LSTMOptions()
-    xs = torch.randn(BATCH, TIME, INPUTS)
-    expected = model.lstm(xs if batch_first else xs.transpose(0, 1))[0].detach()
+    xs = torch.randn(BATCH, TIME, INPUTS, requires_grad=True)
+    expected = model.lstm(xs if batch_first else xs.transpose(0, 1))[0]
     expected = expected if batch_first else expected.transpose(0, 1)
-    np.testing.assert_allclose(stack.apply(params, xs.numpy())[0], expected.numpy(), rtol=0, atol=1e-6)
+    (expected**2).sum().backward()
+
+    def loss(params, xs):
+        ys, _ = stack.apply(params, xs)
+        return (ys**2).sum(), ys
+
+    slopes, ys = jax.grad(loss, argnums=(0, 1), has_aux=True)(params, xs.detach().numpy())
+    np.testing.assert_allclose(ys, expected.detach(), rtol=0, atol=1e-6)
+    assert_close(slopes[1], xs.grad.numpy())
+    weights = {name: weight.grad for name, weight in model.lstm.named_parameters()}
+    assert_close(to_torch(slopes[0]), weights)
+
+
+CELLS = {
+    "learned": lambda torch, c, batch: c.expand(-1, batch, -1).contiguous(),
+    "0": lambda torch, c, batch: torch.zeros(4, batch, UNITS),
+    "1": lambda torch, c, batch: torch.ones(4, batch, UNITS),
+}
+
+
+@pytest.mark.parametrize("cell", CELLS.values(), ids=CELLS)
+def test_states_that_pytorch_exports(cell):
+    """Those of both layers in one, expanded to the batch and cut; and made anew for each batch."""
+    torch = pytest.importorskip("torch", reason=f"torch {REASON}")
+    torch.manual_seed(0)
+
+    class Encoder(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lstm = torch.nn.LSTM(INPUTS, UNITS, num_layers=2, bidirectional=True, batch_first=True)
+            self.h, self.c = (torch.nn.Parameter(torch.randn(4, 1, UNITS)) for _ in "hc")
+
+        def forward(self, xs):
+            h = self.h.expand(-1, xs.size(0), -1).contiguous()
+            return self.lstm(xs, (h, cell(torch, self.c, xs.size(0))))[0]
+
+    model, file, xs = Encoder().eval(), io.BytesIO(), torch.randn(BATCH, TIME, INPUTS)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        axes = {"xs": {0: "batch", 1: "time"}}
+        torch.onnx.export(model, (xs,), file, dynamo=False, opset_version=17, input_names=["xs"], dynamic_axes=axes)
+    params, _ = from_onnx(onnx.load_from_string(file.getvalue()))
+    np.testing.assert_allclose(stack.apply(params, xs.numpy())[0], model(xs).detach(), rtol=0, atol=1e-6)
 
 
 def chained(*between, layout=0, direction="forward", below="Y", weights=None):
@@ -421,10 +513,11 @@ def operator(kind, inputs, output, **attributes):
     return onnx.helper.make_node(kind, inputs, [output], **attributes)
 
 
-AXES = {"axes": np.array([1]), "last": np.array([0, 0, -1]), "flat": np.array([-1, UNITS])}
+AXES = {"axes": np.array([1]), "last": np.array([0, 0, -1]), "middle": np.array([0, -1, UNITS])}
+AXES |= {"flat": np.array([-1, UNITS]), "turned": np.array([BATCH, TIME, UNITS])}
 STACKS = {
     "squeeze": ("forward", 0, [operator("Squeeze", ["y", "axes"], "x")]),
-    "reshape": ("forward", 0, [operator("Reshape", ["y", "last"], "x")]),
+    "reshape": ("forward", 0, [operator("Reshape", ["y", "middle"], "x")]),
     "identity, dropout": (
         "forward",
         0,
@@ -475,6 +568,13 @@ NO_STACKS = {
     ),
     "the final state": ("forward", 0, [operator("Squeeze", ["y_h", "axes"], "x")]),
     "the same inputs": ("forward", 0, [operator("Identity", ["xs"], "x")]),
+    "batch beside units": ("forward", 0, [operator("Reshape", ["y", "last"], "x")]),
+    "batch for time, by numbers": ("forward", 0, [operator("Reshape", ["y", "turned"], "x")]),
+    "a shape that is computed": (
+        "forward",
+        0,
+        [operator("Shape", ["xs"], "shape"), operator("Reshape", ["y", "shape"], "x")],
+    ),
     "steps in one row": ("forward", 0, [operator("Reshape", ["y", "flat"], "x")]),
 }
 
@@ -508,6 +608,31 @@ def test_an_initial_state_in_the_weights(layout):
     assert from_onnx(node, initializers=zeros)[0].forward.initial is None
 
 
+@pytest.mark.parametrize("value", [0.0, 0.5])
+def test_a_state_of_one_number(value):
+    """As TensorFlow's models have it: one number, expanded to [batch, units], then with an axis for directions."""
+    node, inputs = made(given=("B", "initial_h"))
+    del inputs["initial_h"], inputs["X"]
+    before = [
+        operator("Shape", ["X"], "shape"),
+        operator("Gather", ["shape", "second"], "batch"),
+        operator("Concat", ["batch", "units"], "sizes", axis=0),
+        operator("Expand", ["number", "sizes"], "flat"),
+        operator("Unsqueeze", ["flat", "first"], "initial_h"),
+    ]
+    inputs |= {"second": np.array([1]), "units": np.array([UNITS]), "first": np.array([0]), "number": np.float32(value)}
+    params, _ = from_onnx(model_of([*before, node], {"X": 3}, {"Y": 4}, inputs))
+    expected = LSTMState(h=jnp.full(UNITS, value), c=jnp.zeros(UNITS)) if value else None
+    same_bits(params.initial, expected)
+
+
+def test_an_initial_state_of_which_half_is_left_out():
+    node, inputs = made(given=("initial_c",), dtype=np.float16)
+    inputs["initial_c"] = inputs["initial_c"][:, :1]
+    initial = from_onnx(node, initializers=inputs)[0].initial
+    same_bits(initial, LSTMState(h=jnp.zeros(UNITS, jnp.float16), c=jnp.asarray(inputs["initial_c"][0, 0])))
+
+
 def without(name):
     node, inputs = made()
     return node, {key: array for key, array in inputs.items() if key != name}
@@ -526,6 +651,10 @@ REFUSED = {
     "alpha": (
         made(activations=["HardSigmoid", "Tanh", "Tanh"], activation_alpha=[0.3]),
         r"activation HardSigmoid alpha 0\.3 beta 0\.5",
+    ),
+    "Affine, of which ONNX says no alpha": (
+        made(activations=["Sigmoid", "Affine", "Tanh"]),
+        "has activation Affine alpha nan beta 0, where LSTMOptions has .*Affine alpha 1 beta 0",
     ),
     "two of three": (made(activations=["Sigmoid", "Tanh"]), "must have 3 activations; got Sigmoid, Tanh"),
     "directions that differ": (
@@ -585,7 +714,7 @@ def test_refused_sources(tmp_path):
     with pytest.raises(ValueError, match="must have a node of LSTM; those that it has are Relu"):
         from_onnx(model_of([operator("Relu", ["xs"], "y")], {"xs": 3}, {"y": 3}, {}))
     (tmp_path / "model.onnx").write_bytes(b"no model")
-    with pytest.raises(ValueError, match=r"source must be the path of an ONNX model; .* holds something else"):
+    with pytest.raises(ValueError, match=r"source must be the path of an ONNX model, whole; .* cannot be read"):
         from_onnx(tmp_path / "model.onnx")
     with pytest.raises(FileNotFoundError):
         from_onnx(tmp_path / "none.onnx")
@@ -620,6 +749,15 @@ def test_stacks_of_one_kind():
         from_onnx(model)
     model, _ = chained(squeeze, weights={**AXES, "W_1": np.ones((1, 4 * UNITS, 7), np.float32)})
     with pytest.raises(ValueError, match="LSTM 'decoder' must have 4 inputs, the outputs of the one before; got 7"):
+        from_onnx(model)
+
+
+@pytest.mark.parametrize("given", ["xs_lengths", ""])
+def test_lengths_of_one_layer_alone(given):
+    model, _ = chained(operator("Squeeze", ["y", "axes"], "x"), weights=AXES)
+    first, second = (node for node in model.graph.node if node.op_type == "LSTM")
+    first.input[4], second.input[4] = given, "" if given else "x_lengths"
+    with pytest.raises(ValueError, match=r"LSTM 'decoder' has (no )?sequence_lens, LSTM 'encoder' has (none|them)"):
         from_onnx(model)
 
 
