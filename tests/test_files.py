@@ -34,6 +34,7 @@ from lstmjax import (
     lstm,
     residual,
     stack,
+    trees,
 )
 from lstmjax.cell import LSTMNorm
 from lstmjax.dense import DenseParams
@@ -244,7 +245,7 @@ def test_64_bits_are_refused_where_jax_has_32(path):
         files.save(path, {"a": np.zeros(2)})
     with jax.enable_x64(True):
         files.save(path, {"a": np.zeros(2)})
-    with pytest.raises(FileError, match="'a' has dtype float64, which needs 64-bit JAX"):
+    with pytest.raises(FileError, match="params/a has dtype float64, which needs 64-bit JAX"):
         files.load(path)
 
 
@@ -273,7 +274,7 @@ def test_what_cannot_come_back_is_not_saved(path, params, error, message):
 
 def test_trees_too_deep_or_too_large_are_not_saved(path):
     deep = None
-    for _ in range(files.DEEPEST + 1):
+    for _ in range(trees.DEEPEST + 1):
         deep = [deep]
     with pytest.raises(ValueError, match="at most 64 levels"):
         files.save(path, deep)
@@ -542,7 +543,10 @@ HOSTILE = {
     "shape of nothing": (ours({"": {**FLOATS, "shape": [0, 2**63], "data_offsets": [0, 0]}}, b""), "refused"),
     "wrong dtype": (ours({"": {**FLOATS, "dtype": "F64"}}), "refused"),
     "dtype of none": (ours({"": {**FLOATS, "dtype": "object"}}), "refused"),
-    "dtype not ours": (ours({"": {**FLOATS, "dtype": "F8_E8M0", "shape": [8]}}), "must be of one of .* got F8_E8M0"),
+    "dtype not ours": (
+        ours({"": {**FLOATS, "dtype": "F8_E8M0", "shape": [8]}}),
+        "must have one of the dtypes .* got F8_E8M0",
+    ),
     "bools of 2": (ours({"": {**FLOATS, "dtype": "BOOL", "shape": [8]}}, b"\2" * 8), "0 and 1 for False and True"),
     "kind unknown": (ours({}, b"", tree={"builtins.eval": {"a": None}}), "got 'builtins.eval', which this version"),
     "kind of options": (ours({}, b"", tree={"LSTMOptions": {}}), "got 'LSTMOptions', which this version"),
@@ -572,12 +576,38 @@ HOSTILE = {
         ours({}, b"", tree={"LSTMParams": dict.fromkeys(["w_x", "w_h", "bias"])}),
         "params is no LSTMParams",
     ),
+    "w_x in pieces": (
+        ours(
+            {"w_x/0": {**FLOATS, "shape": [1, 2]}, "w_h": {**LATER, "shape": [1, 2]}},
+            bytes(16),
+            tree={"LSTMParams": {"w_x": {"list": ["array"]}, "w_h": "array", "bias": None}},
+        ),
+        "params/w_x must be .* got list",
+    ),
+    "bias of nothing": (
+        ours(
+            {"w_x": {**FLOATS, "shape": [1, 2]}, "w_h": {**LATER, "shape": [1, 2]}},
+            bytes(16),
+            tree={"LSTMParams": {"w_x": "array", "w_h": "array", "bias": {"tuple": []}}},
+        ),
+        "params/bias must be .* got tuple",
+    ),
+    "offsets of none": (ours({"": {"dtype": "F32"}}), "without data_offsets"),
+    "array of none": (ours({"": None}), "without data_offsets"),
+    "offsets of text": (ours({"": {**FLOATS, "data_offsets": "ab"}}), "refused"),
+    "deep array": (
+        ours({"0/" * 64 + "0": FLOATS}, tree=json.loads('{"list":[' * 65 + '"array"' + "]}" * 65)),
+        "at most 64 levels",
+    ),
     "dense": (tree("DenseParams", w=(2, 3), bias=(2,)), "params/bias must have 3 for units"),
     "crf": (tree("CRFParams", start=(2,), transitions=(2, 3), end=(2,)), "params/transitions must have 2 for tags"),
     "table": (tree("EmbeddingParams", table=(2,)), r"params/table must be a floating array \[vocabulary, features\]"),
     "allowed of floats": (tree("Allowed", start=(2,), transitions=(2, 2), end=(2,)), "must be a bool array"),
     "states of two batches": (tree("LSTMState", h=(2, 3), c=(4, 3)), "params/c must have .* for the axes before"),
-    "halves of arrays": (tree("BidirectionalParams", forward=(2,), backward=(2,)), "params/forward must be LSTMParams"),
+    "halves of arrays": (
+        tree("BidirectionalParams", forward=(2,), backward=(2,)),
+        "params is no BidirectionalParams that runs",
+    ),
     "layers of an array": (tree("StackParams", layers=(2,)), "params is no StackParams that runs"),
     "no layers": (ours({}, b"", tree={"StackParams": {"layers": {"tuple": []}}}), "at least one layer"),
     "no levels": (ours({}, b"", tree={"HierarchyParams": {"levels": {"list": []}}}), "at least one LevelParams"),
