@@ -99,7 +99,7 @@ def stablehlo(
 
 
 def load(source: bytes | bytearray | str | Path) -> jax.export.Exported:
-    """Read a program of `stablehlo`, whole and unchanged; nothing else reaches JAX, which takes many changes for good.
+    """Read a program of `stablehlo`, whole and unchanged: of changed ones JAX takes many for good, and dies of some.
 
     Where this package is not installed, `jax.export.deserialize` reads the same bytes, unchecked. A program can call
     what JAX has registered, and whoever forges one can forge its sum: load none whose source you do not trust.
