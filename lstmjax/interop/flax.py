@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -142,6 +143,10 @@ def _check_functions(name: str, cell: Any, options: LSTMOptions) -> None:
             remedy = f"give options=LSTMOptions({field}={known[0]!r})" if known else "no option of ours computes that"
             theirs = getattr(function, "__name__", function)
             raise ValueError(f"{name} has {attribute}={theirs}, and options {field}={chosen!r}: {remedy}. {alone}")
+    if cell.carry_init is not None and np.any(cell.carry_init(jax.random.key(0), (1, 8), cell.param_dtype)):
+        raise ValueError(
+            f"{name} has a carry_init other than zeros: carries that apply is to begin with are state=. {alone}"
+        )
     ours = options.precision or jnp.dtype(cell.param_dtype).name
     theirs = ours if cell.dtype is None else jnp.dtype(cell.dtype).name
     if theirs != ours:

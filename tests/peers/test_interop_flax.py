@@ -266,6 +266,18 @@ def test_a_dtype_to_compute_in():
     assert from_flax(nnx.LSTMCell(2, 3, dtype=jnp.float32, rngs=nnx.Rngs(0))).units == 3
 
 
+@pytest.mark.parametrize("cell", CELLS[2:])
+def test_carries_that_do_not_begin_at_zero(cell):
+    with pytest.warns(UserWarning, match="carry_init"):
+        ones, zeros = (
+            cell(2, 3, carry_init=init, rngs=nnx.Rngs(0)) for init in (nnx.initializers.ones, nnx.initializers.zeros)
+        )
+    assert from_flax(zeros).units == 3
+    with pytest.raises(ValueError, match="source/cell has a carry_init other than zeros"):
+        from_flax(nnx.RNN(ones))
+    assert from_flax(nnx.state(nnx.RNN(ones))).units == 3
+
+
 def cell_weights():
     return jax.tree.map(np.asarray, to_flax(lstm.init(jax.random.key(0), INPUTS, UNITS)))
 
