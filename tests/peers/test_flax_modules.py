@@ -3,6 +3,8 @@
 Where the two are compared lengths are at least 1: for 0 Flax gives the state after the last step of the padding.
 """
 
+import operator
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -62,7 +64,7 @@ def spread(seed, tree):
 
 
 LAYERS = {
-    "LSTM": (lambda **how: ours.LSTM(INPUTS, UNITS, **how), lstm.apply),
+    "LSTM": (lambda **how: ours.LSTM(in_features=INPUTS, hidden_features=UNITS, **how), lstm.apply),
     "Bidirectional": (lambda **how: ours.Bidirectional(INPUTS, UNITS, **how), bidirectional.apply),
     "Stack": (lambda **how: ours.Stack(INPUTS, (4, UNITS), **how), stack.apply),
     "Stack of two directions": (
@@ -87,7 +89,7 @@ def layer(request):
         {},
         {"lengths": SHORT},
         {"lengths": SHORT, "resets": RESETS},
-        {"lengths": SHORT, "reverse": True},
+        {"lengths": SHORT, "reverse": True, "keep_order": True},
         {"lengths": SHORT, "return_sequences": False},
         {"implementation": "scan", "unroll": 2},
         {"checkpoint": True},
@@ -95,17 +97,20 @@ def layer(request):
 )
 def test_a_module_is_its_function(layer, how):
     make, apply = layer
-    module = make(learned_state=True, options=LSTMOptions(recurrent_activation="hard_sigmoid"))
+    made = {name: how[name] for name in ("implementation", "unroll", "checkpoint") if name in how}
+    module = make(learned_state=True, options=LSTMOptions(recurrent_activation="hard_sigmoid"), **made)
     params = spread(1, module.params)
     nnx.update(module, {"weights": nnx.to_pure_dict(nnx.state(type(module).from_params(params)))["weights"]})
     same(module.params, params)
-    ys, state = apply(params, XS, options=module.options, **how)
+    of_function = {name: value for name, value in how.items() if name != "keep_order"}
+    how = {name: value for name, value in how.items() if name not in made}
+    ys, state = apply(params, XS, options=module.options, **of_function)
     same(module(XS, **how), ys)
     carry, again = module(XS, return_carry=True, **how)
     same(again, ys)
     states = [leaf for leaf in jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, LSTMState))]
     assert [a.tolist() for a in jax.tree.leaves(carry)] == [a.tolist() for s in states for a in (s.c, s.h)]
-    ys, _ = apply(params, XS, state, options=module.options, **how)
+    ys, _ = apply(params, XS, state, options=module.options, **of_function)
     same(module(XS, initial_carry=carry, **how), ys)
 
 
@@ -181,6 +186,41 @@ def test_split_merge_and_state(layer):
     nnx.update(other, nnx.to_pure_dict(nnx.state(module, nnx.Param)))
     same(other.params, module.params)
     same(nnx.clone(module).params, module.params)
+
+
+def test_scan_over_layers_with_streams_of_their_own():
+    make = nnx.vmap(lambda rngs: ours.LSTM(UNITS, UNITS, dropout=Dropout(inputs=0.5), rngs=rngs))
+    layers = nnx.split_rngs(splits=2)(make)(nnx.Rngs(0))
+    run = nnx.scan(lambda xs, layer: layer(xs), in_axes=(nnx.Carry, 0), out_axes=nnx.Carry)
+    xs = jnp.ones((BATCH, TIME, UNITS))
+    assert not np.array_equal(run(xs, layers), run(xs, layers))
+    layers.eval()
+    first, second = (jax.tree.map(operator.itemgetter(number), layers.params) for number in range(2))
+    close(run(xs, layers), stack.apply(stack.StackParams((first, second)), xs)[0])
+
+
+def test_sharding_is_metadata_of_a_weight():
+    module = ours.LSTM(INPUTS, UNITS, rngs=nnx.Rngs(0))
+    module.weights.w_x.set_metadata(out_sharding=(None, "model"))
+    again = nnx.merge(*nnx.split(module))
+    specs = nnx.get_partition_spec(nnx.state(again))["weights"]
+    assert tuple(specs["w_x"].get_value()) == (None, "model")
+    same(again(XS), module(XS))
+
+
+def test_a_state_is_saved_and_restored(layer, tmp_path):
+    """By Orbax, into an abstract module; dropout goes on where it stood."""
+    checkpoints = pytest.importorskip("orbax.checkpoint")
+    make, _ = layer
+    make_again = lambda: make(dropout=Dropout(inputs=0.5))  # noqa: E731
+    module = make_again()
+    module(XS)
+    with checkpoints.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "state", nnx.state(module))
+        checkpointer.wait_until_finished()
+        graph, abstract = nnx.split(nnx.eval_shape(make_again))
+        restored = nnx.merge(graph, checkpointer.restore(tmp_path / "state", abstract))
+    same(restored(XS), module(XS))
 
 
 def test_jit_compiles_once(layer):
@@ -282,7 +322,7 @@ def test_dropout_with_given_keys():
 
 @pytest.mark.parametrize("cell", [nnx.LSTMCell, nnx.OptimizedLSTMCell])
 @pytest.mark.parametrize("time_major", [False, True])
-@pytest.mark.parametrize("order", [{}, {"reverse": True, "keep_order": True}, {"reverse": True, "keep_order": False}])
+@pytest.mark.parametrize("order", [{}, {"reverse": True, "keep_order": True}, {"reverse": True, "keep_order": None}])
 def test_lstm_is_called_as_nnx_rnn(cell, time_major, order):
     theirs = nnx.RNN(cell(INPUTS, UNITS, rngs=nnx.Rngs(0)))
     mine = ours.LSTM.from_params(from_flax(theirs))
@@ -292,6 +332,23 @@ def test_lstm_is_called_as_nnx_rnn(cell, time_major, order):
     close(carry, expected_carry)
     close(ys, np.where(mask[..., None], expected, 0))
     close(mine(XS, **order), theirs(XS, **order))
+
+
+def test_the_arguments_of_nnx_rnn_are_defaults(layer):
+    """In the constructor, and in `from_params`; a call has the last word, and None leaves it to the constructor."""
+    make, apply = layer
+    told = {"return_carry": True, "time_major": True, "reverse": True, "keep_order": True}
+    ran = {"implementation": "scan", "unroll": 2, "checkpoint": 2}
+    module, xs = make(**told, **ran), XS.swapaxes(0, 1)
+    expected = module(xs, **told)
+    ys, _ = apply(module.params, XS, reverse=True, **ran)
+    same(expected[1], ys.swapaxes(0, 1))
+    merge = {"merge": module.merge} if hasattr(module, "merge") else {}
+    for other in (module, type(module).from_params(module.params, **told, **ran, **merge)):
+        same(other(xs), expected)
+        same(other(xs, **dict.fromkeys(told)), expected)
+        same(other(xs, return_carry=False), expected[1])
+        same(other(XS, **dict.fromkeys(told, False)), make()(XS, reverse=False))
 
 
 @pytest.mark.parametrize("dropout", [None, Dropout(inputs=0.5)])
@@ -340,6 +397,22 @@ def test_linen_names_within_a_module():
     theirs, mine = (model.init(key, XS) for model in (Model(nn.RNN, nn.LSTMCell), Model(ours.RNN, ours.LSTMCell)))
     assert jax.tree.structure(theirs) == jax.tree.structure(mine)
     close(Model(ours.RNN, ours.LSTMCell).apply(theirs, XS), Model(nn.RNN, nn.LSTMCell).apply(theirs, XS))
+
+
+def test_linen_names_of_the_optimised_cell():
+    """Linen names a cell after its class where it is made in a compact method."""
+
+    class Model(nn.Module):
+        ours: bool
+
+        @nn.compact
+        def __call__(self, xs):
+            if self.ours:
+                return ours.RNN(ours.LSTMCell(UNITS, name="OptimizedLSTMCell_0"))(xs)
+            return nn.RNN(nn.OptimizedLSTMCell(UNITS))(xs)
+
+    variables = Model(False).init(jax.random.key(0), XS)
+    close(Model(True).apply(variables, XS), Model(False).apply(variables, XS))
 
 
 def gradients(run, *arguments):
@@ -420,6 +493,11 @@ def test_linen_order_of_reading():
     variables = rnn.init(jax.random.key(0), XS)
     kept = rnn.apply(variables, XS, lengths=SHORT, keep_order=True)
     same(rnn.apply(variables, XS, lengths=SHORT), flipped(kept, SHORT))
+    run = jax.jit(lambda lengths: rnn.apply(variables, XS, lengths=lengths))
+    same(run(jnp.array([9, 6, 2, -1])), rnn.apply(variables, XS, lengths=np.array([6, 6, 2, 0])))
+    assert rnn.apply(variables, XS[:, :0], lengths=np.zeros(BATCH, int)).shape == (BATCH, 0, UNITS)
+    with jax.numpy_rank_promotion("raise"):
+        rnn.apply(variables, XS, lengths=SHORT)
 
 
 @pytest.mark.parametrize("batch", [(), (2, 2), (0,)])
@@ -435,7 +513,7 @@ def test_any_batch_axes(batch):
 
 
 def test_linen_dropout():
-    rnn = ours.RNN(ours.LSTMCell(UNITS), dropout=Dropout(inputs=0.5), deterministic=None)
+    rnn = ours.RNN(ours.LSTMCell(UNITS), dropout=Dropout(inputs=0.5))
     variables = rnn.init(jax.random.key(0), XS, deterministic=True)
     run = lambda seed: rnn.apply(variables, XS, deterministic=False, rngs={"dropout": jax.random.key(seed)})  # noqa: E731
     same(run(0), run(0))

@@ -1,0 +1,86 @@
+"""A function of this package called as Flax calls an RNN: its order of axes, of outputs, and of (c, h)."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from lstmjax import checks, padding
+from lstmjax.bidirectional import BidirectionalParams, BidirectionalState
+from lstmjax.lstm import LSTMParams, LSTMState
+from lstmjax.stack import StackParams
+
+
+def settings(module: Any, names: Any, **told: Any) -> dict[str, Any]:
+    """What a module was made with, but for what a call tells it."""
+    return {name: getattr(module, name) for name in names} | {
+        name: value for name, value in told.items() if value is not None
+    }
+
+
+def run(
+    apply,
+    params,
+    xs,
+    carry,
+    *,
+    lengths,
+    seq_lengths,
+    resets,
+    return_carry,
+    time_major,
+    reverse,
+    keep_order,
+    return_sequences,
+    **arguments,
+) -> Any:
+    """Call a function of ours in the manner of Flax."""
+    if lengths is not None and seq_lengths is not None:
+        raise ValueError("seq_lengths is Flax's name of lengths: give one of them.")
+    lengths = seq_lengths if lengths is None else lengths
+    if time_major:
+        xs, resets = jnp.moveaxis(xs, 0, -2), None if resets is None else jnp.moveaxis(resets, 0, -1)
+    ys, after = apply(
+        params,
+        xs,
+        None if carry is None else state(params, carry),
+        lengths=lengths,
+        resets=resets,
+        reverse=reverse,
+        return_sequences=return_sequences,
+        **arguments,
+    )
+    if return_sequences and reverse and not keep_order:
+        ys = jax.tree.map(lambda half: _as_read(half, lengths), ys)
+    if return_sequences and time_major:
+        ys = jax.tree.map(lambda half: jnp.moveaxis(half, -2, 0), ys)
+    return (carry_of(after), ys) if return_carry else ys
+
+
+def state(params: Any, carry: Any) -> Any:
+    """The state that a carry of Flax is."""
+    count = len(params.layers) if isinstance(params, StackParams) else 2
+    if not isinstance(carry, tuple | list) or len(carry) != count:
+        wanted = "(c, h)" if isinstance(params, LSTMParams) else f"a tuple of {count} carries"
+        raise TypeError(f"initial_carry must be {wanted}, got {type(carry).__name__}.")
+    if isinstance(params, LSTMParams):
+        return LSTMState(h=carry[1], c=carry[0])
+    if isinstance(params, BidirectionalParams):
+        return BidirectionalState(state(params.forward, carry[0]), state(params.backward, carry[1]))
+    return tuple(map(state, params.layers, carry))
+
+
+def carry_of(state: Any) -> Any:
+    """The carry of Flax that a state is."""
+    return (state.c, state.h) if isinstance(state, LSTMState) else tuple(map(carry_of, state))
+
+
+def _as_read(ys, lengths):
+    """Outputs of valid steps last to first, with the padding, which is 0, left at the end."""
+    if lengths is None:
+        return jnp.flip(ys, axis=-2)
+    *batch, time, _ = ys.shape
+    lengths = checks.lengths(lengths, tuple(batch), time)
+    last = jnp.clip(lengths, 0, time)[..., None] - 1
+    order = jnp.maximum(last - jax.lax.broadcasted_iota(lengths.dtype, (*batch, time), len(batch)), 0)
+    return padding.fill(jnp.take_along_axis(ys, order[..., None], axis=-2), lengths)
