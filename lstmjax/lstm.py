@@ -110,7 +110,7 @@ def apply(
 
     Raises:
         ValueError: shapes or values that do not fit, an unknown implementation or one that cannot run, a key
-            without dropout.
+            without dropout, checkpoint where the number of steps is symbolic.
         TypeError: xs not floating, lengths not integers, resets not bool, params or state something else.
 
     >>> params = init(jax.random.key(0), inputs=1, units=3)
@@ -176,62 +176,54 @@ def _step(params, x, state, options, dropout):
     return state.h, state
 
 
-@partial(
-    jax.jit,
-    static_argnames=("dropout", "reverse", "return_sequences", "options", "implementation", "unroll", "segments"),
-)
-def _apply(
-    params,
-    xs,
-    state,
-    lengths,
-    resets,
-    key,
-    *,
-    dropout,
-    reverse,
-    return_sequences,
-    options,
-    implementation,
-    unroll,
-    segments,
-):
+STATIC = "dropout", "return_sequences", "options", "implementation", "segments"
+
+
+@partial(jax.jit, static_argnames=("reverse", "unroll", *STATIC))
+def _apply(params, xs, state, lengths, resets, key, *, reverse, unroll, **static):
     *batch, time, _ = xs.shape
 
     def run(params, xs, state, lengths, resets, masks):
-        initial = initial_state(params)
-        params, xs, state = _promote(params, xs, state, options)
-        initial = LSTMState(h=initial.h.astype(xs.dtype), c=initial.c.astype(state.c.dtype))
-        # Wide again where a gradient adds up over segments or steps, and narrowed in them, as widely as c is kept.
-        wide = cell.merged(jax.tree.map(lambda leaf: leaf.astype(state.c.dtype), params))
-        arguments = (wide, xs, state, initial, lengths, resets, masks)
-        wide, xs, state, initial, lengths, resets, masks = placement.varying_alike(arguments)
         clock = recurrence.read_by(lengths, resets, time, reverse=reverse, unroll=unroll)
-        if masks.recurrent_weights is not None:
-            wide = dataclasses.replace(wide, w_h=wide.w_h * masks.recurrent_weights.astype(wide.w_h.dtype))
-        constants, steps = masks.in_loop()
+        xs = recurrence.in_order(xs, reverse, axis=-2)
+        masks = masks.at(recurrence.in_order(masks.in_loop()[1], reverse))
+        ys, state = _read(params, xs, state, clock, masks, **static)
+        return recurrence.in_order(ys, reverse and static["return_sequences"], axis=-2), state
 
-        def loop(state, xs, steps, clock):
-            xs = recurrence.time_major(xs, clock)
-            if masks.inputs is not None:
-                xs = xs * jnp.broadcast_to(masks.inputs.astype(xs.dtype), xs.shape)
-            static = options, dropout, return_sequences
-            run = IMPLEMENTATIONS[implementation]
-            ys, state = run(wide, xs, state, initial, constants.at(steps), clock, *static)
-            return jnp.moveaxis(ys, 0, -2) if return_sequences else None, state
-
-        if segments:
-            ys, state = recurrence.in_segments(loop, state, xs, steps, clock, segments)
-        else:
-            ys, state = loop(state, xs, steps, clock)
-        ys = state.h if ys is None else ys
-        if masks.outputs is not None:
-            mask = jnp.expand_dims(masks.outputs, -2) if return_sequences else masks.outputs
-            ys *= jnp.broadcast_to(mask.astype(ys.dtype), ys.shape)
-        return ys, state
-
-    masks = regularize.draw(dropout, key, params, tuple(batch), time)
+    masks = regularize.draw(static["dropout"], key, params, tuple(batch), time)
     return placement.automatic(run, xs.ndim - 2)(params, xs, state, lengths, resets, masks)
+
+
+@partial(jax.jit, static_argnames=STATIC)
+def _read(params, xs, state, clock, masks, *, dropout, return_sequences, options, implementation, segments):
+    """Run over xs [*batch, time, inputs] in the order in which they stand."""
+    initial = initial_state(params)
+    params, xs, state = _promote(params, xs, state, options)
+    initial = LSTMState(h=initial.h.astype(xs.dtype), c=initial.c.astype(state.c.dtype))
+    # Wide again where a gradient adds up over segments or steps, and narrowed in them, as widely as c is kept.
+    wide = cell.merged(jax.tree.map(lambda leaf: leaf.astype(state.c.dtype), params))
+    wide, xs, state, initial, clock, masks = placement.varying_alike((wide, xs, state, initial, clock, masks))
+    if masks.recurrent_weights is not None:
+        wide = dataclasses.replace(wide, w_h=wide.w_h * masks.recurrent_weights.astype(wide.w_h.dtype))
+    constants, steps = masks.in_loop()
+
+    def loop(state, xs, steps, clock):
+        xs = recurrence.time_major(xs, clock)
+        if masks.inputs is not None:
+            xs = xs * jnp.broadcast_to(masks.inputs.astype(xs.dtype), xs.shape)
+        run = IMPLEMENTATIONS[implementation]
+        ys, state = run(wide, xs, state, initial, constants.at(steps), clock, options, dropout, return_sequences)
+        return jnp.moveaxis(ys, 0, -2) if return_sequences else None, state
+
+    if segments:
+        ys, state = recurrence.in_segments(loop, state, xs, steps, clock, segments)
+    else:
+        ys, state = loop(state, xs, steps, clock)
+    ys = state.h if ys is None else ys
+    if masks.outputs is not None:
+        mask = jnp.expand_dims(masks.outputs, -2) if return_sequences else masks.outputs
+        ys *= jnp.broadcast_to(mask.astype(ys.dtype), ys.shape)
+    return ys, state
 
 
 def _scan(params, xs, state, initial, masks, clock, options, dropout, return_sequences):
@@ -332,10 +324,12 @@ def _segments(checkpoint: Any, time: int) -> int:
     A gradient keeps about six times as much of a step inside a segment (z, c, h, x and their cotangents) as of a state
     between segments, so that sqrt(6 * time) of them take the least memory; if possible all of one length.
     """
+    if isinstance(checkpoint, bool | np.bool_) and not checkpoint:
+        return 0
+    if not isinstance(time, int):
+        raise ValueError(f"checkpoint={checkpoint!r} cuts a known number of steps; that of xs is left open: {time}.")
     if not isinstance(checkpoint, bool | np.bool_):
         return checks.positive_int("checkpoint", checkpoint)
-    if not checkpoint:
-        return 0
     best = max(1, math.isqrt(6 * time))
     equal = [count for count in range(-(-best // 2), min(2 * best, time) + 1) if time % count == 0]
     return min(equal, key=lambda count: abs(count - best), default=best)

@@ -5,9 +5,10 @@
     state_t  = after_t              where valid_t,  else state_{t-1}
     y_t      = state_t.h            where valid_t,  else 0
 
-With `reverse`, t runs from the last step to the first and t-1 is the step read before it. Inside this
-module arrays are time-major, [time, *batch, ...]; a cell is written for one step of one sequence and
-is mapped over the batch axes here.
+Inside this module arrays are time-major, [time, *batch, ...], and stand in the order in which they are read: what is
+read last to first is turned before the loop (`in_order`) and its outputs after it, so that both directions are one
+program, which is traced and compiled once. A cell is written for one step of one sequence and is mapped over the batch
+axes here.
 """
 
 import dataclasses
@@ -25,7 +26,7 @@ from lstmjax import placement
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=["valid", "resets"],
-    meta_fields=["reverse", "unroll"],
+    meta_fields=["unroll"],
 )
 @dataclasses.dataclass(frozen=True)
 class Clock:
@@ -34,13 +35,11 @@ class Clock:
     Args:
         valid: bool [time, *batch], False on padding; None where every step is valid.
         resets: bool [time, *batch], True where a step starts from the initial state; None for nowhere.
-        reverse: whether time runs from the last step to the first.
         unroll: steps in one iteration of the compiled loop.
     """
 
     valid: Any
     resets: Any
-    reverse: bool
     unroll: int
 
 
@@ -56,7 +55,13 @@ def read_by(
     valid = None
     if lengths is not None:
         valid = jax.vmap(lambda t: t < lengths)(jnp.arange(time, dtype=jnp.int32))
-    return Clock(valid, None if resets is None else jnp.moveaxis(resets, -1, 0), reverse, unroll)
+    resets = None if resets is None else jnp.moveaxis(resets, -1, 0)
+    return Clock(*in_order((valid, resets), reverse), unroll)
+
+
+def in_order(tree: Any, reverse: bool, axis: int = 0) -> Any:
+    """Turn time, which is `axis` of every leaf, where it is read last to first."""
+    return jax.tree.map(partial(jnp.flip, axis=axis), tree) if reverse else tree
 
 
 def time_major(xs: Float[Array, "*batch time inputs"], clock: Clock) -> Float[Array, "time *batch inputs"]:
@@ -114,7 +119,6 @@ def forward(
         lambda state, now: tick(state, now, constants),
         state,
         now,
-        reverse=clock.reverse,
         unroll=clock.unroll,
     )
     return ys, state, saved
@@ -164,15 +168,13 @@ def in_segments(
         return (state, jax.tree.map(write, ys, y)), None
 
     whole, rest = divmod(time, size)
-    first = rest if clock.reverse else 0
-    cut = jax.tree.map(lambda leaf: leaf[first : first + whole * size].reshape(whole, size, *leaf.shape[1:]), timed)
+    cut = jax.tree.map(lambda leaf: leaf[: whole * size].reshape(whole, size, *leaf.shape[1:]), timed)
     outputs, _ = jax.eval_shape(lambda: run(state, xs, timed[1], clock))
     ys = jax.tree.map(jnp.zeros_like, outputs)
     state, ys, _ = placement.varying_alike((state, ys, xs))
-    carry, _ = jax.lax.scan(advance, (state, ys), (first + size * jnp.arange(whole), cut), reverse=clock.reverse)
+    carry, _ = jax.lax.scan(advance, (state, ys), (size * jnp.arange(whole), cut))
     if rest:
-        start = 0 if clock.reverse else whole * size
-        carry, _ = advance(carry, (start, jax.tree.map(lambda leaf: leaf[start : start + rest], timed)))
+        carry, _ = advance(carry, (whole * size, jax.tree.map(lambda leaf: leaf[whole * size :], timed)))
     state, ys = carry
     return ys, state
 

@@ -138,6 +138,17 @@ def test_a_function_with_shapes():
         assert_close(program.call(xs, lengths, weights), classify(xs, lengths, weights))
 
 
+@pytest.mark.parametrize("checkpoint", [True, 3])
+def test_checkpoints_of_an_open_number_of_steps(checkpoint):
+    def outputs(xs):
+        return lstm.apply(TREES["lstm"], xs, checkpoint=checkpoint)[0]
+
+    examples = jnp.zeros((1, 1, INPUTS))
+    with pytest.raises(ValueError, match=f"checkpoint={checkpoint} cuts a known number of steps; .* left open: time"):
+        export.stablehlo(outputs, examples, shapes="batch, time, _")
+    assert export.load(export.stablehlo(outputs, examples, shapes="batch, 1, _", platforms=["cpu"]))
+
+
 def test_a_function_without_shapes_has_those_of_its_examples():
     program = export.load(export.stablehlo(jnp.sin, jnp.ones((2, 3))))
     np.testing.assert_allclose(program.call(jnp.ones((2, 3))), np.sin(np.ones((2, 3))), rtol=1e-6)
