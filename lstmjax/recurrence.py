@@ -56,7 +56,8 @@ def read_by(
     if lengths is not None:
         valid = jax.vmap(lambda t: t < lengths)(jnp.arange(time, dtype=jnp.int32))
     resets = None if resets is None else jnp.moveaxis(resets, -1, 0)
-    return Clock(*in_order((valid, resets), reverse), unroll)
+    valid, resets = in_order((valid, resets), reverse)
+    return Clock(valid, resets, unroll)
 
 
 def in_order(tree: Any, reverse: bool, axis: int = 0) -> Any:
