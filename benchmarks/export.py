@@ -9,8 +9,6 @@ import argparse
 import importlib
 import platform
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -21,6 +19,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from benchmarks import race
 from lstmjax import export, stack
 
 SIZES = [(1, 1, 64, 128, 1, 1), (1, 50, 64, 128, 1, 1), (1, 200, 128, 256, 2, 2), (32, 50, 64, 128, 2, 1)]
@@ -46,64 +45,34 @@ MODELS = {"jitted apply": jitted, "StableHLO, read back": stored, "ONNX Runtime"
 
 
 def serve(name: str, size: tuple[int, ...], path: Path) -> None:
-    """In its own process: leave the outputs in a file, then time a call for each line of standard input."""
+    """In its own process: leave the outputs in a file, then time calls."""
     batch, steps, inputs, units, layers, directions = size
     params = stack.init(jax.random.key(0), inputs, (units,) * layers, bidirectional=directions == 2)
     xs = np.random.default_rng(0).normal(size=(batch, steps, inputs)).astype(np.float32)
     call = MODELS[name](params)
     np.save(path, call(xs))
-    print("ready", flush=True)
-    for _ in sys.stdin:
+
+    def run():
         np.asarray(call(xs))  # it wakes threads and fills caches
         start = time.perf_counter()
         np.asarray(call(xs))
-        print(time.perf_counter() - start, flush=True)
+        return time.perf_counter() - start
+
+    race.serve({"run": run})
 
 
 def measure(size: tuple[int, ...], rounds: int) -> list[str]:
     """A cell for each model, and the largest difference between their outputs."""
     with tempfile.TemporaryDirectory() as folder:
         paths = {name: Path(folder) / f"{number}.npy" for number, name in enumerate(MODELS)}
-        processes: dict[str, Any] = {}
-        for name, path in paths.items():
-            command = [sys.executable, "-m", "benchmarks.export", "--serve", name, "--path", str(path)]
-            command += ["--sizes", ",".join(map(str, size))]
-            processes[name] = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
-            )
-
-        def answer(name):
-            line = processes[name].stdout.readline()
-            if not line:
-                raise RuntimeError(f"the process of {name} ended; its own words stand above")
-            return line
-
-        try:
-            for name in processes:
-                answer(name)
-            times: dict[str, list[float]] = {name: [] for name in processes}
-            names = list(processes)
-            for turn in range(rounds):
-                for name in names[turn % len(names) :] + names[: turn % len(names)]:
-                    print("call", file=processes[name].stdin, flush=True)
-                    times[name].append(float(answer(name)))
+        told = ["--sizes", ",".join(map(str, size))]
+        commands = {n: ["benchmarks.export", "--serve", n, "--path", str(path), *told] for n, path in paths.items()}
+        with race.started(commands) as processes:
+            times = race.rounds(processes, rounds, "run")
             outputs = [np.load(path) for path in paths.values()]
-        finally:
-            for process in processes.values():
-                process.stdin.close()
-                process.wait()
     off = max(np.abs(each - outputs[0]).max() for each in outputs)
-    return [*cells(times), f"{off:.1e}"]
-
-
-def cells(times: dict[str, list[float]]) -> list[str]:
     first, *others = times.values()
-    texts = [f"{1e3 * statistics.median(first):.3f} ms"]
-    for taken in others:
-        ratios = [a / b for a, b in zip(taken, first, strict=True)]
-        low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
-        texts.append(f"{1e3 * statistics.median(taken):.3f} ms, x {middle:.2f} ({low:.2f} to {high:.2f})")
-    return texts
+    return [race.seconds(statistics.median(first)), *(race.beside(taken, first) for taken in others), f"{off:.1e}"]
 
 
 def main() -> None:

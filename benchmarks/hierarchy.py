@@ -11,8 +11,6 @@ import importlib.metadata
 import os
 import platform
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -21,11 +19,12 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import race
 from lstmjax import BidirectionalParams, HierarchyParams, LevelParams, LSTMParams, dense, embedding, hierarchy
 
 SIZES = [(4, 32, 16, 64, 64), (8, 64, 24, 100, 100)]
 VOCABULARY, TAGS = 1000, 41
-MEASURED = ["compile training", "compile forward", "training", "forward"]
+KINDS = "training", "forward"
 
 
 def drawn(features: int, units: int) -> dict[str, Any]:
@@ -207,11 +206,7 @@ MODELS = {
 
 
 def serve(name: str, size: tuple[int, ...], folder: Path) -> None:
-    """In its own process: compile and run what each line of standard input names, answer with seconds.
-
-    "outputs" leaves scores and the gradient of the embedding in a file instead.
-    """
-    answers, sys.stdout = sys.stdout, sys.stderr
+    """In its own process: compile, run, and leave scores and the gradient of the embedding in a file."""
     import jax
 
     count, utterances, words, features, units = size
@@ -227,81 +222,44 @@ def serve(name: str, size: tuple[int, ...], folder: Path) -> None:
     functions = {"training": jax.value_and_grad(loss), "forward": lambda params, inputs: scores(params, **inputs)}
     compiled: dict[str, Any] = {}
     jax.jit(lambda x: x + 1)(1.0)
-    print("ready", file=answers, flush=True)
-    for line in sys.stdin:
-        what = line.strip()
+
+    def build(kind):
+        jax.clear_caches()
         start = time.perf_counter()
-        if what.startswith("compile "):
-            jax.clear_caches()
-            start = time.perf_counter()
-            kind = what.removeprefix("compile ")
-            compiled[kind] = jax.jit(functions[kind]).lower(params, inputs).compile()
-        elif what == "outputs":
-            gradient = table(compiled["training"](params, inputs)[1])
-            np.savez(folder / f"{name}.npz", scores=compiled["forward"](params, inputs), gradient=gradient)
-        else:
-            jax.block_until_ready(compiled[what](params, inputs))  # it wakes threads and fills caches
-            start = time.perf_counter()
-            jax.block_until_ready(compiled[what](params, inputs))
-        print(time.perf_counter() - start, file=answers, flush=True)
+        compiled[kind] = jax.jit(functions[kind]).lower(params, inputs).compile()
+        return time.perf_counter() - start
+
+    def run(kind):
+        jax.block_until_ready(compiled[kind](params, inputs))  # it wakes threads and fills caches
+        start = time.perf_counter()
+        jax.block_until_ready(compiled[kind](params, inputs))
+        return time.perf_counter() - start
+
+    def outputs():
+        gradient = table(compiled["training"](params, inputs)[1])
+        np.savez(folder / f"{name}.npz", scores=compiled["forward"](params, inputs), gradient=gradient)
+
+    race.serve({"compile": build, "run": run, "outputs": outputs})
 
 
 def measure(size: tuple[int, ...], rounds: int, compiles: int) -> list[list[str]]:
     """A row for each of what is measured and compared: a title, then a cell for each model."""
     with tempfile.TemporaryDirectory() as folder:
-        processes: dict[str, Any] = {}
-        for name in MODELS:
-            if not missing(name):
-                command = [sys.executable, "-m", "benchmarks.hierarchy", "--serve", name, "--folder", folder]
-                command += ["--sizes", ",".join(map(str, size))]
-                processes[name] = subprocess.Popen(
-                    command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
-                )
-
-        def ask(name, what):
-            process = processes[name]
-            if what:
-                print(what, file=process.stdin, flush=True)
-            answer = process.stdout.readline()
-            if not answer:
-                raise RuntimeError(f"the process of {name} ended; its own words stand above")
-            return answer
-
-        try:
-            for name in processes:
-                ask(name, None)
-            times: dict[str, dict[str, list[float]]] = {what: {name: [] for name in processes} for what in MEASURED}
-            names = list(processes)
-            for number, kinds in ((compiles, MEASURED[:2]), (rounds, MEASURED[2:])):
-                for turn in range(number):
-                    for what in kinds:
-                        for name in names[turn % len(names) :] + names[: turn % len(names)]:
-                            times[what][name].append(float(ask(name, what)))
-            for name in processes:
-                ask(name, "outputs")
+        told = ["--folder", folder, "--sizes", ",".join(map(str, size))]
+        commands = {name: ["benchmarks.hierarchy", "--serve", name, *told] for name in MODELS if not missing(name)}
+        with race.started(commands) as processes:
+            times = {f"compile {kind}": race.rounds(processes, compiles, "compile", kind) for kind in KINDS}
+            times |= {kind: race.rounds(processes, rounds, "run", kind) for kind in KINDS}
+            race.rounds(processes, 1, "outputs")
             outputs = {name: dict(np.load(Path(folder) / f"{name}.npz")) for name in processes}
-        finally:
-            for process in processes.values():
-                process.stdin.close()
-                process.wait()
     return [[what, *cells(taken)] for what, taken in times.items()] + agreement(size, outputs)
 
 
 def cells(times: dict[str, list[float]]) -> list[str]:
     base = times["lstmjax"]
-    texts = []
-    for name in MODELS:
-        if name not in times:
-            texts.append("not installed")
-            continue
-        middle = statistics.median(times[name])
-        text = f"{middle:.2f} s" if middle >= 1 else f"{1e3 * middle:.1f} ms"
-        if name != "lstmjax":
-            ratios = [a / b for a, b in zip(times[name], base, strict=True)]
-            low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
-            text += f", x {middle:.2f} ({low:.2f} to {high:.2f})"
-        texts.append(text)
-    return texts
+    texts = {name: race.beside(taken, base) for name, taken in times.items()}
+    texts["lstmjax"] = race.seconds(statistics.median(base))
+    return [texts.get(name, "not installed") for name in MODELS]
 
 
 def agreement(size: tuple[int, ...], outputs: dict[str, Any]) -> list[list[str]]:

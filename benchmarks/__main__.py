@@ -1,0 +1,44 @@
+"""One layer of LSTM here and in every library that is installed.
+
+python -m benchmarks cpu [--out cpu.json]         the grid of docs/speed.md; about 20 minutes on two cores
+python -m benchmarks gpu [--out gpu.json]         the same on a GPU, at the shapes that others publish
+python -m benchmarks quick [--out quick.json]     two shapes, two minutes
+python -m benchmarks page FILE ...                the tables of such files, as Markdown
+python -m benchmarks compare FILE FILE            what took longer, or less, than before
+
+Each library runs in a process of its own; rounds are interleaved; a ratio is the median of ratios taken round by round,
+with its quartiles. `pip install -e '.[peers,flax]'` brings the others.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from benchmarks import grid, page
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        "python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name in grid.GRIDS:
+        command = commands.add_parser(name)
+        command.add_argument("--out", type=Path, default=Path(f"{name}.json"), help="where the results go")
+        command.add_argument("--budget", type=float, default=10.0, help="seconds for the rounds of a shape and kind")
+    commands.add_parser("page").add_argument("files", type=Path, nargs="+")
+    commands.add_parser("compare").add_argument("files", type=Path, nargs=2)
+    given = parser.parse_args(argv)
+    if given.command in grid.GRIDS:
+        results = grid.run(given.command, given.budget, lambda line: print(line, file=sys.stderr, flush=True))
+        given.out.write_text(json.dumps(results, indent=1) + "\n")
+        print(page.page(results))
+        return 0
+    files = [json.loads(path.read_text()) for path in given.files]
+    print(page.compared(*files) if given.command == "compare" else "\n".join(map(page.page, files)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

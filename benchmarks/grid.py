@@ -1,0 +1,176 @@
+"""A grid of shapes through every library: what it took, what it took to compile, and how far off it was."""
+
+import importlib.metadata
+import os
+import platform
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks import peers, race
+from benchmarks.peers import OURS, PEERS
+
+FIVE = [(32, 50, 64, 128), (64, 100, 256, 256), (16, 200, 512, 512), (128, 28, 28, 128), (1, 500, 64, 128)]
+GRIDS = {
+    "quick": [(32, 50, 64, 128), (1, 100, 64, 64)],
+    "cpu": [*FIVE, *((b, t, h, h) for b in (1, 32) for t in (100, 336) for h in (64, 128, 256, 512))],
+    "gpu": [
+        *((b, 1024, 768, 768) for b in (2, 16, 64, 256)),  # FlashRNN
+        *[(16, 25, 512, 512), (32, 25, 1024, 1024), (128, 25, 1024, 1024), (64, 25, 2048, 2048)],  # DeepBench
+        *[(8, 50, 1536, 1536), (16, 150, 256, 256)],
+        *[
+            (32, 1000, 1024, 1024),
+            (64, 100, 1024, 1024),
+            (32, 336, 64, 128),
+            (62, 100, 168, 168),
+            (32, 100, 1000, 1000),
+        ],
+    ],
+}
+ROUNDS = 5, 31  # the fewest and the most
+SHORT = 0.1  # seconds: what takes less is run once more ahead of the clock, which wakes threads and fills caches
+
+
+def operations(shape: tuple[int, ...], kind: str) -> int:
+    """Of the products with matrices, a multiplication and an addition each; the gradient takes twice as many again."""
+    batch, steps, inputs, units = shape
+    return 8 * batch * steps * units * (inputs + units) * (1 if kind == "forward" else 3)
+
+
+def missing(name: str) -> str | None:
+    """The first distribution that a peer needs and that is not there."""
+    for distribution in PEERS[name].distributions:
+        try:
+            importlib.metadata.version(distribution)
+        except importlib.metadata.PackageNotFoundError:
+            return distribution
+    return None
+
+
+def run(grid: str, budget: float, say: Callable[[str], None]) -> dict[str, Any]:
+    """Every shape of a grid; `budget` are the seconds that the rounds of one shape and kind should take."""
+    where = "gpu" if grid == "gpu" else "cpu"
+    chosen = [name for name, peer in PEERS.items() if where in peer.on]
+    absent = {name: distribution for name in chosen if (distribution := missing(name))}
+    for name, distribution in absent.items():
+        say(f"{name} is left out: {distribution} is not installed")
+    here = [name for name in chosen if name not in absent]
+    platforms = {"JAX_PLATFORMS": "cpu"} if where == "cpu" else {}
+    environments = {name: PEERS[name].environment | platforms for name in here}
+    cells, start = [], time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        paths = {name: Path(folder) / f"{number}.npz" for number, name in enumerate(here)}
+        commands = {name: ["benchmarks.grid", name, str(path)] for name, path in paths.items()}
+        with race.started(commands, environments) as processes:
+            device = processes[OURS].ask("device")
+            if (device == "cpu") != (where == "cpu"):
+                raise RuntimeError(f"the grid {grid} is for {where}; JAX found {device}")
+            peak = processes[OURS].ask("peak")
+            for shape in GRIDS[grid]:
+                reference = peers.reference(peers.problem(*shape))
+                for kind in peers.KINDS:
+                    say(f"{', '.join(map(str, shape))}: {kind}")
+                    cells += _cells(processes, paths, shape, kind, reference, budget)
+                peak = max(peak, processes[OURS].ask("peak"))
+    machine = {"device": device, "processor": _processor(), "cores": len(os.sched_getaffinity(0))}
+    return {
+        "grid": grid,
+        "machine": machine | {"platform": platform.platform(), "python": platform.python_version()},
+        "versions": {name: importlib.metadata.version(name) for name in _distributions(here)},
+        "left_out": absent,
+        "peak": peak,
+        "took_seconds": time.perf_counter() - start,
+        "cells": cells,
+    }
+
+
+def _cells(
+    processes: dict[str, race.Process],
+    paths: dict[str, Path],
+    shape: tuple[int, ...],
+    kind: str,
+    reference: dict[str, np.ndarray],
+    budget: float,
+) -> list[dict[str, Any]]:
+    """One for each peer that computes this kind at all."""
+    made = {name: process.ask("prepare", kind, *shape) for name, process in processes.items()}
+    able = {name: process for name, process in processes.items() if made[name] is not None}
+    round_seconds = sum(times[0] for times in race.rounds(able, 1, "run").values())
+    times = race.rounds(able, int(np.clip(budget / round_seconds, *ROUNDS)), "run")
+    cells = []
+    for name in able:
+        arrays = np.load(paths[name])
+        off = {key: _off(arrays[key], reference[key]) for key in arrays.files}
+        cells.append({"shape": shape, "kind": kind, "peer": name, "seconds": times[name], "off": off} | made[name])
+    return cells
+
+
+def _off(array: np.ndarray, reference: np.ndarray) -> float:
+    """The largest difference from float64, as a part of the largest number there."""
+    return float(np.abs(array - reference).max() / np.abs(reference).max())
+
+
+def _distributions(names: list[str]) -> list[str]:
+    return sorted({"jaxlib", "numpy", *(each for name in names for each in PEERS[name].distributions)})
+
+
+def _processor() -> str:
+    """The name that Linux gives it."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+class Server:
+    """One library in its own process."""
+
+    def __init__(self, name: str, path: Path):
+        self._peer, self._path = PEERS[name], path
+        self._prepared: Any = None
+        self._short = True
+
+    def device(self) -> str:
+        import jax
+
+        return "cpu" if jax.default_backend() == "cpu" else jax.devices()[0].device_kind
+
+    def peak(self) -> float:
+        """Operations per second of the fastest of some products of square matrices in float32."""
+        import jax
+
+        fastest = 0.0
+        for size in (512, 1024, 2048):
+            square = jax.numpy.ones((size, size), jax.numpy.float32)
+            product = jax.jit(jax.numpy.matmul).lower(square, square).compile()
+            for _ in range(10):
+                start = time.perf_counter()
+                jax.block_until_ready(product(square, square))
+                fastest = max(fastest, 2 * size**3 / (time.perf_counter() - start))
+        return fastest
+
+    def prepare(self, kind: str, *shape: int) -> dict[str, Any] | None:
+        self._prepared = prepared = self._peer.prepare(kind, peers.problem(*shape))
+        if prepared is None:
+            return None
+        np.savez(self._path, **prepared.arrays(prepared.run()))
+        self._short = True
+        self._short = self.run() < SHORT
+        return {"compile_seconds": prepared.compile_seconds, "temporary_bytes": prepared.temporary_bytes}
+
+    def run(self) -> float:
+        if self._short:
+            self._prepared.run()
+        start = time.perf_counter()
+        self._prepared.run()
+        return time.perf_counter() - start
+
+
+if __name__ == "__main__":
+    server = Server(sys.argv[1], Path(sys.argv[2]))
+    race.serve({"device": server.device, "peak": server.peak, "prepare": server.prepare, "run": server.run})

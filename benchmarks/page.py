@@ -1,0 +1,148 @@
+"""What a results file says, as Markdown."""
+
+import math
+import statistics
+from collections.abc import Iterable
+from typing import Any
+
+from benchmarks import race
+from benchmarks.grid import operations
+from benchmarks.peers import KINDS, OURS, PEERS
+
+Results = dict[str, Any]
+TITLES = {"forward": "Forward, for inference", "training": "Forward and backward: the gradients of x, W_x, W_h and b"}
+
+
+def page(results: Results) -> str:
+    """All tables of one grid."""
+    machine, versions = results["machine"], results["versions"]
+    names = ", ".join(f"{name} {version}" for name, version in versions.items())
+    lines = [
+        f"## The {results['grid']} grid",
+        "",
+        f"`python -m benchmarks {results['grid']}` on {machine['processor']}, {machine['cores']} cores, "
+        f"{machine['device']}; Python {machine['python']}, {names}. It took {results['took_seconds'] / 60:.0f} min; "
+        f"the fastest product of square matrices beside it ran at {results['peak'] / 1e9:.0f} GF/s.",
+    ]
+    lines += [f"{name} was not there." for name in results["left_out"]]
+    for kind in KINDS:
+        lines += ["", f"### {TITLES[kind]}", "", *times(results, kind), "", *summary(results, kind)]
+    for title, field, text in (
+        ("Compiling, from the Python function to the executable", "compile_seconds", race.seconds),
+        ("Temporary memory, as the compiler reports it", "temporary_bytes", memory),
+    ):
+        lines += ["", f"### {title}", "", *figures(results, field, text)]
+    lines += ["", "### The largest difference from float64, as a part of the largest number", "", *apart(results), ""]
+    return "\n".join(lines)
+
+
+def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:
+    head = list(head)
+    return ["| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rows)]
+
+
+def times(results: Results, kind: str) -> list[str]:
+    """A row for each shape: ours, its speed, and how many times as long each of the others takes."""
+    names = [name for name in _names(results) if any(cell["peer"] == name for cell in _of(results, kind))]
+    others = [name for name in names if name != OURS]
+    rows = []
+    for shape, cells in _shapes(results, kind).items():
+        base = cells[OURS]["seconds"]
+        speed = operations(shape, kind) / statistics.median(base)
+        row = [_shape(shape), race.seconds(statistics.median(base))]
+        row.append(f"{speed / 1e9:.0f} GF/s, {speed / results['peak']:.0%}")
+        for name in others:
+            middle, low, high = race.ratio(cells[name]["seconds"], base)
+            row.append(f"{middle:.2f} ({low:.2f} to {high:.2f})")
+        rows.append(row)
+    return table(["B, T, inputs, units", OURS, "of the products, of the peak", *(f"{n} /" for n in others)], rows)
+
+
+def summary(results: Results, kind: str) -> list[str]:
+    """Means over shapes, and where ours is not the fastest."""
+    shapes = _shapes(results, kind)
+    lines = []
+    for title, chosen in (
+        ("The fastest other library in JAX", lambda name: PEERS[name].on_jax and not name.startswith(OURS)),
+        *((name, name.__eq__) for name in PEERS if not PEERS[name].on_jax),
+    ):
+        best = {}
+        for shape, cells in shapes.items():
+            ratios = [race.ratio(cells[n]["seconds"], cells[OURS]["seconds"])[0] for n in cells if chosen(n)]
+            if ratios:
+                best[shape] = min(ratios)
+        if not best:
+            continue
+        mean = math.exp(statistics.fmean(map(math.log, best.values())))
+        lost = [f"{_shape(shape)} (x {ratio:.2f})" for shape, ratio in best.items() if ratio < 1]
+        where = f"; faster than ours at {'; '.join(lost)}" if lost else ""
+        lines.append(f"- {title} takes x {mean:.2f} as long, the geometric mean of {len(best)} shapes{where}.")
+    return lines
+
+
+def figures(results: Results, field: str, text: Any) -> list[str]:
+    """A row for each shape and kind, a column for each library that has such a figure."""
+    cells = [cell for cell in results["cells"] if cell[field] is not None]
+    names = [name for name in _names(results) if any(cell["peer"] == name for cell in cells)]
+    rows = []
+    for kind in KINDS:
+        for shape, of in _shapes(results, kind).items():
+            base = of[OURS][field]
+            row = [f"{_shape(shape)}, {kind}", text(base)]
+            for name in names[1:]:
+                value = of[name][field]
+                row.append(f"{text(value)}, x {value / base:.2f}" if base else text(value))
+            rows.append(row)
+    return table(["B, T, inputs, units", *names], rows)
+
+
+def apart(results: Results) -> list[str]:
+    """A row for each array, a column for each library: the worst of all shapes."""
+    names = _names(results)
+    rows = []
+    for array in ("ys", "dx", "dw_x", "dw_h", "dbias"):
+        worst = []
+        for name in names:
+            off = [c["off"][array] for c in results["cells"] if c["peer"] == name and array in c["off"]]
+            worst.append(f"{max(off):.1e}" if off else "")
+        rows.append([array, *worst])
+    return table(["", *names], rows)
+
+
+def compared(first: Results, second: Results) -> str:
+    """Two results side by side: median times of what both have, and their ratio."""
+    before = {_key(cell): statistics.median(cell["seconds"]) for cell in first["cells"]}
+    rows = []
+    for cell in second["cells"]:
+        if (was := before.get(_key(cell))) is not None:
+            now = statistics.median(cell["seconds"])
+            texts = race.seconds(was), race.seconds(now), f"x {now / was:.2f}"
+            rows.append([_shape(cell["shape"]), cell["kind"], cell["peer"], *texts])
+    return "\n".join(table(["B, T, inputs, units", "", "", "first", "second", "second / first"], rows))
+
+
+def memory(size: float) -> str:
+    return f"{size / 2**20:.1f} MiB"
+
+
+def _key(cell: dict[str, Any]) -> tuple:
+    return tuple(cell["shape"]), cell["kind"], cell["peer"]
+
+
+def _names(results: Results) -> list[str]:
+    return list(dict.fromkeys(cell["peer"] for cell in results["cells"]))
+
+
+def _of(results: Results, kind: str) -> list[dict[str, Any]]:
+    return [cell for cell in results["cells"] if cell["kind"] == kind]
+
+
+def _shapes(results: Results, kind: str) -> dict[tuple[int, ...], dict[str, dict[str, Any]]]:
+    shapes: dict[tuple[int, ...], dict[str, dict[str, Any]]] = {}
+    for cell in _of(results, kind):
+        shapes.setdefault(tuple(cell["shape"]), {})[cell["peer"]] = cell
+    return shapes
+
+
+def _shape(shape: Iterable[int]) -> str:
+    return ", ".join(map(str, shape))

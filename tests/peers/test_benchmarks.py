@@ -1,0 +1,126 @@
+"""What is timed is right: each library's outputs and gradients, the loop they are held to, and the tables."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from benchmarks import grid, page, peers, race
+from lstmjax import lstm
+
+SHAPE = 3, 5, 4, 6
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_loop_is_the_equations_and_their_derivatives():
+    given = peers.problem(*SHAPE)
+    expected = peers.reference(given)
+    with jax.enable_x64(True):
+        params, xs, dy = jax.tree.map(lambda array: np.asarray(array, np.float64), (given.params, given.xs, given.dy))
+
+        def loss(params, xs):
+            ys, _ = lstm.apply(params, xs, implementation="scan")
+            return (ys * dy).sum(), ys
+
+        (slopes, dx), ys = jax.grad(loss, argnums=(0, 1), has_aux=True)(params, xs)
+    found = {"ys": ys, "dx": dx, "dw_x": slopes.w_x, "dw_h": slopes.w_h, "dbias": slopes.bias}
+    assert found.keys() == expected.keys()
+    for name, array in found.items():
+        np.testing.assert_allclose(array, expected[name], rtol=0, atol=1e-12, err_msg=name)
+
+
+@pytest.mark.parametrize("kind", peers.KINDS)
+@pytest.mark.parametrize("name", [name for name, peer in peers.PEERS.items() if "cpu" in peer.on])
+def test_every_library_computes_the_same(name, kind):
+    if (distribution := grid.missing(name)) is not None:
+        pytest.skip(f"{distribution} is not installed: python -m pip install -e '.[peers,flax]'")
+    given = peers.problem(*SHAPE)
+    expected = peers.reference(given)
+    with jax.numpy_rank_promotion("allow"):  # others add vectors to matrices
+        prepared = peers.PEERS[name].prepare(kind, given)
+        if prepared is None:
+            assert (name, kind) == ("ONNX Runtime", "training")
+            return
+        found = prepared.arrays(prepared.run())
+    assert set(found) == ({"ys"} if kind == "forward" else set(expected) - {"ys"})
+    for array, values in found.items():
+        assert np.abs(values - expected[array]).max() <= 3e-6 * np.abs(expected[array]).max(), array
+    assert (prepared.compile_seconds is None) == (not peers.PEERS[name].on_jax)
+
+
+def test_operations_are_those_that_the_compiler_counts():
+    batch, steps, inputs, units = SHAPE
+    params, xs = lstm.init(jax.random.key(0), inputs, units), np.ones((batch * steps, inputs), np.float32)
+    hs = np.ones((batch * steps, units), np.float32)
+    products = jax.jit(lambda params, xs, hs: (xs @ params.w_x, hs @ params.w_h)).lower(params, xs, hs).compile()
+    assert grid.operations(SHAPE, "forward") == products.cost_analysis()["flops"]
+    assert grid.operations(SHAPE, "training") == 3 * grid.operations(SHAPE, "forward")
+
+
+def test_the_tables():
+    def cell(peer, kind, seconds, **more):
+        figures = {"compile_seconds": 1.0, "temporary_bytes": 2**20, "off": {"ys": 1e-7}} | more
+        return {"shape": [1, 2, 3, 4], "kind": kind, "peer": peer, "seconds": seconds} | figures
+
+    results = {
+        "grid": "quick",
+        "machine": {"device": "cpu", "processor": "a processor", "cores": 2, "python": "3.11"},
+        "versions": {"jax": "0.10.2"},
+        "left_out": {"Haiku": "dm-haiku"},
+        "peak": 1e9,
+        "took_seconds": 60.0,
+        "cells": [
+            cell(peers.OURS, "forward", [1.0, 1.0, 1.0]),
+            cell("Keras", "forward", [2.0, 3.0, 4.0]),
+            cell("PyTorch", "forward", [0.5, 0.5, 0.5], compile_seconds=None, temporary_bytes=None),
+            cell(peers.OURS, "training", [2.0, 4.0]),
+            cell("Keras", "training", [1.0, 2.0]),
+        ],
+    }
+    text = page.page(json.loads(json.dumps(results)))
+    assert "| 1, 2, 3, 4 | 1.00 s | 0 GF/s, 0% | 3.00 (2.50 to 3.50) | 0.50 (0.50 to 0.50) |" in text
+    assert "- The fastest other library in JAX takes x 3.00 as long, the geometric mean of 1 shapes." in text
+    assert (
+        "- PyTorch takes x 0.50 as long, the geometric mean of 1 shapes; faster than ours at 1, 2, 3, 4 (x 0.50)."
+        in text
+    )
+    assert "JAX takes x 0.50 as long, the geometric mean of 1 shapes; faster than ours at 1, 2, 3, 4 (x 0.50)." in text
+    assert "Haiku was not there." in text
+    twice = json.loads(json.dumps(results))
+    for one in twice["cells"]:
+        one["seconds"] = [2 * taken for taken in one["seconds"]]
+    assert page.compared(results, twice).count("x 2.00") == len(results["cells"])
+
+
+def test_processes_answer_in_turn_and_errors_are_not_swallowed():
+    code = "from benchmarks import race; import itertools; c = itertools.count(); race.serve({'n': lambda: next(c)})"
+    environment = {"PYTHONPATH": str(ROOT)}
+    script = ["timeit", "-n", "1", "-r", "1", code]
+    with race.started({"a": script, "b": script}, {"a": environment, "b": environment}) as processes:
+        assert race.rounds(processes, 3, "n") == {"a": [0, 1, 2], "b": [0, 1, 2]}
+        with pytest.raises(RuntimeError, match="the process of a ended"):
+            processes["a"].ask("nothing of that name")
+
+
+def test_the_commands(tmp_path, monkeypatch):
+    run = [sys.executable, "-m", "benchmarks"]
+    path = tmp_path / "quick.json"
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    small = "from benchmarks import grid, __main__ as m; import sys; grid.GRIDS['quick'] = [(2, 3, 4, 5)]; "
+    small += "grid.PEERS = {n: p for n, p in grid.PEERS.items() if n.startswith('lstmjax')}; "
+    small += f"sys.exit(m.main(['quick', '--out', {str(path)!r}, '--budget', '0.01']))"
+    subprocess.run([sys.executable, "-c", small], check=True, env=environment, capture_output=True)
+    results = json.loads(path.read_text())
+    assert [(cell["kind"], cell["peer"]) for cell in results["cells"]] == [
+        (kind, name) for kind in peers.KINDS for name in ("lstmjax", "lstmjax, scan")
+    ]
+    assert all(grid.ROUNDS[0] <= len(cell["seconds"]) <= grid.ROUNDS[1] for cell in results["cells"])
+    shown = subprocess.run([*run, "page", str(path)], check=True, env=environment, capture_output=True, text=True)
+    assert shown.stdout.startswith("## The quick grid")
+    shown = subprocess.run([*run, "compare", path, path], check=True, env=environment, capture_output=True, text=True)
+    assert shown.stdout.count("x 1.00") == 4
