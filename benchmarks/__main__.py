@@ -3,7 +3,7 @@
 python -m benchmarks cpu [--out cpu.json]         the grid of docs/speed.md; about 20 minutes on two cores
 python -m benchmarks gpu [--out gpu.json]         the same on a GPU, at the shapes that others publish
 python -m benchmarks quick [--out quick.json]     two shapes, two minutes
-python -m benchmarks page FILE ...                the tables of such files, as Markdown
+python -m benchmarks page FILE ...                docs/speed.md, made of such files
 python -m benchmarks compare FILE FILE            what took longer, or less, than before
 
 Each library runs in a process of its own; rounds are interleaved; a ratio is the median of ratios taken round by round,
@@ -32,11 +32,11 @@ def main(argv: list[str]) -> int:
     given = parser.parse_args(argv)
     if given.command in grid.GRIDS:
         results = grid.run(given.command, given.budget, lambda line: print(line, file=sys.stderr, flush=True))
-        given.out.write_text(json.dumps(results, indent=1) + "\n")
-        print(page.page(results))
+        given.out.write_text(page.stored(results))
+        print(page.tables(results))
         return 0
     files = [json.loads(path.read_text()) for path in given.files]
-    print(page.compared(*files) if given.command == "compare" else "\n".join(map(page.page, files)))
+    print(page.compared(*files) if given.command == "compare" else page.page(files))
     return 0
 
 

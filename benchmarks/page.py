@@ -1,5 +1,6 @@
 """What a results file says, as Markdown."""
 
+import json
 import math
 import statistics
 from collections.abc import Iterable
@@ -13,7 +14,35 @@ Results = dict[str, Any]
 TITLES = {"forward": "Forward, for inference", "training": "Forward and backward: the gradients of x, W_x, W_h and b"}
 
 
-def page(results: Results) -> str:
+HEAD = """# Speed
+
+One layer of LSTM over [batch, time, features] in float32, here and in every library that is installed: the same
+weights, the same arrays, each library in a process of its own. Rounds are interleaved; "Keras /" is the time of Keras
+over ours, the median of ratios taken round by round, with its quartiles: above 1, ours is faster. PyTorch has as many
+threads as cores, pinned. Losses are published like wins. From a clone of this repository, in a virtual environment:
+
+```sh
+python -m pip install -e '.[peers,flax]' && python -m benchmarks cpu
+```
+
+`python -m benchmarks gpu` does the same on a GPU, `compare` sets two results side by side, and `page` made this page of
+those in [benchmarks/results](../benchmarks/results). No GPU and no TPU has been timed.
+"""
+
+
+def page(files: Iterable[Results]) -> str:
+    """docs/speed.md."""
+    return "\n".join([HEAD, *map(tables, files)]).rstrip()
+
+
+def stored(results: Results) -> str:
+    """A results file: JSON with a line for each cell, times in four digits."""
+    cells = [cell | {"seconds": [float(f"{t:.4g}") for t in cell["seconds"]]} for cell in results["cells"]]
+    head = json.dumps(results | {"cells": []}, indent=1).removesuffix("[]\n}")
+    return head + "[\n" + ",\n".join(map(json.dumps, cells)) + "\n]\n}\n"
+
+
+def tables(results: Results) -> str:
     """All tables of one grid."""
     machine, versions = results["machine"], results["versions"]
     names = ", ".join(f"{name} {version}" for name, version in versions.items())

@@ -118,6 +118,7 @@ def flax_linen(kind: str, given: Problem) -> Prepared:
 
 
 def keras(kind: str, given: Problem) -> Prepared:
+    os.environ["KERAS_BACKEND"] = "jax"  # read at the import
     keras: Any = importlib.import_module("keras")
     layer = keras.layers.LSTM(given.params.units, return_sequences=True)
     layer.build(given.xs.shape)
@@ -241,7 +242,7 @@ PEERS = {
     "lstmjax, scan": Peer(ours("scan"), ("lstmjax", "jax")),
     "Flax nnx": Peer(flax_nnx, ("flax",)),
     "Flax linen": Peer(flax_linen, ("flax",)),
-    "Keras": Peer(keras, ("keras",), {"KERAS_BACKEND": "jax"}),
+    "Keras": Peer(keras, ("keras",)),
     "Haiku": Peer(haiku, ("dm-haiku",)),
     "Equinox": Peer(equinox, ("equinox",)),
     "cuDNN": Peer(cudnn, ("jax",), on=("gpu",)),

@@ -82,7 +82,8 @@ def test_the_tables():
             cell("Keras", "training", [1.0, 2.0]),
         ],
     }
-    text = page.page(json.loads(json.dumps(results)))
+    assert json.loads(page.stored(results)) == results
+    text = page.tables(json.loads(page.stored(results)))
     assert "| 1, 2, 3, 4 | 1.00 s | 0 GF/s, 0% | 3.00 (2.50 to 3.50) | 0.50 (0.50 to 0.50) |" in text
     assert "- The fastest other library in JAX takes x 3.00 as long, the geometric mean of 1 shapes." in text
     assert (
@@ -121,6 +122,14 @@ def test_the_commands(tmp_path, monkeypatch):
     ]
     assert all(grid.ROUNDS[0] <= len(cell["seconds"]) <= grid.ROUNDS[1] for cell in results["cells"])
     shown = subprocess.run([*run, "page", str(path)], check=True, env=environment, capture_output=True, text=True)
-    assert shown.stdout.startswith("## The quick grid")
+    assert shown.stdout.startswith("# Speed\n")
+    assert "\n## The quick grid\n" in shown.stdout
     shown = subprocess.run([*run, "compare", path, path], check=True, env=environment, capture_output=True, text=True)
     assert shown.stdout.count("x 1.00") == 4
+
+
+def test_the_page_is_made_of_the_results():
+    files = sorted((ROOT / "benchmarks" / "results").glob("*.json"))
+    assert files
+    made = page.page(json.loads(path.read_text()) for path in files)
+    assert (ROOT / "docs" / "speed.md").read_text() == made + "\n"
