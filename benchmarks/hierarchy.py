@@ -246,7 +246,11 @@ def measure(size: tuple[int, ...], rounds: int, compiles: int) -> list[list[str]
     """A row for each of what is measured and compared: a title, then a cell for each model."""
     with tempfile.TemporaryDirectory() as folder:
         told = ["--folder", folder, "--sizes", ",".join(map(str, size))]
-        commands = {name: ["benchmarks.hierarchy", "--serve", name, *told] for name in MODELS if not missing(name)}
+        commands = {
+            name: ["benchmarks.hierarchy", "--serve", name, *told]
+            for name, (_, needed) in MODELS.items()
+            if not race.missing(needed)
+        }
         with race.started(commands) as processes:
             times = {f"compile {kind}": race.rounds(processes, compiles, "compile", kind) for kind in KINDS}
             times |= {kind: race.rounds(processes, rounds, "run", kind) for kind in KINDS}
@@ -283,16 +287,6 @@ def agreement(size: tuple[int, ...], outputs: dict[str, Any]) -> list[list[str]]
     return rows
 
 
-def missing(name: str) -> str | None:
-    """The first distribution that a model needs and that is not there."""
-    for distribution in MODELS[name][1]:
-        try:
-            importlib.metadata.version(distribution)
-        except importlib.metadata.PackageNotFoundError:
-            return distribution
-    return None
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description="Hierarchies here, in Keras 3 and in Flax nnx.")
     parser.add_argument("--rounds", type=int, default=20, help="timed rounds over all libraries of a size")
@@ -305,7 +299,7 @@ def main() -> None:
     given = parser.parse_args()
     if given.serve:
         return serve(given.serve, given.sizes[0], given.folder)
-    versions = [n for n in ("jax", "keras", "flax") if not any(n == missing(m) for m in MODELS)]
+    versions = [n for n in ("jax", "keras", "flax") if not race.missing([n])]
     print(", ".join(f"{n} {importlib.metadata.version(n)}" for n in versions), end=", ")
     print(platform.processor() or platform.machine())
     for size in given.sizes:

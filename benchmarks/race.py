@@ -6,6 +6,7 @@ round, with its quartiles.
 """
 
 import contextlib
+import importlib.metadata
 import json
 import os
 import statistics
@@ -88,6 +89,16 @@ def ratio(times: Sequence[float], base: Sequence[float]) -> tuple[float, float, 
     ratios = [a / b for a, b in zip(times, base, strict=True)]
     low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
     return middle, low, high
+
+
+def missing(distributions: Sequence[str]) -> str | None:
+    """The first that is not installed."""
+    for distribution in distributions:
+        try:
+            importlib.metadata.version(distribution)
+        except importlib.metadata.PackageNotFoundError:
+            return distribution
+    return None
 
 
 def seconds(time: float) -> str:

@@ -176,10 +176,10 @@ def _step(params, x, state, options, dropout):
     return state.h, state
 
 
-STATIC = "dropout", "return_sequences", "options", "implementation", "segments"
+_STATIC = "dropout", "return_sequences", "options", "implementation", "segments"
 
 
-@partial(jax.jit, static_argnames=("reverse", "unroll", *STATIC))
+@partial(jax.jit, static_argnames=("reverse", "unroll", *_STATIC))
 def _apply(params, xs, state, lengths, resets, key, *, reverse, unroll, **static):
     *batch, time, _ = xs.shape
 
@@ -194,7 +194,7 @@ def _apply(params, xs, state, lengths, resets, key, *, reverse, unroll, **static
     return placement.automatic(run, xs.ndim - 2)(params, xs, state, lengths, resets, masks)
 
 
-@partial(jax.jit, static_argnames=STATIC)
+@partial(jax.jit, static_argnames=_STATIC)
 def _read(params, xs, state, clock, masks, *, dropout, return_sequences, options, implementation, segments):
     """Run over xs [*batch, time, inputs] in the order in which they stand."""
     initial = initial_state(params)

@@ -247,3 +247,12 @@ class TestRefusals:
             bidirectional.initial_state(PARAMS.forward)
         with pytest.raises(TypeError, match=r"batch must be a tuple of sizes such as \(8,\).*got 8"):
             bidirectional.initial_state(PARAMS, batch=8)
+
+
+def test_both_directions_are_one_program():
+    params, xs = bidirectional.init(KEY, inputs=3, units=4), jnp.ones((2, 7, 3))
+
+    def loss(params):
+        return jnp.sum(bidirectional.apply(params, xs, lengths=jnp.array([7, 3]))[0])
+
+    assert jax.jit(jax.grad(loss)).lower(params).as_text().count("stablehlo.while") == 2

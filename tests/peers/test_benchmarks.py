@@ -37,7 +37,7 @@ def test_the_loop_is_the_equations_and_their_derivatives():
 @pytest.mark.parametrize("kind", peers.KINDS)
 @pytest.mark.parametrize("name", [name for name, peer in peers.PEERS.items() if "cpu" in peer.on])
 def test_every_library_computes_the_same(name, kind):
-    if (distribution := grid.missing(name)) is not None:
+    if (distribution := race.missing(peers.PEERS[name].distributions)) is not None:
         pytest.skip(f"{distribution} is not installed: python -m pip install -e '.[peers,flax]'")
     given = peers.problem(*SHAPE)
     expected = peers.reference(given)
