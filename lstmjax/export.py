@@ -174,7 +174,7 @@ def _of_params(params, lengths, state, arguments):
     """A function of arrays in plain containers, and what it takes."""
     if arguments.get("checkpoint", False) is not False:
         raise ValueError("checkpoint is about gradients, of which a program has none: leave it out.")
-    if arguments.get("unroll", 1) != 1:
+    if arguments.get("unroll") not in (None, 1):
         raise ValueError(
             f"unroll={arguments['unroll']!r} needs the number of steps, which this program leaves open: leave it out, "
             "or export a function of examples whose time is not open."

@@ -74,11 +74,11 @@ def _run_jvp(options, dropout, return_sequences, primals, tangents):
     varying = placement.varying_alike((d_state, d_initial, d_vectors, (ahead, saved, steps)))
     d_state, d_initial, d_vectors, now = varying
 
-    def tick(d_before, now, constants):
+    def tick(once, d_before, now, constants):
         (d_z, d_h_product, d_h), saved, step = now
         masks = constants.at(step)
         d_h_product = _plus(cell.recurrent_product(params.w_h, d_before, masks), d_h_product)
-        d_z += _tangent(cell.recurred, (vectors, saved.h_product), (d_vectors, d_h_product))
+        d_z = once(d_z + _tangent(cell.recurred, (vectors, saved.h_product), (d_vectors, d_h_product)))
         pointwise = partial(cell.pointwise, options=options, masks=masks)
         d_m, d_c = _tangent(pointwise, (vectors, saved.z, saved.before.c), (d_vectors, d_z, d_before.c))
         d_h = _plus(cell.output_product(params.w_projection, d_m.astype(d_before.h.dtype), d_c.dtype), d_h)
@@ -86,15 +86,23 @@ def _run_jvp(options, dropout, return_sequences, primals, tangents):
         d_after = cell.LSTMState(h=d_h.astype(d_before.h.dtype), c=d_c)
         return cell.zoned_out(d_after, d_before, dropout, masks), None
 
-    d_ys, d_final, _ = recurrence.forward(
-        tick,
+    def loop(once, accelerated):
+        return partial(
+            recurrence.forward,
+            partial(tick, once),
+            clock=clock,
+            return_sequences=return_sequences,
+            recompute=True,  # keep z alone, not every slope made from it
+            accelerated=accelerated,
+        )
+
+    d_ys, d_final, _ = jax.lax.platform_dependent(
         d_state,
         d_initial,
         now,
         constants,
-        clock,
-        return_sequences=return_sequences,
-        recompute=True,  # keep z alone, not every slope made from it
+        cpu=loop(lambda d_z: d_z, accelerated=False),
+        default=loop(jax.lax.optimization_barrier, accelerated=True),  # else dz is computed again to be written
     )
     return (ys, final), (d_ys, d_final)
 
@@ -141,12 +149,14 @@ def _forward(params, xs, state, initial, masks, clock, options, dropout, return_
     loop = partial(recurrence.forward, clock=clock, return_sequences=return_sequences)
     constants, steps = masks.in_loop()
     return jax.lax.platform_dependent(
-        (state, initial),
-        xs,
-        steps,
+        state,
+        initial,
+        (xs, steps),
         constants,
-        cpu=lambda states, xs, steps, constants: loop(inside, *states, xs=(xs, steps), constants=constants),
-        default=lambda states, xs, steps, constants: loop(tick, *states, xs=(product(xs), steps), constants=constants),
+        cpu=partial(loop, inside),
+        default=lambda state, initial, now, constants: loop(
+            tick, state, initial, (product(now[0]), now[1]), constants, accelerated=True
+        ),
     )
 
 

@@ -78,7 +78,7 @@ def apply(
     dropout: Dropout | None = None,
     key: Array | None = None,
     implementation: str = "auto",
-    unroll: int = 1,
+    unroll: int | None = None,
     checkpoint: bool | int = False,
 ) -> tuple[Float[Array, "*batch time outputs"] | Float[Array, "*batch outputs"], LSTMState]:
     """Run the LSTM over time.
@@ -100,7 +100,7 @@ def apply(
         key: a JAX random key, in training; one key gives the same masks on every implementation, and to every example
             of `jax.vmap` and every shard of `jax.shard_map` that is given it: split it for those.
         implementation: "scan", "fused" (with derivatives of its own) or "auto"; `explain` tells which one runs.
-        unroll: steps in one iteration of the compiled loop.
+        unroll: steps in one iteration of the compiled loop; None for 1 on CPU and, on the fused path, several elsewhere.
         checkpoint: True cuts time into about sqrt(6 * time) segments, a number into that many, of which the gradient
             keeps the first state alone and computes the rest again; for sequences too long for the memory.
 
@@ -343,7 +343,8 @@ def _checked(params, xs, state, *, lengths, resets, options, unroll):
     state = initial_state(params, batch) if state is None else _check_state(params, state, batch)
     lengths = None if lengths is None else checks.lengths(lengths, batch, time)
     resets = None if resets is None else checks.resets(resets, batch, time)
-    checks.positive_int("unroll", unroll)
+    if unroll is not None:
+        checks.positive_int("unroll", unroll)
     return params, xs, state, lengths, resets
 
 

@@ -35,12 +35,12 @@ class Clock:
     Args:
         valid: bool [time, *batch], False on padding; None where every step is valid.
         resets: bool [time, *batch], True where a step starts from the initial state; None for nowhere.
-        unroll: steps in one iteration of the compiled loop.
+        unroll: steps in one iteration of the compiled loop; None for what suits where it runs.
     """
 
     valid: Any
     resets: Any
-    unroll: int
+    unroll: int | None
 
 
 def read_by(
@@ -49,7 +49,7 @@ def read_by(
     time: int,
     *,
     reverse: bool,
-    unroll: int,
+    unroll: int | None,
 ) -> Clock:
     """Make the clock of sequences with `time` steps."""
     valid = None
@@ -83,6 +83,7 @@ def forward(
     *,
     return_sequences: bool,
     recompute: bool = False,
+    accelerated: bool = False,
 ) -> tuple[Float[Array, "time *batch units"] | None, Any, Any]:
     """Run `cell(state, x, constant) -> (state, saved)` over time.
 
@@ -95,6 +96,7 @@ def forward(
         clock: padding, resets and direction.
         return_sequences: whether h of every step is stacked.
         recompute: whether the gradient recomputes what lies inside a step instead of keeping it.
+        accelerated: whether this is compiled for an accelerator, where a step is short beside what it waits for.
 
     Returns:
         ys [time, *batch, units] or None; the state after the last step read; what the cell saved,
@@ -103,6 +105,9 @@ def forward(
 
     def tick(state, now, constant):
         x, valid, reset = now
+        if accelerated:
+            # Else a step computes c of the one before again, which needs a copy of what the loop carries.
+            state = dataclasses.replace(state, c=jax.lax.optimization_barrier(state.c))
         before = state if reset is None else _select(reset, initial, state)
         after, saved = cell(before, x, constant)
         if valid is not None:
@@ -120,9 +125,15 @@ def forward(
         lambda state, now: tick(state, now, constants),
         state,
         now,
-        unroll=clock.unroll,
+        unroll=clock.unroll or (_together(jax.tree.leaves(now)) if accelerated else 1),
     )
     return ys, state, saved
+
+
+def _together(leaves):
+    """How many steps to compile as one body, dividing time if possible: the rest of a division is copied together."""
+    time = leaves[0].shape[0] if leaves else 1
+    return next((n for n in (4, 5, 6, 7, 8, 3, 2) if time % n == 0), 4) if isinstance(time, int) else 1
 
 
 def in_segments(

@@ -110,7 +110,7 @@ class RNN(nn.Module):
         return_carry: return the final carry, too.
         reverse: read valid steps last to first.
         keep_order: leave each output at its own step where that is so; else they stand in the order of reading.
-        unroll: steps in one iteration of the loop.
+        unroll: steps in one iteration of the loop; None for what `lstm.apply` chooses.
         dropout: Dropout, drawn from the stream "dropout".
         deterministic: False in training; here or in the call, where there is dropout.
         implementation: as in `lstm.apply`.
@@ -129,7 +129,7 @@ class RNN(nn.Module):
     return_carry: bool = False
     reverse: bool = False
     keep_order: bool = False
-    unroll: int = 1
+    unroll: int | None = None
     dropout: Dropout | None = None
     deterministic: bool | None = None
     implementation: str = "auto"

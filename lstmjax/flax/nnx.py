@@ -84,7 +84,7 @@ class _Recurrent(_Module):
         "reverse": False,
         "keep_order": False,
         "implementation": "auto",
-        "unroll": 1,
+        "unroll": None,
         "checkpoint": False,
     }
 
