@@ -60,7 +60,9 @@ def main() -> None:
         for kind in KINDS:
             plain, fused = (cycles(loops(target, kind, shape, **how)) for how in (PLAIN, {}))
             print(f"| {target}, {kind} | {plain:.0f} | {fused:.0f} | {fused / plain:.2f} |", flush=True)
-    print("\n| loops on H200 | steps an iteration | graphs | launches a step | copies |\n| --- | --- | --- | --- | --- |")
+    print(
+        "\n| loops on H200 | steps an iteration | graphs | launches a step | copies |\n| --- | --- | --- | --- | --- |"
+    )
     for name, how in (("plain scan", PLAIN), ("fused", {})):
         for kind in KINDS:
             for number, loop in enumerate(loops("h200", kind, shape, **how), 1):

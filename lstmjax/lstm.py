@@ -100,7 +100,7 @@ def apply(
         key: a JAX random key, in training; one key gives the same masks on every implementation, and to every example
             of `jax.vmap` and every shard of `jax.shard_map` that is given it: split it for those.
         implementation: "scan", "fused" (with derivatives of its own) or "auto"; `explain` tells which one runs.
-        unroll: steps in one iteration of the compiled loop; None for 1 on CPU and, on the fused path, several elsewhere.
+        unroll: steps in one iteration of the compiled loop; None for 1, but several on the fused path off CPU.
         checkpoint: True cuts time into about sqrt(6 * time) segments, a number into that many, of which the gradient
             keeps the first state alone and computes the rest again; for sequences too long for the memory.
 
