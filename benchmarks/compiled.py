@@ -121,7 +121,7 @@ def compile_(target: str, kind: str, shape: tuple[int, int, int], how: dict, fol
     xs = jax.ShapeDtypeStruct((batch, TIME[described["platform"]], inputs), jnp.bfloat16)
     run = jax.jit(outputs if kind == "forward" else slopes)
     program = run.lower(*jax.tree.map(placed, (params, xs))).compile()
-    (Path(folder) / "program.hlo").write_text(program.as_text())
+    (Path(folder) / "program.hlo").write_text(program.as_text() or "")
 
 
 def cycles(found: list[Loop]) -> float:

@@ -21,6 +21,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from lstmjax.options import ACTIVATIONS, LSTMOptions
@@ -156,17 +157,20 @@ def pointwise(
 ) -> tuple[Float[Array, " units"], Float[Array, " units"]]:
     """From pre-activations and the c before to o * tanh(c) and c: what happens unit by unit."""
     act, recurrent_activation = ACTIVATIONS[options.activation], ACTIVATIONS[options.recurrent_activation]
-    coupled = z.size == 3 * c.size
+    clip, coupled = options.preactivation_clip, z.size == 3 * c.size
+    if params.w_peephole is None and (options.activation, options.recurrent_activation) == ("tanh", "sigmoid"):
+        z = _tanh_of_gates(clipped(z, clip), c.size)
+        act, recurrent_activation, clip = (lambda t: t), (lambda t: (1 + t) / 2), None
     z_i, *z_f, z_g, z_o = jnp.split(z, 3 if coupled else 4)
     p_i, *p_f, p_o = _peepholes(params, coupled)
 
     def gate(z, peephole=None, c=None):
         z = z if peephole is None else z + peephole.astype(z.dtype) * c
-        return recurrent_activation(clipped(z, options.preactivation_clip))
+        return recurrent_activation(clipped(z, clip))
 
     i = gate(z_i, p_i, c)
     f = 1 - i if coupled else gate(z_f[0], p_f[0], c)
-    g = act(clipped(z_g, options.preactivation_clip))
+    g = act(clipped(z_g, clip))
     if masks.candidate is not None:
         g = g * masks.candidate.astype(g.dtype)
     c = clipped(f * c + i * g, options.cell_clip)
@@ -225,6 +229,12 @@ def _kept(new: Array, old: Array, rate: float, mask: Bool[Array, " units"] | Non
     if not rate:
         return new
     return rate * old + (1 - rate) * new if mask is None else jnp.where(mask, old, new)
+
+
+def _tanh_of_gates(z: Array, units: int) -> Array:
+    """One tanh for all gates, sigmoid(z) being (1 + tanh(z / 2)) / 2: a pass over z that compilers vectorise."""
+    slopes = [1.0 if gate == z.size // units - 2 else 0.5 for gate in range(z.size // units)]
+    return jnp.tanh(z * np.repeat(slopes, units).astype(z.dtype))
 
 
 def _peepholes(params: LSTMParams, coupled: bool) -> list[Any]:

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float
 
-from lstmjax import cell, placement, recurrence
+from lstmjax import blocks, cell, placement, recurrence
 from lstmjax.options import LSTMOptions
 from lstmjax.regularize import Dropout, Masks
 
@@ -30,7 +30,7 @@ from lstmjax.regularize import Dropout, Masks
 @partial(jax.custom_jvp, nondiff_argnums=(6, 7, 8))
 def run(
     params: cell.LSTMParams,
-    xs: Float[Array, "time *batch inputs"],
+    xs: Float[Array, "*batch time inputs"],
     state: cell.LSTMState,
     initial: cell.LSTMState,
     masks: Masks,
@@ -39,11 +39,11 @@ def run(
     dropout: Dropout,
     return_sequences: bool,
 ) -> tuple[Float[Array, "time *batch outputs"] | None, cell.LSTMState]:
-    """Run the LSTM over time-major inputs.
+    """Run the LSTM over time.
 
     Args:
         params: LSTMParams in the dtype of xs.
-        xs: inputs [time, *batch, inputs], 0 on padding.
+        xs: inputs [*batch, time, inputs].
         state: LSTMState [*batch, units] before the first step read.
         initial: LSTMState [units] that a reset restores.
         masks: those that the loop needs, [*batch, ...] or [time, *batch, ...]; constants to derivatives.
@@ -70,38 +70,46 @@ def _run_jvp(options, dropout, return_sequences, primals, tangents):
     constants, steps = masks.in_loop()
     vectors = _vectors(params)
     d_vectors, d_state, d_initial = _instantiated((_vectors(d_params), d_state, d_initial))
-    ahead = _ahead_of_the_loop(params, d_params, d_vectors, xs, d_xs, saved, constants)
-    varying = placement.varying_alike((d_state, d_initial, d_vectors, (ahead, saved, steps)))
-    d_state, d_initial, d_vectors, now = varying
+    d_xs = recurrence.time_major(d_xs, clock.valid) if _given(d_xs) else None
+    timed = (d_xs, saved, steps)
+    d_state, d_initial, d_vectors, timed = placement.varying_alike((d_state, d_initial, d_vectors, timed))
+    w_h = _apart(params.w_h)
+    w_projection = None if params.w_projection is None else _apart(params.w_projection)
+
+    def ahead(xs, timed):
+        d_xs, saved, steps = timed
+        return _ahead_of_the_loop(params, d_params, d_vectors, xs, d_xs, saved, constants), saved, steps
 
     def tick(once, d_before, now, constants):
         (d_z, d_h_product, d_h), saved, step = now
         masks = constants.at(step)
-        d_h_product = _plus(cell.recurrent_product(params.w_h, d_before, masks), d_h_product)
+        d_h_product = _plus(cell.recurrent_product(w_h, d_before, masks), d_h_product)
         d_z = once(d_z + _tangent(cell.recurred, (vectors, saved.h_product), (d_vectors, d_h_product)))
         pointwise = partial(cell.pointwise, options=options, masks=masks)
         d_m, d_c = _tangent(pointwise, (vectors, saved.z, saved.before.c), (d_vectors, d_z, d_before.c))
-        d_h = _plus(cell.output_product(params.w_projection, d_m.astype(d_before.h.dtype), d_c.dtype), d_h)
+        d_h = _plus(cell.output_product(w_projection, d_m.astype(d_before.h.dtype), d_c.dtype), d_h)
         d_h = _tangent(partial(cell.clipped, bound=options.projection_clip), (saved.unclipped,), (d_h,))
         d_after = cell.LSTMState(h=d_h.astype(d_before.h.dtype), c=d_c)
         return cell.zoned_out(d_after, d_before, dropout, masks), None
 
-    def loop(once, accelerated):
+    def loop(once, **how):
         return partial(
             recurrence.forward,
             partial(tick, once),
             clock=clock,
             return_sequences=return_sequences,
+            ahead=ahead,
             recompute=True,  # keep z alone, not every slope made from it
-            accelerated=accelerated,
+            **how,
         )
 
     d_ys, d_final, _ = jax.lax.platform_dependent(
         d_state,
         d_initial,
-        now,
+        xs,
+        timed,
         constants,
-        cpu=loop(lambda d_z: d_z, accelerated=False),
+        cpu=loop(lambda d_z: d_z, block=blocks.behind(xs, params.w_x, params.w_h)),
         default=loop(jax.lax.optimization_barrier, accelerated=True),  # else dz is computed again to be written
     )
     return (ys, final), (d_ys, d_final)
@@ -121,14 +129,10 @@ class _Saved:
 
 
 def _forward(params, xs, state, initial, masks, clock, options, dropout, return_sequences, *, save):
-    """The loop, with x W_x where it was measured to be fastest.
+    """The loop, with x W_x ahead of each block of steps."""
 
-    One product ahead of the loop keeps an accelerator's matrix unit busy; on CPU its result
-    (4 * units floats for every step) falls out of cache, and a product inside each step wins.
-    """
-
-    def product(xs):
-        return cell.input_product(params.w_x, xs, state.c.dtype)
+    def ahead(xs, steps):
+        return cell.input_product(params.w_x, xs, state.c.dtype), steps
 
     def tick(before, now, constants):
         x_product, step = now
@@ -142,48 +146,55 @@ def _forward(params, xs, state, initial, masks, clock, options, dropout, return_
         after = cell.zoned_out(cell.LSTMState(h=h.astype(before.h.dtype), c=c), before, dropout, masks)
         return after, _Saved(before, x_product, h_product, z, m, unclipped) if save else None
 
-    def inside(before, now, constants):
-        x, step = now
-        return tick(before, (product(x), step), constants)
-
-    loop = partial(recurrence.forward, clock=clock, return_sequences=return_sequences)
+    shifted = save and return_sequences and clock.resets is None
+    loop = partial(
+        recurrence.forward,
+        tick,
+        clock=clock,
+        return_sequences=return_sequences and not shifted,
+        ahead=ahead,
+    )
     constants, steps = masks.in_loop()
-    return jax.lax.platform_dependent(
+    ys, final, saved = jax.lax.platform_dependent(
         state,
         initial,
-        (xs, steps),
+        xs,
+        steps,
         constants,
-        cpu=partial(loop, inside),
-        default=lambda state, initial, now, constants: loop(
-            tick, state, initial, (product(now[0]), now[1]), constants, accelerated=True
-        ),
+        cpu=partial(loop, block=blocks.ahead(xs, params.w_x)),
+        default=partial(loop, accelerated=True),
     )
+    if shifted:
+        ys = recurrence.where(clock.valid, jnp.concatenate([saved.before.h, final.h[None]])[1:])
+    return ys, final, saved
 
 
 def _ahead_of_the_loop(params, d_params, d_vectors, xs, d_xs, saved, constants):
     """The tangents of z_t, of h_{t-1} W_h where that is normalised, and of h_t, so far as no state has a part."""
     dtype, befores = saved.z.dtype, saved.before
-    terms = [cell.input_product(params.w_x, d_xs, dtype)] if _given(d_xs) else []
-    terms += [cell.input_product(_apart(d_params.w_x), xs, dtype)] if _given(d_params.w_x) else []
+    terms = [] if d_xs is None else [cell.input_product(_apart(params.w_x), d_xs, dtype)]
+    terms += [cell.input_product(d_params.w_x, _apart(xs), dtype)] if _given(d_params.w_x) else []
     d_x_product = sum(terms[1:], start=terms[0]) if terms else jnp.zeros_like(saved.x_product)
     d_z = _tangent(jax.checkpoint(cell.projected), (_vectors(params), saved.x_product), (d_vectors, d_x_product))
     d_h_product = d_h = None
     if _given(d_params.w_h):
         masks = jax.tree.map(lambda mask: jnp.broadcast_to(mask, (len(xs), *mask.shape)), constants)
-        d_h_product = cell.recurrent_product(_apart(d_params.w_h), befores, masks)
+        befores = dataclasses.replace(befores, h=_apart(befores.h))
+        d_h_product = cell.recurrent_product(d_params.w_h, befores, masks)
         if params.norm is None:
             d_z, d_h_product = d_z + d_h_product, None
     if _given(d_params.w_projection):
-        d_h = cell.output_product(_apart(d_params.w_projection), saved.m, dtype)
+        d_h = cell.output_product(d_params.w_projection, _apart(saved.m), dtype)
     return d_z, d_h_product, d_h
 
 
-def _apart(d_weights):
-    """The same weights, whose gradient is one product that comes out as [columns, rows].
+def _apart(array: jax.Array) -> jax.Array:
+    """The array [..., features] with features first and back, and a barrier that keeps XLA from folding this.
 
-    Without the barrier XLA folds its transposition into it, which is slower on CPU (`python -m benchmarks.choices`).
+    Transposed programs then multiply by a copy that lies as they need it, which is faster on CPU
+    (`python -m benchmarks.choices`).
     """
-    return jax.lax.optimization_barrier(d_weights.T).T
+    return jnp.moveaxis(jax.lax.optimization_barrier(jnp.moveaxis(array, -1, 0)), 0, -1)
 
 
 def _vectors(params):

@@ -208,9 +208,8 @@ def _read(params, xs, state, clock, masks, *, dropout, return_sequences, options
     constants, steps = masks.in_loop()
 
     def loop(state, xs, steps, clock):
-        xs = recurrence.time_major(xs, clock)
         if masks.inputs is not None:
-            xs = xs * jnp.broadcast_to(masks.inputs.astype(xs.dtype), xs.shape)
+            xs = xs * jnp.broadcast_to(jnp.expand_dims(masks.inputs.astype(xs.dtype), -2), xs.shape)
         run = IMPLEMENTATIONS[implementation]
         ys, state = run(wide, xs, state, initial, constants.at(steps), clock, options, dropout, return_sequences)
         return jnp.moveaxis(ys, 0, -2) if return_sequences else None, state
@@ -233,8 +232,9 @@ def _scan(params, xs, state, initial, masks, clock, options, dropout, return_seq
         x, step = now
         return cell.step(_narrowed(params, x), x, state, options, dropout, constants.at(step)), None
 
-    xs = (xs, steps)
-    ys, state, _ = recurrence.forward(single, state, initial, xs, constants, clock, return_sequences=return_sequences)
+    ys, state, _ = recurrence.forward(
+        single, state, initial, xs, steps, constants, clock, return_sequences=return_sequences
+    )
     return ys, state
 
 
@@ -330,9 +330,7 @@ def _segments(checkpoint: Any, time: int) -> int:
         raise ValueError(f"checkpoint={checkpoint!r} cuts a known number of steps; that of xs is left open: {time}.")
     if not isinstance(checkpoint, bool | np.bool_):
         return checks.positive_int("checkpoint", checkpoint)
-    best = max(1, math.isqrt(6 * time))
-    equal = [count for count in range(-(-best // 2), min(2 * best, time) + 1) if time % count == 0]
-    return min(equal, key=lambda count: abs(count - best), default=best)
+    return recurrence.even(time, max(1, math.isqrt(6 * time)))
 
 
 def _checked(params, xs, state, *, lengths, resets, options, unroll):

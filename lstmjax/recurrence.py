@@ -65,36 +65,46 @@ def in_order(tree: Any, reverse: bool, axis: int = 0) -> Any:
     return jax.tree.map(partial(jnp.flip, axis=axis), tree) if reverse else tree
 
 
-def time_major(xs: Float[Array, "*batch time inputs"], clock: Clock) -> Float[Array, "time *batch inputs"]:
+def time_major(xs: Float[Array, "*batch time inputs"], valid: Any) -> Float[Array, "time *batch inputs"]:
     """Put time first, and zeros where padding was, so that nothing read there can reach a gradient."""
-    xs = jnp.moveaxis(xs, -2, 0)
-    if clock.valid is None:
+    return where(valid, jnp.moveaxis(xs, -2, 0))
+
+
+def where(valid: Any, xs: Float[Array, "time *batch features"]) -> Float[Array, "time *batch features"]:
+    """Put zeros where padding is; `valid` is None where there is none."""
+    if valid is None:
         return xs
-    return _batched(lambda valid, x: _select(valid, x, jnp.zeros_like(x)), clock.valid.ndim)(clock.valid, xs)
+    return _batched(lambda valid, x: _select(valid, x, jnp.zeros_like(x)), valid.ndim)(valid, xs)
 
 
 def forward(
     cell: Callable[[Any, Any, Any], tuple[Any, Any]],
     state: Any,
     initial: Any,
-    xs: Any,
+    xs: Float[Array, "*batch time inputs"],
+    timed: Any,
     constants: Any,
     clock: Clock,
     *,
     return_sequences: bool,
+    ahead: Callable[[Any, Any], Any] = lambda xs, timed: (xs, timed),
+    block: int | None = None,
     recompute: bool = False,
     accelerated: bool = False,
 ) -> tuple[Float[Array, "time *batch units"] | None, Any, Any]:
-    """Run `cell(state, x, constant) -> (state, saved)` over time.
+    """Run `cell(state, x, constant) -> (state, saved)` over time, x being a step of `ahead(xs, timed)`.
 
     Args:
         cell: one step of one sequence; its state has fields h, the output, and c.
         state: the state before the first step read, leaves [*batch, ...].
         initial: the state that a reset restores, leaves without batch axes.
-        xs: inputs of the cell, a tree with leaves [time, *batch, ...].
+        xs: inputs, which `ahead` gets as [time, *batch, inputs], 0 on padding.
+        timed: what else belongs to each step, a tree with leaves [time, *batch, ...].
         constants: what the cell is given at every step of a sequence, a tree with leaves [*batch, ...].
         clock: padding, resets and direction.
         return_sequences: whether h of every step is stacked.
+        ahead: what is computed of a block of steps before its loop, or of one step where a block has no more.
+        block: steps in a block; None for all.
         recompute: whether the gradient recomputes what lies inside a step instead of keeping it.
         accelerated: whether this is compiled for an accelerator, where a step is short beside what it waits for.
 
@@ -120,20 +130,52 @@ def forward(
     tick = _batched(tick, state.h.ndim - 1)
     if recompute:
         tick = jax.checkpoint(tick, prevent_cse=False)
-    now = (xs, clock.valid, clock.resets)
-    state, (ys, saved) = jax.lax.scan(
-        lambda state, now: tick(state, now, constants),
-        state,
-        now,
-        unroll=clock.unroll or (_together(jax.tree.leaves(now)) if accelerated else 1),
-    )
+
+    if block == 1:
+        together, each = (lambda *now: now), ahead
+    else:
+        together, each = ahead, (lambda *now: now)
+
+    def run(state, part):
+        index, timed, valid, resets = part
+        size = index.shape[0]
+        some = xs if cut is None else jax.lax.dynamic_slice_in_dim(xs, index[0], size, axis=xs.ndim - 2)
+        now = (together(time_major(some, valid), timed), valid, resets)
+        unroll = clock.unroll or (even(size, 4) if accelerated and isinstance(size, int) else 1)
+        return jax.lax.scan(
+            lambda state, now: tick(state, (each(*now[0]), *now[1:]), constants), state, now, unroll=unroll
+        )
+
+    if recompute:
+        run = jax.checkpoint(run, prevent_cse=False)
+    cut = None if block == 1 else block
+    parts = (jnp.arange(xs.shape[-2]), timed, clock.valid, clock.resets)
+    state, (ys, saved) = run(state, parts) if cut is None else _in_blocks(run, state, parts, cut)
     return ys, state, saved
 
 
-def _together(leaves):
-    """How many steps to compile as one body, dividing time if possible: the rest of a division is copied together."""
-    time = leaves[0].shape[0] if leaves else 1
-    return next((n for n in (4, 5, 6, 7, 8, 3, 2) if time % n == 0), 4) if isinstance(time, int) else 1
+def even(whole: int, part: int) -> int:
+    """The size nearest to `part`, up to half and double of it, that divides `whole`; `part` itself if there is none."""
+    sizes = [size for size in range(-(-part // 2), min(2 * part, whole) + 1) if whole % size == 0]
+    return min(sizes, key=lambda size: abs(size - part), default=part)
+
+
+def _in_blocks(run, state, timed, size):
+    whole, rest = _cut(timed, size)
+    state, outputs = jax.lax.scan(run, state, whole)
+    outputs = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), outputs)
+    if rest is not None:
+        state, last = run(state, rest)
+        outputs = jax.tree.map(lambda *parts: jnp.concatenate(parts), outputs, last)
+    return state, outputs
+
+
+def _cut(timed, size):
+    """Pieces of `size` steps, [pieces, size, ...], and what is left, or None."""
+    time = jax.tree.leaves(timed)[0].shape[0]
+    whole = time - time % size
+    pieces = jax.tree.map(lambda leaf: leaf[:whole].reshape(-1, size, *leaf.shape[1:]), timed)
+    return pieces, jax.tree.map(lambda leaf: leaf[whole:], timed) if whole < time else None
 
 
 def in_segments(
@@ -179,14 +221,13 @@ def in_segments(
         write = lambda ys, y: jax.lax.dynamic_update_slice_in_dim(ys, y, start, axis=-2)  # noqa: E731
         return (state, jax.tree.map(write, ys, y)), None
 
-    whole, rest = divmod(time, size)
-    cut = jax.tree.map(lambda leaf: leaf[: whole * size].reshape(whole, size, *leaf.shape[1:]), timed)
+    whole, rest = _cut(timed, size)
     outputs, _ = jax.eval_shape(lambda: run(state, xs, timed[1], clock))
     ys = jax.tree.map(jnp.zeros_like, outputs)
     state, ys, _ = placement.varying_alike((state, ys, xs))
-    carry, _ = jax.lax.scan(advance, (state, ys), (size * jnp.arange(whole), cut))
-    if rest:
-        carry, _ = advance(carry, (whole * size, jax.tree.map(lambda leaf: leaf[whole * size :], timed)))
+    carry, _ = jax.lax.scan(advance, (state, ys), (size * jnp.arange(time // size), whole))
+    if rest is not None:
+        carry, _ = advance(carry, (time - time % size, rest))
     state, ys = carry
     return ys, state
 

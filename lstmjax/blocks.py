@@ -1,0 +1,54 @@
+"""How many steps the fused path takes together on CPU, by what `python -m benchmarks.choices` measures."""
+
+import math
+from typing import Any
+
+from lstmjax import recurrence
+
+CACHED = 2**19  # numbers of z that stay in cache: 2 MiB of float32
+SHARED = 2**17  # weights of a product that several cores share, if it has as many rows as
+ROWS = 16  # these; and what is assumed where there is no batch axis, since jax.vmap may hide one
+
+
+def ahead(xs: Any, w_x: Any) -> int | None:
+    """Steps that get x W_x from one product, ahead of their loop; None for all.
+
+    A step has a product of its own where that is large enough for several cores; else as many share one as stay in
+    cache until their step comes.
+
+    Args:
+        xs: [*batch, time, inputs].
+        w_x: [inputs, gates].
+    """
+    if not _known(xs):
+        return None
+    return 1 if _rows(xs) >= ROWS and w_x.size >= SHARED else _in_cache(xs, w_x.shape[1])
+
+
+def behind(xs: Any, w_x: Any, w_h: Any) -> int | None:
+    """Steps that add to the gradients of weights by one product, after their loop; None for all.
+
+    As many as stay in cache, unless adding to so many weights takes longer than that saves.
+
+    Args:
+        xs: [*batch, time, inputs].
+        w_x: [inputs, gates].
+        w_h: [outputs, gates].
+    """
+    if not _known(xs) or w_x.size + w_h.size > 2 * CACHED:
+        return None
+    return _in_cache(xs, w_x.shape[1])
+
+
+def _in_cache(xs, gates):
+    time, block = xs.shape[-2], max(2, CACHED // max(1, _rows(xs) * gates))
+    return None if time < 2 * block else max(2, recurrence.even(time, block))
+
+
+def _rows(xs):
+    batch = xs.shape[:-2]
+    return math.prod(batch) if batch else ROWS
+
+
+def _known(xs):
+    return all(isinstance(size, int) for size in xs.shape)
