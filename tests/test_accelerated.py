@@ -1,0 +1,117 @@
+"""The branch of the fused path for accelerators, which a CPU never takes by itself: the same contract of time.
+
+There x W_x is one product ahead of the loop, an iteration takes several steps, and barriers stand between them.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import test_contract as contract
+import test_variants as variants
+
+from lstmjax import Dropout, export, lstm
+
+KEY = jax.random.key(0)
+TIMES = [0, 1, 3, 7, 8, 11]  # none, one, an iteration of 3 and of 7, two of 4, and two of 4 with a rest of 3
+
+same = partial(jax.tree.map, partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-9))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _accelerated():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax.lax, "platform_dependent", lambda *arrays, cpu, default: default(*arrays))
+        jax.clear_caches()
+        yield
+    jax.clear_caches()
+
+
+def test_several_steps_are_one_iteration():
+    params = lstm.init(KEY, contract.INPUTS, contract.UNITS)
+    for time, together in ((8, 4), (7, 7), (11, 4)):
+        program = str(jax.make_jaxpr(lstm.apply)(params, jnp.ones((2, time, contract.INPUTS))))
+        assert "optimization_barrier" in program
+        assert f"unroll={together}" in program
+
+
+@pytest.mark.parametrize("time", TIMES)
+@pytest.mark.parametrize("ragged", [False, True])
+def test_values_and_gradients(time, ragged, x64):
+    del x64
+    contract.check_values_and_gradients_float64("fused", time, lengths=ragged, resets=ragged, reverse=ragged)
+
+
+@contract.masks
+@contract.directions
+def test_float32(lengths, resets, reverse):
+    contract.test_values_float32("fused", lengths, resets, reverse, (2, 3))
+    contract.test_gradients_float32("fused", lengths, resets, reverse, (2, 3))
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.bfloat16, 2**-7), (jnp.float16, 2**-10)])
+def test_half_precision(dtype, tolerance):
+    contract.test_half_precision("fused", dtype, tolerance)
+
+
+@pytest.mark.parametrize("variant", ["zoneout", "all", "all but gates of their own"])
+def test_cells(variant, x64):
+    del x64
+    variants.check_values_and_gradients(variants.COMPOSITIONS["fused"], variants.VARIANTS[variant], reverse=True)
+
+
+def test_random_masks_and_segments(x64):
+    del x64
+    arrays, times = contract.example(5, (3,), 8, lengths=True, resets=True, dtype=np.float64)
+    arrays = contract.cast(arrays, jnp.float64)
+    weights = contract.weights_like(contract.run(arrays, **times))
+    dropout = Dropout(recurrent=0.3, zoneout_h=0.3, zoneout_c=0.2)
+
+    def slopes(implementation, checkpoint=False):
+        call = partial(contract.gradients, arrays, weights, **times, dropout=dropout, key=KEY)
+        return call(implementation=implementation, checkpoint=checkpoint)
+
+    expected = slopes("scan")
+    same(slopes("fused"), expected)
+    same(slopes("fused", checkpoint=2), expected)
+
+
+@pytest.mark.parametrize("check", [contract.test_forward_mode_and_second_order, contract.test_gradient_of_gradient])
+def test_derivatives_of_derivatives(check, x64):
+    check("fused", x64)
+
+
+def test_linearize(x64):
+    del x64
+    arrays, times = contract.example(4, (2,), 11, lengths=True, resets=True, dtype=np.float64)
+    arrays, directions = contract.cast(arrays, jnp.float64), jax.tree.map(np.cos, arrays)
+    _, tangent = jax.linearize(partial(contract.run, **times, implementation="fused"), arrays)
+    _, expected = jax.jvp(partial(contract.run, **times, implementation="scan"), (arrays,), (directions,))
+    same(tangent(directions), expected)
+
+
+def test_vmap():
+    contract.test_vmap_equals_batch_axes("fused", True)
+    contract.test_vmap_over_parameters("fused")
+
+
+def test_meshes():
+    contract.test_shard_map_over_the_batch("fused", True, True)
+    contract.test_batch_sharded_over_a_mesh("fused", True, True, jax.sharding.AxisType.Explicit)
+
+
+def test_time_left_open(untyped):
+    del untyped
+    params = lstm.init(KEY, contract.INPUTS, contract.UNITS)
+    program = export.load(export.stablehlo(params, lengths=True, platforms=["cpu"]))
+    for time in TIMES[1:]:
+        xs = jax.random.normal(KEY, (2, time, contract.INPUTS))
+        lengths = jnp.array([time, time // 2], jnp.int32)
+        ys, state = lstm.apply(params, xs, lengths=lengths, implementation="scan")
+        jax.tree.map(
+            partial(np.testing.assert_allclose, rtol=0, atol=1e-6),
+            program.call(xs, lengths),
+            (ys, {"h": state.h, "c": state.c}),
+        )
