@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from lstmjax import lstm
+from lstmjax import bidirectional, lstm
 
 ROOT = Path(__file__).parents[1]
 TARGETS = {
@@ -28,9 +28,9 @@ TARGETS = {
 }
 WHEELS = {"tpu": "libtpu", "cuda": "jax-cuda12-plugin"}
 KINDS = "forward", "gradient"
+CASES = "bfloat16", "float32", "ragged", "bidirectional"  # the last two in bfloat16
 PLAIN = {"implementation": "scan", "unroll": 1}
-BATCH, INPUTS, UNITS = 128, 512, 512
-TIME = {"tpu": 16, "cuda": 64}  # the TPU's compiler walks through what lies outside the loop element by element
+BATCH, TIME, INPUTS, UNITS = SHAPE = 128, 16, 512, 512
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,36 +48,68 @@ class Loop:
     cycles: int | None = None
 
 
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """What a compiler made.
+
+    Args:
+        time: steps of the LSTM.
+        loops: in the order in which they stand.
+        outside: estimated cycles of all else; None on GPU.
+    """
+
+    time: int
+    loops: tuple[Loop, ...]
+    outside: int | None = None
+
+    def cycles(self, *, whole: bool) -> float:
+        """Estimated cycles for each step of the LSTM, of all or of the loops alone."""
+        loops = sum((loop.cycles or 0) / loop.steps for loop in self.loops)
+        return loops + (self.outside or 0) / self.time * whole
+
+
 def main() -> None:
     parser = argparse.ArgumentParser("python -m benchmarks.compiled", description=__doc__)
     parser.add_argument("--batch", type=int, default=BATCH)
+    parser.add_argument("--time", type=int, default=TIME, help="64 takes minutes to compile for a TPU")
     parser.add_argument("--units", type=int, default=UNITS, help="of the layer, and features of its inputs")
     given = parser.parse_args()
-    shape = given.batch, given.units, given.units
-    print(f"jax {jax.__version__}; B, inputs, units = {', '.join(map(str, shape))}, bfloat16\n")
-    print("| static estimate: cycles a step, in the loops | plain scan | fused | ratio |\n| --- | --- | --- | --- |")
+    shape = given.batch, given.time, given.units, given.units
+    print(f"jax {jax.__version__}; B, T, inputs, units = {', '.join(map(str, shape))}, bfloat16\n")
+    print("| static estimate, cycles a step | plain scan: loops, all | fused: loops, all | ratio: loops, all |")
+    print("| --- | --- | --- | --- |")
     for target in ("v5e", "v6e"):
         for kind in KINDS:
-            plain, fused = (cycles(loops(target, kind, shape, **how)) for how in (PLAIN, {}))
-            print(f"| {target}, {kind} | {plain:.0f} | {fused:.0f} | {fused / plain:.2f} |", flush=True)
-    print(
-        "\n| loops on H200 | steps an iteration | graphs | launches a step | copies |\n| --- | --- | --- | --- | --- |"
-    )
+            plain, fused = (
+                [made.cycles(whole=whole) for whole in (False, True)]
+                for made in (program(target, kind, shape=shape, **how) for how in (PLAIN, {}))
+            )
+            ratios = [f / p for f, p in zip(fused, plain, strict=True)]
+            cells = [", ".join(f"{number:.0f}" for number in numbers) for numbers in (plain, fused)]
+            print(f"| {target}, {kind} | {cells[0]} | {cells[1]} | {ratios[0]:.2f}, {ratios[1]:.2f} |", flush=True)
+    print("\n| loops on H200 | steps an iteration | graphs | launches a step | copies |")
+    print("| --- | --- | --- | --- | --- |")
     for name, how in (("plain scan", PLAIN), ("fused", {})):
         for kind in KINDS:
-            for number, loop in enumerate(loops("h200", kind, shape, **how), 1):
-                graphs = sum("kCommandBuffer" in line for line in loop.body)
-                each = f"{launches(loop) / loop.steps:.2f} | {len(copies(loop))}"
-                print(f"| {name}, {kind}, {number} | {loop.steps} | {graphs} | {each} |", flush=True)
+            for number, loop in enumerate(program("h200", kind, shape=shape, **how).loops, 1):
+                each = f"{graphs(loop)} | {launches(loop) / loop.steps:.2f} | {len(copies(loop))}"
+                print(f"| {name}, {kind}, {number} | {loop.steps} | {each} |", flush=True)
 
 
-def loops(target: str, kind: str, shape: tuple[int, int, int] = (BATCH, INPUTS, UNITS), **how: object) -> list[Loop]:
-    """Compile in a process of its own, which the compiler may end, and read the loops.
+def program(
+    target: str,
+    kind: str,
+    case: str = "bfloat16",
+    shape: tuple[int, int, int, int] = SHAPE,
+    **how: object,
+) -> Program:
+    """Compile in a process of its own, which the compiler may end, and read what it made.
 
     Args:
         target: one of TARGETS.
         kind: one of KINDS.
-        shape: batch, inputs, units.
+        case: one of CASES.
+        shape: batch, time, inputs, units.
         how: arguments of `lstm.apply`.
     """
     with tempfile.TemporaryDirectory() as folder:
@@ -92,41 +124,43 @@ def loops(target: str, kind: str, shape: tuple[int, int, int] = (BATCH, INPUTS, 
             "LIBTPU_INIT_ARGS": f"--xla_jf_dump_static_llo_profile_to={folder}/profile",
         }
         code = "import json, sys; from benchmarks import compiled; compiled.compile_(*json.loads(sys.argv[1]))"
-        command = [sys.executable, "-c", code, json.dumps([target, kind, shape, how, folder])]
+        command = [sys.executable, "-c", code, json.dumps([target, kind, case, shape, how, folder])]
         done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
         if done.returncode:
             raise RuntimeError(f"{target} compiles no {kind}: {done.stderr[-2000:]}")
-        return (_tpu_loops if platform == "tpu" else _gpu_loops)(Path(folder))
+        return (_of_tpu if platform == "tpu" else _of_gpu)(Path(folder), shape[1])
 
 
-def compile_(target: str, kind: str, shape: tuple[int, int, int], how: dict, folder: str) -> None:
+def compile_(target: str, kind: str, case: str, shape: tuple[int, int, int, int], how: dict, folder: str) -> None:
     """Compile in this process, and leave the program in a folder."""
     described = dict(TARGETS[target])
     if described["platform"] == "cuda":
         described["target_config"] = (ROOT / "benchmarks/h200.txtpb").read_text()
     device = topologies.get_topology_desc(**described).devices[0]
     place = NamedSharding(Mesh([device], ("device",)), PartitionSpec())
-    batch, inputs, units = shape
+    layer = bidirectional if case == "bidirectional" else lstm
+    dtype = jnp.float32 if case == "float32" else jnp.bfloat16
+    batch, time, inputs, units = shape
 
-    def outputs(params, xs):
-        return lstm.apply(params, xs, **how)[0]
+    def outputs(params, xs, lengths):
+        return layer.apply(params, xs, lengths=lengths, **how)[0]
 
-    def slopes(params, xs):
-        return jax.value_and_grad(lambda *arrays: (outputs(*arrays) ** 2).sum(), argnums=(0, 1))(params, xs)
+    def slopes(params, xs, lengths):
+        return jax.value_and_grad(lambda *arrays: (outputs(*arrays, lengths) ** 2).sum(), argnums=(0, 1))(params, xs)
 
-    def placed(array):
-        return jax.ShapeDtypeStruct(array.shape, jnp.bfloat16, sharding=place)
+    params = jax.eval_shape(lambda: layer.init(jax.random.key(0), inputs, units, dtype=dtype))
+    xs = jax.ShapeDtypeStruct((batch, time, inputs), dtype)
+    lengths = jax.ShapeDtypeStruct((batch,), jnp.int32) if case == "ragged" else None
+    placed = jax.tree.map(
+        lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=place), (params, xs, lengths)
+    )
+    made = jax.jit(outputs if kind == "forward" else slopes).lower(*placed).compile()
+    (Path(folder) / "program.hlo").write_text(made.as_text() or "")
 
-    params = jax.eval_shape(lambda: lstm.init(jax.random.key(0), inputs, units))
-    xs = jax.ShapeDtypeStruct((batch, TIME[described["platform"]], inputs), jnp.bfloat16)
-    run = jax.jit(outputs if kind == "forward" else slopes)
-    program = run.lower(*jax.tree.map(placed, (params, xs))).compile()
-    (Path(folder) / "program.hlo").write_text(program.as_text() or "")
 
-
-def cycles(found: list[Loop]) -> float:
-    """Estimated cycles of all loops, for each step of the LSTM."""
-    return sum((loop.cycles or 0) / loop.steps for loop in found)
+def graphs(loop: Loop) -> int:
+    """CUDA graphs of one iteration."""
+    return sum("kCommandBuffer" in line for line in loop.body)
 
 
 def launches(loop: Loop) -> int:
@@ -162,32 +196,52 @@ def made(loop: Loop, shape: tuple[int, int]) -> list[str]:
     return found
 
 
-def _tpu_loops(folder: Path) -> list[Loop]:
-    program = (folder / "program.hlo").read_text()
-    estimates = {}
-    for path in (folder / "profile").iterdir():
-        for name, each, equal in re.findall(
-            r'hlo_op_name: "(.*?)"\s+estimated_cycles: (\d+)\s+num_equivalent_hlos: (\d+)', path.read_text()
-        ):
-            estimates[name] = int(each) * int(equal)
+def _of_tpu(folder: Path, time: int) -> Program:
+    text = (folder / "program.hlo").read_text()
+    entry = re.findall(r"\nENTRY %([\w.\-]+)", text)[0]
+    bodies = re.findall(r" while\(.*?condition=%([\w.\-]+), body=%([\w.\-]+)", text)
+    lines = {
+        name: tuple(re.findall(r"\n\s+(?:ROOT )?(%[\w.\-]+ = .*)", _computation(text, name)))
+        for name in (entry, *(body for _, body in bodies))
+    }
+    estimates = _estimates(folder / "profile", [line for body in lines.values() for line in body])
+    cycles = {name: sum(estimates[line] for line in body) for name, body in lines.items()}
     found = []
-    for condition, body in re.findall(r" while\(.*?condition=%([\w.\-]+), body=%([\w.\-]+)", program):
-        trips = int(re.findall(r"constant\((\d+)\)", _computation(program, condition))[-1])
-        lines = re.findall(r"\n\s+(?:ROOT )?(%[\w.\-]+ = .*)", _computation(program, body))
-        cycles = sum(estimates.get(line[1:].split(" ")[0], 0) for line in lines)
-        found.append(Loop(TIME["tpu"] // trips, tuple(lines), cycles))
-    return found
+    for condition, body in bodies:
+        trips = int(re.findall(r"constant\((\d+)\)", _computation(text, condition))[-1])
+        found.append(Loop(time // trips, lines[body], cycles[body]))
+    return Program(time, tuple(found), cycles[entry])
 
 
-def _computation(program: str, name: str) -> str:
-    found = re.search(rf"\n%{re.escape(name)} \(.*?\n}}", program, flags=re.DOTALL)
+def _estimates(profile: Path, lines: list[str]) -> dict[str, int]:
+    """Cycles of each instruction.
+
+    The profile names one of those that are alike. It has 0 for a product that reads its arguments from the device's
+    memory; there the estimate by which the compiler chose that product's tiles counts.
+    """
+
+    def kind(line):
+        return re.sub(r"metadata={.*?}|\"scoped_memory_configs.*|%[\w.\-]+", "", line)
+
+    named = {line[1:].split(" ")[0]: line for line in lines}
+    profiled = {}
+    for path in profile.iterdir():
+        for name, cycles in re.findall(r'hlo_op_name: "(.*?)"\s+estimated_cycles: (\d+)', path.read_text()):
+            profiled[name] = int(cycles)
+    alike = {kind(named[name]): cycles for name, cycles in profiled.items() if name in named}
+    planned = {line: int((re.findall(r'estimated_cycles":"(\d+)"', line) or [0])[0]) for line in lines}
+    return {line: profiled.get(name, alike.get(kind(line), 0)) or planned[line] for name, line in named.items()}
+
+
+def _computation(text: str, name: str) -> str:
+    found = re.search(rf"\n(?:ENTRY )?%{re.escape(name)} \(.*?\n}}", text, flags=re.DOTALL)
     assert found is not None
     return found[0]
 
 
-def _gpu_loops(folder: Path) -> list[Loop]:
-    program = (folder / "program.hlo").read_text()
-    trips = [int(count) for count in re.findall(r' while\(.*"known_trip_count":{"n":"(\d+)"}', program)]
+def _of_gpu(folder: Path, time: int) -> Program:
+    text = (folder / "program.hlo").read_text()
+    trips = [int(count) for count in re.findall(r' while\(.*"known_trip_count":{"n":"(\d+)"}', text)]
     (path,) = folder.glob("*thunk_sequence_after_thunk_passes.txt")
     bodies: list[list[str]] = []
     inside = False
@@ -199,7 +253,7 @@ def _gpu_loops(folder: Path) -> list[Loop]:
             inside = False
         elif inside:
             bodies[-1].append(line.strip().split(": ", 1)[1])
-    return [Loop(TIME["cuda"] // count, tuple(body)) for count, body in zip(trips, bodies, strict=True)]
+    return Program(time, tuple(Loop(time // count, tuple(body)) for count, body in zip(trips, bodies, strict=True)))
 
 
 if __name__ == "__main__":
