@@ -6,14 +6,13 @@ import statistics
 from collections.abc import Iterable
 from typing import Any
 
-from benchmarks import race
-from benchmarks.grid import operations
-from benchmarks.peers import KINDS, OURS, PEERS
+from benchmarks import growth, overhead, race, stack
+from benchmarks.markdown import memory, origin, sizes, table
+from benchmarks.peers import KINDS, OURS, PEERS, operations
 
 Results = dict[str, Any]
 TITLES = {"forward": "Forward, for inference", "training": "Forward and backward: the gradients of x, W_x, W_h and b"}
-
-
+SECTIONS = {"growth": growth.section, "overhead": overhead.section, "stack": stack.section}
 HEAD = """# Speed
 
 One layer of LSTM over [batch, time, features] in float32, here and in every library that is installed: the same
@@ -25,14 +24,21 @@ threads as cores, pinned. Losses are published like wins. From a clone of this r
 python -m pip install -e '.[peers,flax]' && python -m benchmarks cpu
 ```
 
-`python -m benchmarks gpu` does the same on a GPU, `compare` sets two results side by side, and `page` made this page of
-those in [benchmarks/results](../benchmarks/results). No GPU and no TPU has been timed.
+`python -m benchmarks gpu` does the same on a GPU, `growth` varies one axis at a time, `stack` runs two bidirectional
+layers with lengths, and `overhead` calls from Python where there is nothing to compute; `compare` sets two results side
+by side, and `page` made this page of those in [benchmarks/results](../benchmarks/results). No GPU and no TPU has been
+timed.
 """
 
 
 def page(files: Iterable[Results]) -> str:
     """docs/speed.md."""
-    return "\n".join([HEAD, *map(tables, files)]).rstrip()
+    return "\n".join([HEAD, *map(section, files)]).rstrip()
+
+
+def section(results: Results) -> str:
+    """What the page says of one file."""
+    return SECTIONS.get(results["grid"], tables)(results)
 
 
 def stored(results: Results) -> str:
@@ -44,14 +50,10 @@ def stored(results: Results) -> str:
 
 def tables(results: Results) -> str:
     """All tables of one grid."""
-    machine, versions = results["machine"], results["versions"]
-    names = ", ".join(f"{name} {version}" for name, version in versions.items())
     lines = [
         f"## The {results['grid']} grid",
         "",
-        f"`python -m benchmarks {results['grid']}` on {machine['processor']}, {machine['cores']} cores, "
-        f"{machine['device']}; Python {machine['python']}, {names}. It took {results['took_seconds'] / 60:.0f} min; "
-        f"the fastest product of square matrices beside it ran at {results['peak'] / 1e9:.0f} GF/s.",
+        f"{origin(results)}; the fastest product of square matrices beside it ran at {results['peak'] / 1e9:.0f} GF/s.",
     ]
     lines += [f"{name} was not there." for name in results["left_out"]]
     for kind in KINDS:
@@ -65,11 +67,6 @@ def tables(results: Results) -> str:
     return "\n".join(lines)
 
 
-def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:
-    head = list(head)
-    return ["| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rows)]
-
-
 def times(results: Results, kind: str) -> list[str]:
     """A row for each shape: ours, its speed, and how many times as long each of the others takes."""
     names = [name for name in _names(results) if any(cell["peer"] == name for cell in _of(results, kind))]
@@ -78,7 +75,7 @@ def times(results: Results, kind: str) -> list[str]:
     for shape, cells in _shapes(results, kind).items():
         base = cells[OURS]["seconds"]
         speed = operations(shape, kind) / statistics.median(base)
-        row = [_shape(shape), race.seconds(statistics.median(base))]
+        row = [sizes(shape), race.seconds(statistics.median(base))]
         row.append(f"{speed / 1e9:.0f} GF/s, {speed / results['peak']:.0%}")
         for name in others:
             middle, low, high = race.ratio(cells[name]["seconds"], base)
@@ -103,7 +100,7 @@ def summary(results: Results, kind: str) -> list[str]:
         if not best:
             continue
         mean = math.exp(statistics.fmean(map(math.log, best.values())))
-        lost = [f"{_shape(shape)} (x {ratio:.2f})" for shape, ratio in best.items() if ratio < 1]
+        lost = [f"{sizes(shape)} (x {ratio:.2f})" for shape, ratio in best.items() if ratio < 1]
         where = f"; faster than ours at {'; '.join(lost)}" if lost else ""
         lines.append(f"- {title} takes x {mean:.2f} as long, the geometric mean of {len(best)} shapes{where}.")
     return lines
@@ -117,7 +114,7 @@ def figures(results: Results, field: str, text: Any) -> list[str]:
     for kind in KINDS:
         for shape, of in _shapes(results, kind).items():
             base = of[OURS][field]
-            row = [f"{_shape(shape)}, {kind}", text(base)]
+            row = [f"{sizes(shape)}, {kind}", text(base)]
             for name in names[1:]:
                 value = of[name][field]
                 row.append(f"{text(value)}, x {value / base:.2f}" if base else text(value))
@@ -146,12 +143,8 @@ def compared(first: Results, second: Results) -> str:
         if (was := before.get(_key(cell))) is not None:
             now = statistics.median(cell["seconds"])
             texts = race.seconds(was), race.seconds(now), f"x {now / was:.2f}"
-            rows.append([_shape(cell["shape"]), cell["kind"], cell["peer"], *texts])
+            rows.append([sizes(cell["shape"]), cell["kind"], cell["peer"], *texts])
     return "\n".join(table(["B, T, inputs, units", "", "", "first", "second", "second / first"], rows))
-
-
-def memory(size: float) -> str:
-    return f"{size / 2**20:.1f} MiB"
 
 
 def _key(cell: dict[str, Any]) -> tuple:
@@ -171,7 +164,3 @@ def _shapes(results: Results, kind: str) -> dict[tuple[int, ...], dict[str, dict
     for cell in _of(results, kind):
         shapes.setdefault(tuple(cell["shape"]), {})[cell["peer"]] = cell
     return shapes
-
-
-def _shape(shape: Iterable[int]) -> str:
-    return ", ".join(map(str, shape))

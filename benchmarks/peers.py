@@ -51,6 +51,29 @@ class Prepared:
     temporary_bytes: int | None = None
 
 
+def operations(shape: tuple[int, ...], kind: str) -> int:
+    """Of the products with matrices, a multiplication and an addition each; the gradient takes twice as many again."""
+    batch, steps, inputs, units = shape
+    return 8 * batch * steps * units * (inputs + units) * (1 if kind == "forward" else 3)
+
+
+def compiled(arrays: Callable[[Any], dict[str, Any]], function: Callable, *arguments: Any) -> Prepared:
+    """A function of JAX with its arguments."""
+    import jax
+
+    arguments = jax.device_put(arguments)
+    jax.clear_caches()
+    start = time.perf_counter()
+    program = jax.jit(function).lower(*arguments).compile()
+    taken = time.perf_counter() - start
+    memory = program.memory_analysis()
+
+    def run():
+        return jax.block_until_ready(program(*arguments))
+
+    return Prepared(run, arrays, taken, None if memory is None else memory.temp_size_in_bytes)
+
+
 def _named(dx: Any, gradient: Any) -> dict[str, Any]:
     return {"dx": dx, "dw_x": gradient.w_x, "dw_h": gradient.w_h, "dbias": gradient.bias}
 
@@ -64,25 +87,14 @@ def _on_jax(
     def loss(weights, xs, dy):
         return (apply(weights, xs) * dy).sum()
 
-    weights, xs, dy = jax.device_put((weights, given.xs, given.dy))
-    function, arguments = (apply, (weights, xs))
-    if kind == "training":
-        function, arguments = jax.grad(loss, argnums=(0, 1)), (weights, xs, dy)
-    jax.clear_caches()
-    start = time.perf_counter()
-    compiled = jax.jit(function).lower(*arguments).compile()
-    taken = time.perf_counter() - start
-    memory = compiled.memory_analysis()
-
     def arrays(result):
         if kind == "forward":
             return {"ys": np.asarray(result)}
         return {name: np.asarray(array) for name, array in _named(result[1], back(result[0])).items()}
 
-    def run():
-        return jax.block_until_ready(compiled(*arguments))
-
-    return Prepared(run, arrays, taken, None if memory is None else memory.temp_size_in_bytes)
+    if kind == "forward":
+        return compiled(arrays, apply, weights, given.xs)
+    return compiled(arrays, jax.grad(loss, argnums=(0, 1)), weights, given.xs, given.dy)
 
 
 def ours(implementation: str) -> Callable[[str, Problem], Prepared]:
@@ -228,7 +240,7 @@ def onnx_runtime(kind: str, given: Problem) -> Prepared | None:
 class Peer:
     """How a library is prepared, the distributions it needs, what its process is told, and where it runs."""
 
-    prepare: Callable[[str, Problem], Prepared | None]
+    prepare: Callable[[str, Any], Prepared | None]
     distributions: tuple[str, ...]
     environment: dict[str, str] = dataclasses.field(default_factory=dict)
     on: tuple[str, ...] = ("cpu", "gpu")

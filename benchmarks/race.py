@@ -13,6 +13,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 
@@ -73,15 +74,20 @@ def serve(answers: Mapping[str, Callable[..., Any]]) -> None:
         print(json.dumps(answers[name](*arguments)), file=out, flush=True)
 
 
-def rounds(processes: Mapping[str, Process], count: int, *request: Any) -> dict[str, list[float]]:
-    """What each answers to the same request, so many times, in turn."""
-    times: dict[str, list[float]] = {name: [] for name in processes}
-    names = list(processes)
+def turns(timed: Mapping[str, Callable[[], Any]], count: int) -> dict[str, list[Any]]:
+    """What each gives, so many times, in turn."""
+    names = list(timed)
+    given: dict[str, list[Any]] = {name: [] for name in names}
     for turn in range(count):
         first = turn % len(names) if names else 0
         for name in names[first:] + names[:first]:
-            times[name].append(processes[name].ask(*request))
-    return times
+            given[name].append(timed[name]())
+    return given
+
+
+def rounds(processes: Mapping[str, Process], count: int, *request: Any) -> dict[str, list[Any]]:
+    """What each answers to the same request, so many times, in turn."""
+    return turns({name: partial(process.ask, *request) for name, process in processes.items()}, count)
 
 
 def ratio(times: Sequence[float], base: Sequence[float]) -> tuple[float, float, float]:
