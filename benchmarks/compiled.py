@@ -145,8 +145,11 @@ def compile_(target: str, kind: str, case: str, shape: tuple[int, int, int, int]
     def outputs(params, xs, lengths):
         return layer.apply(params, xs, lengths=lengths, **how)[0]
 
+    def loss(params, xs, lengths):
+        return (outputs(params, xs, lengths) ** 2).sum()
+
     def slopes(params, xs, lengths):
-        return jax.value_and_grad(lambda *arrays: (outputs(*arrays, lengths) ** 2).sum(), argnums=(0, 1))(params, xs)
+        return jax.value_and_grad(loss, argnums=(0, 1))(params, xs, lengths)
 
     params = jax.eval_shape(lambda: layer.init(jax.random.key(0), inputs, units, dtype=dtype))
     xs = jax.ShapeDtypeStruct((batch, time, inputs), dtype)

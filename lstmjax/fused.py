@@ -110,7 +110,7 @@ def _run_jvp(options, dropout, return_sequences, primals, tangents):
         timed,
         constants,
         cpu=loop(lambda d_z: d_z, block=blocks.behind(xs, params.w_x, params.w_h)),
-        default=loop(jax.lax.optimization_barrier, accelerated=True),  # else dz is computed again to be written
+        default=loop(jax.lax.optimization_barrier, together=4),  # else dz is computed again to be written
     )
     return (ys, final), (d_ys, d_final)
 
@@ -162,7 +162,7 @@ def _forward(params, xs, state, initial, masks, clock, options, dropout, return_
         steps,
         constants,
         cpu=partial(loop, block=blocks.ahead(xs, params.w_x)),
-        default=partial(loop, accelerated=True),
+        default=partial(loop, together=4),
     )
     if shifted:
         ys = recurrence.where(clock.valid, jnp.concatenate([saved.before.h, final.h[None]])[1:])

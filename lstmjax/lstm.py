@@ -60,9 +60,10 @@ def step(
     >>> y.shape
     (8, 3)
     """
-    x = _check(params, "x", x, "*batch, inputs", options)
-    state = _check_state(params, state, x.shape[:-1])
-    return _step(params, x, state, options, _check_dropout(dropout, None))
+    try:
+        return _step(params, x, state, options, dropout)
+    except (TypeError, ValueError) as error:
+        raise _named(error, _checked_step, params, x, state, options, dropout) from None
 
 
 def apply(
@@ -119,18 +120,18 @@ def apply(
     >>> ys.shape, bool((ys[-1] == state.h).all())
     ((4, 3), True)
     """
-    arguments = _checked(params, xs, state, lengths=lengths, resets=resets, options=options, unroll=unroll)
-    return _apply(
-        *arguments,
-        key,
-        dropout=_check_dropout(dropout, key),
-        reverse=checks.boolean("reverse", reverse),
-        return_sequences=checks.boolean("return_sequences", return_sequences),
-        options=options,
-        implementation=_choose(implementation),
-        unroll=unroll,
-        segments=_segments(checkpoint, arguments[1].shape[-2]),
-    )
+    reverse = checks.boolean("reverse", reverse)
+    return_sequences = checks.boolean("return_sequences", return_sequences)
+    segments = 0
+    if lengths is not None or unroll is not None or checkpoint is not False:  # where values count, not shapes alone
+        arguments = _checked(params, xs, state, resets, key, options, dropout, implementation, lengths, unroll)
+        params, xs, state, lengths, resets = arguments
+        segments = _segments(checkpoint, xs.shape[-2])
+    static = reverse, return_sequences, options, dropout, implementation, unroll, segments
+    try:
+        return _apply(params, xs, (state, lengths, resets, key), static)
+    except (TypeError, ValueError) as error:
+        raise _named(error, _checked, params, xs, state, resets, key, options, dropout, implementation) from None
 
 
 def explain(
@@ -164,6 +165,7 @@ def explain(
 
 @partial(jax.jit, static_argnames=("options", "dropout"))
 def _step(params, x, state, options, dropout):
+    x, state, dropout = _checked_step(params, x, state, options, dropout)
     single = partial(cell.step, options=options, dropout=dropout, masks=Masks())
     for _ in range(x.ndim - 1):
         single = jax.vmap(single, in_axes=(None, 0, 0))
@@ -176,25 +178,38 @@ def _step(params, x, state, options, dropout):
     return state.h, state
 
 
-_STATIC = "dropout", "return_sequences", "options", "implementation", "segments"
-
-
-@partial(jax.jit, static_argnames=("reverse", "unroll", *_STATIC))
-def _apply(params, xs, state, lengths, resets, key, *, reverse, unroll, **static):
+@partial(jax.jit, static_argnums=3)
+def _apply(params, xs, arrays, static):
+    """Check and run: while it is traced, and so once for all calls with the same shapes and dtypes."""
+    state, lengths, resets, key = arrays
+    reverse, return_sequences, options, dropout, implementation, unroll, segments = static
+    params, xs, state, _, resets = _checked(params, xs, state, resets, key, options, dropout, implementation)
+    dropout = _check_dropout(dropout, key)
     *batch, time, _ = xs.shape
 
     def run(params, xs, state, lengths, resets, masks):
         clock = recurrence.read_by(lengths, resets, time, reverse=reverse, unroll=unroll)
         xs = recurrence.in_order(xs, reverse, axis=-2)
         masks = masks.at(recurrence.in_order(masks.in_loop()[1], reverse))
-        ys, state = _read(params, xs, state, clock, masks, **static)
-        return recurrence.in_order(ys, reverse and static["return_sequences"], axis=-2), state
+        ys, state = _read(
+            params,
+            xs,
+            state,
+            clock,
+            masks,
+            dropout=dropout,
+            return_sequences=return_sequences,
+            options=options,
+            implementation=_choose(implementation),
+            segments=segments,
+        )
+        return recurrence.in_order(ys, reverse and return_sequences, axis=-2), state
 
-    masks = regularize.draw(static["dropout"], key, params, tuple(batch), time)
+    masks = regularize.draw(dropout, key, params, tuple(batch), time)
     return placement.automatic(run, xs.ndim - 2)(params, xs, state, lengths, resets, masks)
 
 
-@partial(jax.jit, static_argnames=_STATIC)
+@partial(jax.jit, static_argnames=("dropout", "return_sequences", "options", "implementation", "segments"))
 def _read(params, xs, state, clock, masks, *, dropout, return_sequences, options, implementation, segments):
     """Run over xs [*batch, time, inputs] in the order in which they stand."""
     initial = initial_state(params)
@@ -333,7 +348,22 @@ def _segments(checkpoint: Any, time: int) -> int:
     return recurrence.even(time, max(1, math.isqrt(6 * time)))
 
 
-def _checked(params, xs, state, *, lengths, resets, options, unroll):
+def _named(error, check, *arguments):
+    """The error that names the argument at fault, where `check` finds one; JAX may have met it first."""
+    try:
+        check(*arguments)
+    except (TypeError, ValueError) as named:
+        return named
+    return error
+
+
+def _checked_step(params, x, state, options, dropout):
+    """What `_step` takes, or an error that names the argument at fault."""
+    x = _check(params, "x", x, "*batch, inputs", options)
+    return x, _check_state(params, state, x.shape[:-1]), _check_dropout(dropout, None)
+
+
+def _checked(params, xs, state, resets, key, options, dropout, implementation, lengths=None, unroll=None):
     """The arrays that `_apply` takes, or an error that names the argument at fault."""
     xs = _check(params, "xs", xs, "*batch, time, inputs", options)
     *batch, time, _ = xs.shape
@@ -343,6 +373,8 @@ def _checked(params, xs, state, *, lengths, resets, options, unroll):
     resets = None if resets is None else checks.resets(resets, batch, time)
     if unroll is not None:
         checks.positive_int("unroll", unroll)
+    _check_dropout(dropout, key)
+    _choose(implementation)
     return params, xs, state, lengths, resets
 
 

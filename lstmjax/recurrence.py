@@ -90,7 +90,7 @@ def forward(
     ahead: Callable[[Any, Any], Any] = lambda xs, timed: (xs, timed),
     block: int | None = None,
     recompute: bool = False,
-    accelerated: bool = False,
+    together: int = 1,
 ) -> tuple[Float[Array, "time *batch units"] | None, Any, Any]:
     """Run `cell(state, x, constant) -> (state, saved)` over time, x being a step of `ahead(xs, timed)`.
 
@@ -106,7 +106,8 @@ def forward(
         ahead: what is computed of a block of steps before its loop, or of one step where a block has no more.
         block: steps in a block; None for all.
         recompute: whether the gradient recomputes what lies inside a step instead of keeping it.
-        accelerated: whether this is compiled for an accelerator, where a step is short beside what it waits for.
+        together: steps in one iteration of the compiled loop, nearly, where the clock names no number; more than 1 on
+            accelerators, where a step is short beside what it waits for.
 
     Returns:
         ys [time, *batch, units] or None; the state after the last step read; what the cell saved,
@@ -115,7 +116,7 @@ def forward(
 
     def tick(state, now, constant):
         x, valid, reset = now
-        if accelerated:
+        if together > 1:
             # Else a step computes c of the one before again, which needs a copy of what the loop carries.
             state = dataclasses.replace(state, c=jax.lax.optimization_barrier(state.c))
         before = state if reset is None else _select(reset, initial, state)
@@ -132,16 +133,16 @@ def forward(
         tick = jax.checkpoint(tick, prevent_cse=False)
 
     if block == 1:
-        together, each = (lambda *now: now), ahead
+        whole, each = (lambda *now: now), ahead
     else:
-        together, each = ahead, (lambda *now: now)
+        whole, each = ahead, (lambda *now: now)
 
     def run(state, part):
         index, timed, valid, resets = part
         size = index.shape[0]
         some = xs if cut is None else jax.lax.dynamic_slice_in_dim(xs, index[0], size, axis=xs.ndim - 2)
-        now = (together(time_major(some, valid), timed), valid, resets)
-        unroll = clock.unroll or (even(size, 4) if accelerated and isinstance(size, int) else 1)
+        now = (whole(time_major(some, valid), timed), valid, resets)
+        unroll = clock.unroll or (even(size, together) if together > 1 and isinstance(size, int) else 1)
         return jax.lax.scan(
             lambda state, now: tick(state, (each(*now[0]), *now[1:]), constants), state, now, unroll=unroll
         )

@@ -286,3 +286,13 @@ class TestRefusals:
             error.throw()
         error, _ = checkify.checkify(call)(jnp.array([0, 5]))
         error.throw()
+
+
+def test_calls_alike_are_checked_once(monkeypatch):
+    params, xs = lstm.init(jax.random.key(0), 5, 7), jnp.ones((3, 4, 5))
+    state = lstm.initial_state(params, (3,))
+    ys, _ = lstm.apply(params, xs)
+    y, _ = lstm.step(params, xs[:, 0], state)
+    monkeypatch.setattr(lstm, "check", None)
+    assert (lstm.apply(params, xs)[0] == ys).all()
+    assert (lstm.step(params, xs[:, 0], state)[0] == y).all()
