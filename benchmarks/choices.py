@@ -10,14 +10,24 @@ import statistics
 import time
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 from unittest import mock
 
 import jax
-import jax.numpy as jnp
 
-from lstmjax import lstm
+from lstmjax import LSTMOptions, blocks, lstm
+from lstmjax.options import ACTIVATIONS
 
-SHAPES = [(32, 50, 64, 128), (64, 100, 256, 256), (16, 200, 512, 512), (128, 28, 28, 128), (1, 500, 64, 128)]
+SHAPES = [
+    (32, 50, 64, 128),
+    (64, 100, 256, 256),
+    (16, 200, 512, 512),
+    (128, 28, 28, 128),
+    (1, 500, 64, 128),
+    (1, 336, 256, 256),
+    (32, 336, 64, 64),
+    (32, 336, 128, 128),
+]
 
 
 def main() -> None:
@@ -26,10 +36,14 @@ def main() -> None:
     rounds = parser.parse_args().rounds
     print(f"jax {jax.__version__}, {jax.default_backend()}, {platform.processor() or platform.machine()}")
     for title, variants in (
-        ("x W_x + b inside each step, ahead of the loop, in blocks of steps; a plain loop, forward", projections()),
-        ("the same in the fused path; value and gradients of params and xs", fused_projections()),
+        ("x W_x by a product ahead of some steps; forward", products_ahead()),
+        (
+            "gradients of weights by a product behind some steps; value and gradients of params and xs",
+            products_behind(),
+        ),
+        ("activations of the gates; forward", activations()),
+        ("what products multiply, transposed behind a barrier; value and gradients of params and xs", transpositions()),
         ("derivatives of its own against the scan's; value and gradients of params and xs", backward_passes()),
-        ("weight gradients behind a barrier and folded; value and gradients of params and xs", weight_gradients()),
         ("batch axes against jax.vmap; value and gradients of params and xs", batchings()),
     ):
         print(f"\n{title}\n\n| B, T, inputs, units | " + " | ".join(variants) + " |")
@@ -62,55 +76,37 @@ def measure(variants: dict[str, Callable], shape: tuple[int, int, int, int], rou
     return cells
 
 
-def projections() -> dict[str, Callable]:
-    def cell(params, state, projected):
-        h, c = state
-        i, f, g, o = jnp.split(projected + h @ params.w_h, 4, axis=-1)
-        c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
-        h = jax.nn.sigmoid(o) * jnp.tanh(c)
-        return (h, c), h
-
-    def zeros(params, xs):
-        return jnp.zeros((xs.shape[1], params.units)), jnp.zeros((xs.shape[1], params.units))
-
-    def blocked(size, params, xs):
-        def block(state, xs):
-            return jax.lax.scan(partial(cell, params), state, xs @ params.w_x + params.bias)
-
-        xs = jnp.moveaxis(xs, 1, 0)
-        state = zeros(params, xs)
-        count = xs.shape[0] // size
-        whole, rest = xs[: count * size], xs[count * size :]
-        state, ys = jax.lax.scan(block, state, whole.reshape(count, size, *xs.shape[1:]))
-        _, last = block(state, rest)
-        return jnp.moveaxis(jnp.concatenate([ys.reshape(count * size, *ys.shape[2:]), last]), 0, 1)
-
-    def ahead(params, xs):
-        return blocked(xs.shape[1], params, xs)
-
-    def inside(params, xs):
-        xs = jnp.moveaxis(xs, 1, 0)
-        state = zeros(params, xs)
-        _, ys = jax.lax.scan(lambda state, x: cell(params, state, x @ params.w_x + params.bias), state, xs)
-        return jnp.moveaxis(ys, 0, 1)
-
-    return {"inside": inside, "ahead": ahead, "blocks of 8": partial(blocked, 8), "blocks of 25": partial(blocked, 25)}
+def products_ahead() -> dict[str, Callable]:
+    return {
+        "as chosen": lstm.apply,
+        "of each step": partial(patched, blocks, "ahead", lambda *_: 1),
+        "of all steps": partial(patched, blocks, "ahead", lambda *_: None),
+    }
 
 
-def fused_projections() -> dict[str, Callable]:
-    def on(branch, params, xs):
-        with mock.patch.object(jax.lax, "platform_dependent", lambda *arrays, **branches: branches[branch](*arrays)):
-            return lstm.apply(params, xs, implementation="fused")
+def products_behind() -> dict[str, Callable]:
+    return {
+        "as chosen": value_and_grad(lstm.apply),
+        "of all steps": value_and_grad(partial(patched, blocks, "behind", lambda *_: None)),
+    }
 
-    return {"inside": value_and_grad(partial(on, "cpu")), "ahead": value_and_grad(partial(on, "default"))}
+
+def activations() -> dict[str, Callable]:
+    def apart(params, xs):
+        with mock.patch.dict(ACTIVATIONS, another_sigmoid=jax.nn.sigmoid):
+            return lstm.apply(params, xs, options=LSTMOptions(recurrent_activation="another_sigmoid"))
+
+    return {"one tanh": lstm.apply, "three sigmoids and a tanh": apart}
 
 
-def weight_gradients() -> dict[str, Callable]:
-    def folded(params, xs):
-        with mock.patch.object(jax.lax, "optimization_barrier", lambda weights: weights):
-            return lstm.apply(params, xs, implementation="fused")
+def transpositions() -> dict[str, Callable]:
+    folded = partial(patched, jax.lax, "optimization_barrier", lambda array: array)
+    return {"barrier": value_and_grad(lstm.apply), "folded": value_and_grad(folded)}
 
-    return {"barrier": value_and_grad(partial(lstm.apply, implementation="fused")), "folded": value_and_grad(folded)}
+
+def patched(module: Any, name: str, function: Callable, params: Any, xs: Any) -> Any:
+    with mock.patch.object(module, name, function):
+        return lstm.apply(params, xs)
 
 
 def backward_passes() -> dict[str, Callable]:
