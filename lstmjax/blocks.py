@@ -6,8 +6,9 @@ from typing import Any
 from lstmjax import recurrence
 
 CACHED = 2**19  # numbers of z that stay in cache: 2 MiB of float32
-SHARED = 2**17  # weights of a product that several cores share, if it has as many rows as
-ROWS = 16  # these; and what is assumed where there is no batch axis, since jax.vmap may hide one
+SHARED = 2**17  # weights of a product that several cores share
+ROWS = 16  # rows of such a product; assumed where there is no batch axis, since jax.vmap may hide one
+MANY = 2**20  # weights that are too many to add to after each block
 
 
 def ahead(xs: Any, w_x: Any) -> int | None:
@@ -20,22 +21,23 @@ def ahead(xs: Any, w_x: Any) -> int | None:
         xs: [*batch, time, inputs].
         w_x: [inputs, gates].
     """
-    if not _known(xs):
-        return None
-    return 1 if _rows(xs) >= ROWS and w_x.size >= SHARED else _in_cache(xs, w_x.shape[1])
+    known = _known(xs)
+    if w_x.size >= SHARED and (not known or _rows(xs) >= ROWS):
+        return 1
+    return _in_cache(xs, w_x.shape[1]) if known else None
 
 
 def behind(xs: Any, w_x: Any, w_h: Any) -> int | None:
     """Steps that add to the gradients of weights by one product, after their loop; None for all.
 
-    As many as stay in cache, unless adding to so many weights takes longer than that saves.
+    As many as stay in cache, unless there are so many weights that adding to them takes longer than that saves.
 
     Args:
         xs: [*batch, time, inputs].
         w_x: [inputs, gates].
         w_h: [outputs, gates].
     """
-    if not _known(xs) or w_x.size + w_h.size > 2 * CACHED:
+    if not _known(xs) or w_x.size + w_h.size > MANY:
         return None
     return _in_cache(xs, w_x.shape[1])
 

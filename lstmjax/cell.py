@@ -121,6 +121,11 @@ def merged(params: LSTMParams) -> LSTMParams:
     return dataclasses.replace(params, bias=sum(parts[1:], parts[0]) if parts else None, bias_h=None, offset=None)
 
 
+def narrowed(params: LSTMParams, like: Array) -> LSTMParams:
+    """The same parameters in the dtype of another array, in which products are computed."""
+    return jax.tree.map(lambda leaf: leaf.astype(like.dtype), params)
+
+
 def step(
     params: LSTMParams,
     x: Float[Array, " inputs"],

@@ -9,8 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import checkify
 
-BOOLEANS = bool, np.bool_
-
 
 def positive_int(name: str, value: Any) -> int:
     """Return `value` as an int, or raise unless it is an integer of at least 1."""
@@ -25,7 +23,7 @@ def positive_int(name: str, value: Any) -> int:
 
 def boolean(name: str, value: Any) -> bool:
     """Return `value` as a bool, or raise unless it is one."""
-    if not isinstance(value, BOOLEANS):
+    if not isinstance(value, bool | np.bool_):
         raise TypeError(f"{name} must be True or False, known before tracing; got {value!r}.")
     return bool(value)
 

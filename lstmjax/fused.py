@@ -42,7 +42,7 @@ def run(
     """Run the LSTM over time.
 
     Args:
-        params: LSTMParams in the dtype of xs.
+        params: LSTMParams, in whose dtypes gradients add up; computed with in that of xs.
         xs: inputs [*batch, time, inputs].
         state: LSTMState [*batch, units] before the first step read.
         initial: LSTMState [units] that a reset restores.
@@ -68,21 +68,16 @@ def _run_jvp(options, dropout, return_sequences, primals, tangents):
     ys, final, saved = _forward(params, xs, state, initial, masks, clock, *static, save=True)
 
     constants, steps = masks.in_loop()
-    vectors = _vectors(params)
-    d_vectors, d_state, d_initial = _instantiated((_vectors(d_params), d_state, d_initial))
+    d_params, d_state, d_initial = _tangents(d_params), *_instantiated((d_state, d_initial))
     d_xs = recurrence.time_major(d_xs, clock.valid) if _given(d_xs) else None
     timed = (d_xs, saved, steps)
-    d_state, d_initial, d_vectors, timed = placement.varying_alike((d_state, d_initial, d_vectors, timed))
-    w_h = _apart(params.w_h)
-    w_projection = None if params.w_projection is None else _apart(params.w_projection)
+    d_state, d_initial, d_params, timed = placement.varying_alike((d_state, d_initial, d_params, timed))
+    params = cell.narrowed(params, xs)
+    vectors = _vectors(params)
 
-    def ahead(xs, timed):
-        d_xs, saved, steps = timed
-        return _ahead_of_the_loop(params, d_params, d_vectors, xs, d_xs, saved, constants), saved, steps
-
-    def tick(once, d_before, now, constants):
+    def tick(w_h, w_projection, once, d_before, now, constants):
         (d_z, d_h_product, d_h), saved, step = now
-        masks = constants.at(step)
+        masks, d_vectors = constants.at(step), cell.narrowed(_vectors(d_params), xs)
         d_h_product = _plus(cell.recurrent_product(w_h, d_before, masks), d_h_product)
         d_z = once(d_z + _tangent(cell.recurred, (vectors, saved.h_product), (d_vectors, d_h_product)))
         pointwise = partial(cell.pointwise, options=options, masks=masks)
@@ -92,16 +87,23 @@ def _run_jvp(options, dropout, return_sequences, primals, tangents):
         d_after = cell.LSTMState(h=d_h.astype(d_before.h.dtype), c=d_c)
         return cell.zoned_out(d_after, d_before, dropout, masks), None
 
-    def loop(once, **how):
-        return partial(
+    def loop(apart, once, **how):
+        def ahead(xs, timed):
+            d_xs, saved, steps = timed
+            narrow = cell.narrowed(d_params, xs)
+            return _ahead_of_the_loop(params, narrow, xs, d_xs, saved, constants, apart), saved, steps
+
+        w_projection = None if params.w_projection is None else apart(params.w_projection)
+        run = partial(
             recurrence.forward,
-            partial(tick, once),
+            partial(tick, apart(params.w_h), w_projection, once),
             clock=clock,
             return_sequences=return_sequences,
             ahead=ahead,
             recompute=True,  # keep z alone, not every slope made from it
             **how,
         )
+        return jax.checkpoint(run, prevent_cse=False)  # both platforms keep the same
 
     d_ys, d_final, _ = jax.lax.platform_dependent(
         d_state,
@@ -109,8 +111,9 @@ def _run_jvp(options, dropout, return_sequences, primals, tangents):
         xs,
         timed,
         constants,
-        cpu=loop(lambda d_z: d_z, block=blocks.behind(xs, params.w_x, params.w_h)),
-        default=loop(jax.lax.optimization_barrier, together=4),  # else dz is computed again to be written
+        cpu=loop(_apart, lambda d_z: d_z, block=blocks.behind(xs, params.w_x, params.w_h)),
+        # dz stands behind a barrier where it would be computed again to be written
+        default=loop(lambda array: array, jax.lax.optimization_barrier, together=4),
     )
     return (ys, final), (d_ys, d_final)
 
@@ -130,6 +133,7 @@ class _Saved:
 
 def _forward(params, xs, state, initial, masks, clock, options, dropout, return_sequences, *, save):
     """The loop, with x W_x ahead of each block of steps."""
+    params = cell.narrowed(params, xs)
 
     def ahead(xs, steps):
         return cell.input_product(params.w_x, xs, state.c.dtype), steps
@@ -169,22 +173,24 @@ def _forward(params, xs, state, initial, masks, clock, options, dropout, return_
     return ys, final, saved
 
 
-def _ahead_of_the_loop(params, d_params, d_vectors, xs, d_xs, saved, constants):
+def _ahead_of_the_loop(params, d_params, xs, d_xs, saved, constants, apart):
     """The tangents of z_t, of h_{t-1} W_h where that is normalised, and of h_t, so far as no state has a part."""
     dtype, befores = saved.z.dtype, saved.before
-    terms = [] if d_xs is None else [cell.input_product(_apart(params.w_x), d_xs, dtype)]
-    terms += [cell.input_product(d_params.w_x, _apart(xs), dtype)] if _given(d_params.w_x) else []
+    terms = [] if d_xs is None else [cell.input_product(apart(params.w_x), d_xs, dtype)]
+    terms += [cell.input_product(d_params.w_x, apart(xs), dtype)] if d_params.w_x is not None else []
     d_x_product = sum(terms[1:], start=terms[0]) if terms else jnp.zeros_like(saved.x_product)
-    d_z = _tangent(jax.checkpoint(cell.projected), (_vectors(params), saved.x_product), (d_vectors, d_x_product))
+    d_z = _tangent(
+        jax.checkpoint(cell.projected), (_vectors(params), saved.x_product), (_vectors(d_params), d_x_product)
+    )
     d_h_product = d_h = None
-    if _given(d_params.w_h):
+    if d_params.w_h is not None:
         masks = jax.tree.map(lambda mask: jnp.broadcast_to(mask, (len(xs), *mask.shape)), constants)
-        befores = dataclasses.replace(befores, h=_apart(befores.h))
+        befores = dataclasses.replace(befores, h=apart(befores.h))
         d_h_product = cell.recurrent_product(d_params.w_h, befores, masks)
         if params.norm is None:
             d_z, d_h_product = d_z + d_h_product, None
-    if _given(d_params.w_projection):
-        d_h = cell.output_product(d_params.w_projection, _apart(saved.m), dtype)
+    if d_params.w_projection is not None:
+        d_h = cell.output_product(d_params.w_projection, apart(saved.m), dtype)
     return d_z, d_h_product, d_h
 
 
@@ -195,6 +201,13 @@ def _apart(array: jax.Array) -> jax.Array:
     (`python -m benchmarks.choices`).
     """
     return jnp.moveaxis(jax.lax.optimization_barrier(jnp.moveaxis(array, -1, 0)), 0, -1)
+
+
+def _tangents(d_params):
+    """Those of matrices are None where they are zero, all others arrays."""
+    names = "w_x", "w_h", "w_projection"
+    given = {name: getattr(d_params, name) for name in names if _given(getattr(d_params, name))}
+    return dataclasses.replace(_instantiated(_vectors(d_params)), **given)
 
 
 def _vectors(params):

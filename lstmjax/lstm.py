@@ -60,10 +60,14 @@ def step(
     >>> y.shape
     (8, 3)
     """
+    if not _are_arrays(x, state):
+        x, state, _ = _checked_step(params, x, state, options, dropout)
     try:
         return _step(params, x, state, options, dropout)
-    except (TypeError, ValueError) as error:
-        raise _named(error, _checked_step, params, x, state, options, dropout) from None
+    except (TypeError, ValueError):
+        if named := _refused(_checked_step, params, x, state, options, dropout):
+            raise named from None
+        raise
 
 
 def apply(
@@ -122,16 +126,18 @@ def apply(
     """
     reverse = checks.boolean("reverse", reverse)
     return_sequences = checks.boolean("return_sequences", return_sequences)
+    unroll = None if unroll is None else checks.positive_int("unroll", unroll)
     segments = 0
-    if lengths is not None or unroll is not None or checkpoint is not False:  # where values count, not shapes alone
-        arguments = _checked(params, xs, state, resets, key, options, dropout, implementation, lengths, unroll)
-        params, xs, state, lengths, resets = arguments
+    if lengths is not None or checkpoint is not False or not _are_arrays(xs, state, resets):
+        xs, state, lengths, resets = _checked(params, xs, state, lengths, resets, key, options, dropout, implementation)
         segments = _segments(checkpoint, xs.shape[-2])
     static = reverse, return_sequences, options, dropout, implementation, unroll, segments
     try:
         return _apply(params, xs, (state, lengths, resets, key), static)
-    except (TypeError, ValueError) as error:
-        raise _named(error, _checked, params, xs, state, resets, key, options, dropout, implementation) from None
+    except (TypeError, ValueError):
+        if named := _refused(_checked, params, xs, state, lengths, resets, key, options, dropout, implementation):
+            raise named from None
+        raise
 
 
 def explain(
@@ -183,7 +189,7 @@ def _apply(params, xs, arrays, static):
     """Check and run: while it is traced, and so once for all calls with the same shapes and dtypes."""
     state, lengths, resets, key = arrays
     reverse, return_sequences, options, dropout, implementation, unroll, segments = static
-    params, xs, state, _, resets = _checked(params, xs, state, resets, key, options, dropout, implementation)
+    xs, state, _, resets = _checked(params, xs, state, None, resets, key, options, dropout, implementation)
     dropout = _check_dropout(dropout, key)
     *batch, time, _ = xs.shape
 
@@ -214,7 +220,7 @@ def _read(params, xs, state, clock, masks, *, dropout, return_sequences, options
     """Run over xs [*batch, time, inputs] in the order in which they stand."""
     initial = initial_state(params)
     params, xs, state = _promote(params, xs, state, options)
-    initial = LSTMState(h=initial.h.astype(xs.dtype), c=initial.c.astype(state.c.dtype))
+    initial = LSTMState(h=initial.h.astype(xs.dtype).astype(state.c.dtype), c=initial.c.astype(state.c.dtype))
     # Wide again where a gradient adds up over segments or steps, and narrowed in them, as widely as c is kept.
     wide = cell.merged(jax.tree.map(lambda leaf: leaf.astype(state.c.dtype), params))
     wide, xs, state, initial, clock, masks = placement.varying_alike((wide, xs, state, initial, clock, masks))
@@ -245,7 +251,7 @@ def _scan(params, xs, state, initial, masks, clock, options, dropout, return_seq
 
     def single(state, now, constants):
         x, step = now
-        return cell.step(_narrowed(params, x), x, state, options, dropout, constants.at(step)), None
+        return cell.step(cell.narrowed(params, x), x, state, options, dropout, constants.at(step)), None
 
     ys, state, _ = recurrence.forward(
         single, state, initial, xs, steps, constants, clock, return_sequences=return_sequences
@@ -253,16 +259,8 @@ def _scan(params, xs, state, initial, masks, clock, options, dropout, return_seq
     return ys, state
 
 
-def _fused(params, xs, *arguments):
-    return fused.run(_narrowed(params, xs), xs, *arguments)
-
-
-def _narrowed(params, like):
-    return jax.tree.map(lambda leaf: leaf.astype(like.dtype), params)
-
-
 # Fastest first: "auto" takes the first.
-IMPLEMENTATIONS = {"fused": _fused, "scan": _scan}
+IMPLEMENTATIONS = {"fused": fused.run, "scan": _scan}
 
 
 def _choose(implementation: str) -> str:
@@ -348,13 +346,18 @@ def _segments(checkpoint: Any, time: int) -> int:
     return recurrence.even(time, max(1, math.isqrt(6 * time)))
 
 
-def _named(error, check, *arguments):
-    """The error that names the argument at fault, where `check` finds one; JAX may have met it first."""
+def _are_arrays(xs: Any, state: Any, resets: Any = None) -> bool:
+    """Whether jit takes these as they are; lists, and arrays of other libraries, are converted first."""
+    leaves = (xs, state.h, state.c, resets) if isinstance(state, LSTMState) else (xs, state, resets)
+    return all(leaf is None or isinstance(leaf, jax.Array | np.ndarray) for leaf in leaves)
+
+
+def _refused(check, *arguments):
+    """The error that names the argument at fault, where there is one; JAX may have met it first."""
     try:
         check(*arguments)
-    except (TypeError, ValueError) as named:
-        return named
-    return error
+    except (TypeError, ValueError) as error:
+        return error
 
 
 def _checked_step(params, x, state, options, dropout):
@@ -363,7 +366,7 @@ def _checked_step(params, x, state, options, dropout):
     return x, _check_state(params, state, x.shape[:-1]), _check_dropout(dropout, None)
 
 
-def _checked(params, xs, state, resets, key, options, dropout, implementation, lengths=None, unroll=None):
+def _checked(params, xs, state, lengths, resets, key, options, dropout, implementation):
     """The arrays that `_apply` takes, or an error that names the argument at fault."""
     xs = _check(params, "xs", xs, "*batch, time, inputs", options)
     *batch, time, _ = xs.shape
@@ -371,11 +374,9 @@ def _checked(params, xs, state, resets, key, options, dropout, implementation, l
     state = initial_state(params, batch) if state is None else _check_state(params, state, batch)
     lengths = None if lengths is None else checks.lengths(lengths, batch, time)
     resets = None if resets is None else checks.resets(resets, batch, time)
-    if unroll is not None:
-        checks.positive_int("unroll", unroll)
     _check_dropout(dropout, key)
     _choose(implementation)
-    return params, xs, state, lengths, resets
+    return xs, state, lengths, resets
 
 
 def _check_state(params: LSTMParams, state: Any, batch: tuple[int, ...]) -> LSTMState:

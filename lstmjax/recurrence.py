@@ -97,7 +97,7 @@ def forward(
     Args:
         cell: one step of one sequence; its state has fields h, the output, and c.
         state: the state before the first step read, leaves [*batch, ...].
-        initial: the state that a reset restores, leaves without batch axes.
+        initial: the state that a reset restores, leaves without batch axes, in whose dtypes its gradient adds up.
         xs: inputs, which `ahead` gets as [time, *batch, inputs], 0 on padding.
         timed: what else belongs to each step, a tree with leaves [time, *batch, ...].
         constants: what the cell is given at every step of a sequence, a tree with leaves [*batch, ...].
@@ -119,7 +119,7 @@ def forward(
         if together > 1:
             # Else a step computes c of the one before again, which needs a copy of what the loop carries.
             state = dataclasses.replace(state, c=jax.lax.optimization_barrier(state.c))
-        before = state if reset is None else _select(reset, initial, state)
+        before = state if reset is None else _select(reset, _like(initial, state), state)
         after, saved = cell(before, x, constant)
         if valid is not None:
             after = _select(valid, after, state)
@@ -164,7 +164,7 @@ def even(whole: int, part: int) -> int:
 def _in_blocks(run, state, timed, size):
     whole, rest = _cut(timed, size)
     state, outputs = jax.lax.scan(run, state, whole)
-    outputs = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), outputs)
+    outputs = jax.tree.map(lambda leaf: leaf.reshape(leaf.shape[0] * size, *leaf.shape[2:]), outputs)
     if rest is not None:
         state, last = run(state, rest)
         outputs = jax.tree.map(lambda *parts: jnp.concatenate(parts), outputs, last)
@@ -175,7 +175,7 @@ def _cut(timed, size):
     """Pieces of `size` steps, [pieces, size, ...], and what is left, or None."""
     time = jax.tree.leaves(timed)[0].shape[0]
     whole = time - time % size
-    pieces = jax.tree.map(lambda leaf: leaf[:whole].reshape(-1, size, *leaf.shape[1:]), timed)
+    pieces = jax.tree.map(lambda leaf: leaf[:whole].reshape(whole // size, size, *leaf.shape[1:]), timed)
     return pieces, jax.tree.map(lambda leaf: leaf[whole:], timed) if whole < time else None
 
 
@@ -235,6 +235,10 @@ def in_segments(
 
 def _select(condition: Bool[Array, ""], chosen: Any, other: Any) -> Any:
     return jax.tree.map(partial(jnp.where, condition), chosen, other)
+
+
+def _like(tree: Any, other: Any) -> Any:
+    return jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), tree, other)
 
 
 def _batched(function: Callable, axes: int) -> Callable:

@@ -40,6 +40,7 @@ def test_steps_whose_number_is_open():
     for shape in ((batch, 1000, 64), (32, time, 64)):
         xs, w_x, w_h = jax.ShapeDtypeStruct(shape, jnp.float32), *shapes((), 1, 64, 64)[1:]
         assert blocks.ahead(xs, w_x) is None
+        assert blocks.ahead(xs, jnp.zeros((256, 1024))) == 1
         assert blocks.behind(xs, w_x, w_h) is None
 
 

@@ -14,7 +14,7 @@ from jax.experimental import checkify
 from jax.sharding import PartitionSpec
 from jax.test_util import check_grads
 
-from lstmjax import LSTMParams, LSTMState, blocks, lstm
+from lstmjax import LSTMParams, LSTMState, lstm
 
 INPUTS, UNITS = 3, 4
 BATCHES = [(), (3,), (2, 3), (2, 1, 3)]
@@ -131,33 +131,6 @@ def test_gradients_float32(implementation, lengths, resets, reverse, batch):
     assert np.abs(expected[0]).max() > 0
     for name, e in zip(arrays, expected, strict=True):
         np.testing.assert_allclose(actual[name], e, rtol=0, atol=1e-5 * np.abs(e).max(), err_msg=name)
-
-
-@pytest.fixture(params=[{"CACHED": 64}, {"ROWS": 0, "SHARED": 0}], ids=["blocks of two steps", "a product a step"])
-def small_blocks(request, monkeypatch):
-    """What the fused path does on CPU with more numbers than examples have."""
-    for name, value in request.param.items():
-        monkeypatch.setattr(blocks, name, value)
-    jax.clear_caches()
-    yield
-    jax.clear_caches()
-
-
-@masks
-@directions
-def test_fused_in_blocks(small_blocks, lengths, resets, reverse):
-    test_values_float32("fused", lengths, resets, reverse, (2, 3))
-    test_values_float32("fused", lengths, resets, reverse, ())
-    test_gradients_float32("fused", lengths, resets, reverse, (2, 3))
-
-
-def test_second_order_in_blocks(small_blocks, x64):
-    test_forward_mode_and_second_order("fused", None)
-
-
-def test_shards_in_blocks(small_blocks):
-    test_shard_map_over_the_batch("fused", True, True)
-    test_padding_reaches_no_gradient("fused", True, np.nan)
 
 
 @every_implementation

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from lstmjax import lstm
+from lstmjax import blocks, lstm
 
 BATCH, TIME, INPUTS, UNITS = 2, 50, 3, 4
 
@@ -23,3 +23,17 @@ def test_a_gradient_keeps_the_pre_activations_the_states_and_the_inputs():
     assert kept(coupled=True) == standard - UNITS
     assert kept(projection=2) == 4 * UNITS + UNITS + 2 + UNITS + INPUTS  # z, c, h, what is projected, x
     assert kept(layer_norm=True) == standard + 2 * 4 * UNITS  # both products as they were before the norm
+
+
+def test_a_gradient_keeps_as_much_where_steps_go_in_blocks(monkeypatch):
+    """And once, not once for each platform."""
+
+    def all_kept():
+        params = lstm.init(jax.random.key(0), INPUTS, UNITS)
+        jax.clear_caches()
+        _, pull = jax.vjp(lambda params, xs: lstm.apply(params, xs)[0], params, jnp.ones((BATCH, TIME, INPUTS)))
+        return sum(leaf.size for leaf in jax.tree.leaves(pull))
+
+    whole = all_kept()
+    monkeypatch.setattr(blocks, "CACHED", 256)
+    assert all_kept() <= whole

@@ -20,6 +20,31 @@ def test_numpy_parameters_and_inputs():
     np.testing.assert_array_equal(actual, expected)
 
 
+class Foreign:
+    """An array of another library."""
+
+    def __init__(self, array):
+        self.array = array
+
+    def __array__(self, dtype=None, copy=None):
+        return np.array(self.array, dtype)
+
+
+@pytest.mark.usefixtures("untyped")
+@pytest.mark.parametrize("kind", [list, Foreign])
+def test_what_becomes_an_array(kind):
+    params = lstm.init(KEY, 2, 3)
+    xs, resets = np.ones((4, 2), np.float32), np.array([False, True, False, False])
+    state = lstm.LSTMState(h=np.full(3, 0.5, np.float32), c=np.ones(3, np.float32))
+    taken = lstm.LSTMState(h=kind(state.h), c=kind(state.c))
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        lstm.apply(params, kind(xs), taken, resets=kind(resets)),
+        lstm.apply(params, xs, state, resets=resets),
+    )
+    jax.tree.map(np.testing.assert_array_equal, lstm.step(params, kind(xs[0]), taken), lstm.step(params, xs[0], state))
+
+
 @pytest.mark.parametrize(
     "options",
     [

@@ -1,6 +1,7 @@
-"""The branch of the fused path for accelerators, which a CPU never takes by itself: the same contract of time.
+"""The branches of the fused path that small examples do not take on a CPU by themselves: the same contract of time.
 
-There x W_x is one product ahead of the loop, an iteration takes several steps, and barriers stand between them.
+On an accelerator x W_x is one product ahead of the loop, an iteration takes several steps, and barriers stand between
+them. On a CPU that has more numbers to compute than fit in its cache, steps go in blocks, or each has its own product.
 """
 
 from functools import partial
@@ -12,7 +13,7 @@ import pytest
 import test_contract as contract
 import test_variants as variants
 
-from lstmjax import Dropout, export, lstm
+from lstmjax import Dropout, blocks, export, lstm
 
 KEY = jax.random.key(0)
 TIMES = [0, 1, 3, 7, 8, 11]  # none, one, an iteration of 3 and of 7, two of 4, and two of 4 with a rest of 3
@@ -20,15 +21,42 @@ TIMES = [0, 1, 3, 7, 8, 11]  # none, one, an iteration of 3 and of 7, two of 4, 
 same = partial(jax.tree.map, partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-9))
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _accelerated():
+def on_an_accelerator(patch):
+    patch.setattr(jax.lax, "platform_dependent", lambda *arrays, cpu, default: default(*arrays))
+
+
+def in_blocks_of_two_steps(patch):
+    patch.setattr(blocks, "CACHED", 64)
+
+
+def with_a_product_a_step(patch):
+    patch.setattr(blocks, "ROWS", 0)
+    patch.setattr(blocks, "SHARED", 0)
+
+
+def entered(branch):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jax.lax, "platform_dependent", lambda *arrays, cpu, default: default(*arrays))
+        branch(patch)
         jax.clear_caches()
         yield
     jax.clear_caches()
 
 
+@pytest.fixture(
+    scope="module",
+    params=[on_an_accelerator, in_blocks_of_two_steps, with_a_product_a_step],
+    ids=lambda branch: branch.__name__,
+)
+def branch(request):
+    yield from entered(request.param)
+
+
+@pytest.fixture(scope="module")
+def accelerator():
+    yield from entered(on_an_accelerator)
+
+
+@pytest.mark.usefixtures("accelerator")
 def test_several_steps_are_one_iteration():
     params = lstm.init(KEY, contract.INPUTS, contract.UNITS)
     for time, together in ((8, 4), (7, 7), (11, 4)):
@@ -37,6 +65,7 @@ def test_several_steps_are_one_iteration():
         assert f"unroll={together}" in program
 
 
+@pytest.mark.usefixtures("branch")
 @pytest.mark.parametrize("time", TIMES)
 @pytest.mark.parametrize("ragged", [False, True])
 def test_values_and_gradients(time, ragged, x64):
@@ -44,6 +73,7 @@ def test_values_and_gradients(time, ragged, x64):
     contract.check_values_and_gradients_float64("fused", time, lengths=ragged, resets=ragged, reverse=ragged)
 
 
+@pytest.mark.usefixtures("branch")
 @contract.masks
 @contract.directions
 def test_float32(lengths, resets, reverse):
@@ -51,17 +81,20 @@ def test_float32(lengths, resets, reverse):
     contract.test_gradients_float32("fused", lengths, resets, reverse, (2, 3))
 
 
+@pytest.mark.usefixtures("branch")
 @pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.bfloat16, 2**-7), (jnp.float16, 2**-10)])
 def test_half_precision(dtype, tolerance):
     contract.test_half_precision("fused", dtype, tolerance)
 
 
+@pytest.mark.usefixtures("branch")
 @pytest.mark.parametrize("variant", ["zoneout", "all", "all but gates of their own"])
 def test_cells(variant, x64):
     del x64
     variants.check_values_and_gradients(variants.COMPOSITIONS["fused"], variants.VARIANTS[variant], reverse=True)
 
 
+@pytest.mark.usefixtures("branch")
 def test_random_masks_and_segments(x64):
     del x64
     arrays, times = contract.example(5, (3,), 8, lengths=True, resets=True, dtype=np.float64)
@@ -78,11 +111,13 @@ def test_random_masks_and_segments(x64):
     same(slopes("fused", checkpoint=2), expected)
 
 
+@pytest.mark.usefixtures("branch")
 @pytest.mark.parametrize("check", [contract.test_forward_mode_and_second_order, contract.test_gradient_of_gradient])
 def test_derivatives_of_derivatives(check, x64):
     check("fused", x64)
 
 
+@pytest.mark.usefixtures("branch")
 def test_linearize(x64):
     del x64
     arrays, times = contract.example(4, (2,), 11, lengths=True, resets=True, dtype=np.float64)
@@ -92,16 +127,19 @@ def test_linearize(x64):
     same(tangent(directions), expected)
 
 
+@pytest.mark.usefixtures("branch")
 def test_vmap():
     contract.test_vmap_equals_batch_axes("fused", True)
     contract.test_vmap_over_parameters("fused")
 
 
+@pytest.mark.usefixtures("branch")
 def test_meshes():
     contract.test_shard_map_over_the_batch("fused", True, True)
     contract.test_batch_sharded_over_a_mesh("fused", True, True, jax.sharding.AxisType.Explicit)
 
 
+@pytest.mark.usefixtures("accelerator")
 def test_time_left_open(untyped):
     del untyped
     params = lstm.init(KEY, contract.INPUTS, contract.UNITS)
@@ -115,3 +153,24 @@ def test_time_left_open(untyped):
             program.call(xs, lengths),
             (ys, {"h": state.h, "c": state.c}),
         )
+
+
+@pytest.mark.usefixtures("branch")
+def test_half_precision_gradients_do_not_drift():
+    contract.test_half_precision_gradients_do_not_drift_with_time("fused", False)
+
+
+@pytest.mark.usefixtures("branch")
+@pytest.mark.parametrize("poison", [np.nan, np.inf])
+def test_padding_reaches_no_gradient(poison):
+    contract.test_padding_reaches_no_gradient("fused", True, poison)
+
+
+@pytest.mark.usefixtures("branch")
+@pytest.mark.parametrize("checkpoint", [False, True])
+def test_an_empty_batch(checkpoint):
+    params = lstm.init(KEY, contract.INPUTS, contract.UNITS)
+    slope = jax.grad(lambda params, xs: lstm.apply(params, xs, checkpoint=checkpoint)[0].sum(), argnums=(0, 1))
+    d_params, d_xs = slope(params, jnp.zeros((0, 9, contract.INPUTS)))
+    assert d_xs.shape == (0, 9, contract.INPUTS)
+    assert not any(leaf.any() for leaf in jax.tree.leaves(d_params))
