@@ -16,9 +16,10 @@ SECTIONS = {"growth": growth.section, "overhead": overhead.section, "stack": sta
 HEAD = """# Speed
 
 One layer of LSTM over [batch, time, features] in float32, here and in every library that is installed: the same
-weights, the same arrays, each library in a process of its own. Rounds are interleaved; "Keras /" is the time of Keras
-over ours, the median of ratios taken round by round, with its quartiles: above 1, ours is faster. PyTorch has as many
-threads as cores, pinned. Losses are published like wins. From a clone of this repository, in a virtual environment:
+weights, the same arrays, each library in a process of its own. Rounds are interleaved, each in another order, since the
+threads of some libraries go on spinning after a call; "Keras /" is the time of Keras over ours, the median of ratios
+taken round by round, with its quartiles: above 1, ours is faster. PyTorch has as many threads as cores, pinned. Losses
+are published like wins. From a clone of this repository, in a virtual environment:
 
 ```sh
 python -m pip install -e '.[peers,flax]' && python -m benchmarks cpu

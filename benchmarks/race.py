@@ -1,14 +1,15 @@
 """Programs in processes of their own, timed in turn, and what can be said of such times.
 
-A process answers each line of its standard input with one line. Rounds are interleaved, and each begins with another
-process, so that what slows the machine for a while slows all alike; a ratio is the median of ratios taken round by
-round, with its quartiles.
+A process answers each line of its standard input with one line. Rounds are interleaved, each in another order, so that
+what slows the machine for a while slows all alike; a ratio is the median of ratios taken round by round, with its
+quartiles.
 """
 
 import contextlib
 import importlib.metadata
 import json
 import os
+import random
 import statistics
 import subprocess
 import sys
@@ -75,12 +76,14 @@ def serve(answers: Mapping[str, Callable[..., Any]]) -> None:
 
 
 def turns(timed: Mapping[str, Callable[[], Any]], count: int) -> dict[str, list[Any]]:
-    """What each gives, so many times, in turn."""
-    names = list(timed)
-    given: dict[str, list[Any]] = {name: [] for name in names}
-    for turn in range(count):
-        first = turn % len(names) if names else 0
-        for name in names[first:] + names[:first]:
+    """What each gives, so many times, in turn; in another order each time.
+
+    For a while after a call the threads of some libraries go on spinning, on the cores of whoever comes next.
+    """
+    given: dict[str, list[Any]] = {name: [] for name in timed}
+    orders = random.Random(0)
+    for _ in range(count):
+        for name in orders.sample(list(timed), len(timed)):
             given[name].append(timed[name]())
     return given
 
