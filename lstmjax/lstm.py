@@ -13,11 +13,12 @@ with all that a cell may have beside: peepholes, projection, layer norm, clips.
 
 import dataclasses
 import math
-from functools import partial
+from functools import cache, partial
 from itertools import takewhile
 from typing import Any
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Integer
@@ -349,7 +350,12 @@ def _segments(checkpoint: Any, time: int) -> int:
 def _are_arrays(xs: Any, state: Any, resets: Any = None) -> bool:
     """Whether jit takes these as they are; lists, and arrays of other libraries, are converted first."""
     leaves = (xs, state.h, state.c, resets) if isinstance(state, LSTMState) else (xs, state, resets)
-    return all(leaf is None or isinstance(leaf, jax.Array | np.ndarray) for leaf in leaves)
+    return all(map(_is_array, map(type, leaves)))
+
+
+@cache
+def _is_array(kind: type) -> bool:
+    return issubclass(kind, jax.Array | jax.core.Tracer | np.ndarray | type(None))
 
 
 def _refused(check, *arguments):
