@@ -197,8 +197,8 @@ def _ahead_of_the_loop(params, d_params, xs, d_xs, saved, constants, apart):
 def _apart(array: jax.Array) -> jax.Array:
     """The array [..., features] with features first and back, and a barrier that keeps XLA from folding this.
 
-    Transposed programs then multiply by a copy that lies as they need it, which is faster on CPU
-    (`python -m benchmarks.choices`).
+    Transposed programs then multiply by a copy that lies as they need it: on CPU that gains at some shapes and loses a
+    little at others (`python -m benchmarks.choices`).
     """
     return jnp.moveaxis(jax.lax.optimization_barrier(jnp.moveaxis(array, -1, 0)), 0, -1)
 
