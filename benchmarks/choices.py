@@ -42,7 +42,6 @@ def main() -> None:
             products_behind(),
         ),
         ("activations of the gates; forward", activations()),
-        ("what products multiply, transposed behind a barrier; value and gradients of params and xs", transpositions()),
         ("derivatives of its own against the scan's; value and gradients of params and xs", backward_passes()),
         ("batch axes against jax.vmap; value and gradients of params and xs", batchings()),
     ):
@@ -97,11 +96,6 @@ def activations() -> dict[str, Callable]:
             return lstm.apply(params, xs, options=LSTMOptions(recurrent_activation="another_sigmoid"))
 
     return {"one tanh": lstm.apply, "three sigmoids and a tanh": apart}
-
-
-def transpositions() -> dict[str, Callable]:
-    folded = partial(patched, jax.lax, "optimization_barrier", lambda array: array)
-    return {"barrier": value_and_grad(lstm.apply), "folded": value_and_grad(folded)}
 
 
 def patched(module: Any, name: str, function: Callable, params: Any, xs: Any) -> Any:

@@ -26,6 +26,8 @@ from lstmjax import blocks, cell, placement, recurrence
 from lstmjax.options import LSTMOptions
 from lstmjax.regularize import Dropout, Masks
 
+TOGETHER = 4  # steps in one iteration, but on CPU
+
 
 @partial(jax.custom_jvp, nondiff_argnums=(6, 7, 8))
 def run(
@@ -75,45 +77,37 @@ def _run_jvp(options, dropout, return_sequences, primals, tangents):
     params = cell.narrowed(params, xs)
     vectors = _vectors(params)
 
-    def tick(w_h, w_projection, once, d_before, now, constants):
+    def tick(d_before, now, constants):
         (d_z, d_h_product, d_h), saved, step = now
         masks, d_vectors = constants.at(step), cell.narrowed(_vectors(d_params), xs)
-        d_h_product = _plus(cell.recurrent_product(w_h, d_before, masks), d_h_product)
-        d_z = once(d_z + _tangent(cell.recurred, (vectors, saved.h_product), (d_vectors, d_h_product)))
+        d_h_product = _plus(cell.recurrent_product(params.w_h, d_before, masks), d_h_product)
+        d_z += _tangent(cell.recurred, (vectors, saved.h_product), (d_vectors, d_h_product))
+        d_z = jax.lax.optimization_barrier(d_z)  # else what is written is computed again
         pointwise = partial(cell.pointwise, options=options, masks=masks)
         d_m, d_c = _tangent(pointwise, (vectors, saved.z, saved.before.c), (d_vectors, d_z, d_before.c))
-        d_h = _plus(cell.output_product(w_projection, d_m.astype(d_before.h.dtype), d_c.dtype), d_h)
+        d_h = _plus(cell.output_product(params.w_projection, d_m.astype(d_before.h.dtype), d_c.dtype), d_h)
         d_h = _tangent(partial(cell.clipped, bound=options.projection_clip), (saved.unclipped,), (d_h,))
         d_after = cell.LSTMState(h=d_h.astype(d_before.h.dtype), c=d_c)
         return cell.zoned_out(d_after, d_before, dropout, masks), None
 
-    def loop(apart, once, **how):
-        def ahead(xs, timed):
-            d_xs, saved, steps = timed
-            narrow = cell.narrowed(d_params, xs)
-            return _ahead_of_the_loop(params, narrow, xs, d_xs, saved, constants, apart), saved, steps
+    def ahead(xs, timed):
+        d_xs, saved, steps = timed
+        narrow = cell.narrowed(d_params, xs)
+        return _ahead_of_the_loop(params, narrow, xs, d_xs, saved, constants), saved, steps
 
-        w_projection = None if params.w_projection is None else apart(params.w_projection)
-        run = partial(
-            recurrence.forward,
-            partial(tick, apart(params.w_h), w_projection, once),
-            clock=clock,
-            return_sequences=return_sequences,
-            ahead=ahead,
-            recompute=True,  # keep z alone, not every slope made from it
-            **how,
-        )
-        return jax.checkpoint(run, prevent_cse=False)  # both platforms keep the same
-
-    d_ys, d_final, _ = jax.lax.platform_dependent(
+    d_ys, d_final, _ = recurrence.forward(
+        tick,
         d_state,
         d_initial,
         xs,
         timed,
         constants,
-        cpu=loop(_apart, lambda d_z: d_z, block=blocks.behind(xs, params.w_x, params.w_h)),
-        # dz stands behind a barrier where it would be computed again to be written
-        default=loop(lambda array: array, jax.lax.optimization_barrier, together=4),
+        clock,
+        return_sequences=return_sequences,
+        ahead=ahead,
+        block=blocks.behind(xs, params.w_x, params.w_h),
+        together=TOGETHER,
+        recompute=True,  # keep z alone, not every slope made from it
     )
     return (ys, final), (d_ys, d_final)
 
@@ -151,33 +145,30 @@ def _forward(params, xs, state, initial, masks, clock, options, dropout, return_
         return after, _Saved(before, x_product, h_product, z, m, unclipped) if save else None
 
     shifted = save and return_sequences and clock.resets is None
-    loop = partial(
-        recurrence.forward,
-        tick,
-        clock=clock,
-        return_sequences=return_sequences and not shifted,
-        ahead=ahead,
-    )
     constants, steps = masks.in_loop()
-    ys, final, saved = jax.lax.platform_dependent(
+    ys, final, saved = recurrence.forward(
+        tick,
         state,
         initial,
         xs,
         steps,
         constants,
-        cpu=partial(loop, block=blocks.ahead(xs, params.w_x)),
-        default=partial(loop, together=4),
+        clock,
+        return_sequences=return_sequences and not shifted,
+        ahead=ahead,
+        block=blocks.ahead(xs, params.w_x),
+        together=TOGETHER,
     )
     if shifted:
         ys = recurrence.where(clock.valid, jnp.concatenate([saved.before.h, final.h[None]])[1:])
     return ys, final, saved
 
 
-def _ahead_of_the_loop(params, d_params, xs, d_xs, saved, constants, apart):
+def _ahead_of_the_loop(params, d_params, xs, d_xs, saved, constants):
     """The tangents of z_t, of h_{t-1} W_h where that is normalised, and of h_t, so far as no state has a part."""
-    dtype, befores = saved.z.dtype, saved.before
-    terms = [] if d_xs is None else [cell.input_product(apart(params.w_x), d_xs, dtype)]
-    terms += [cell.input_product(d_params.w_x, apart(xs), dtype)] if d_params.w_x is not None else []
+    dtype = saved.z.dtype
+    terms = [] if d_xs is None else [cell.input_product(params.w_x, d_xs, dtype)]
+    terms += [cell.input_product(d_params.w_x, xs, dtype)] if d_params.w_x is not None else []
     d_x_product = sum(terms[1:], start=terms[0]) if terms else jnp.zeros_like(saved.x_product)
     d_z = _tangent(
         jax.checkpoint(cell.projected), (_vectors(params), saved.x_product), (_vectors(d_params), d_x_product)
@@ -185,22 +176,12 @@ def _ahead_of_the_loop(params, d_params, xs, d_xs, saved, constants, apart):
     d_h_product = d_h = None
     if d_params.w_h is not None:
         masks = jax.tree.map(lambda mask: jnp.broadcast_to(mask, (len(xs), *mask.shape)), constants)
-        befores = dataclasses.replace(befores, h=apart(befores.h))
-        d_h_product = cell.recurrent_product(d_params.w_h, befores, masks)
+        d_h_product = cell.recurrent_product(d_params.w_h, saved.before, masks)
         if params.norm is None:
             d_z, d_h_product = d_z + d_h_product, None
     if d_params.w_projection is not None:
-        d_h = cell.output_product(d_params.w_projection, apart(saved.m), dtype)
+        d_h = cell.output_product(d_params.w_projection, saved.m, dtype)
     return d_z, d_h_product, d_h
-
-
-def _apart(array: jax.Array) -> jax.Array:
-    """The array [..., features] with features first and back, and a barrier that keeps XLA from folding this.
-
-    Transposed programs then multiply by a copy that lies as they need it: on CPU that gains at some shapes and loses a
-    little at others (`python -m benchmarks.choices`).
-    """
-    return jnp.moveaxis(jax.lax.optimization_barrier(jnp.moveaxis(array, -1, 0)), 0, -1)
 
 
 def _tangents(d_params):

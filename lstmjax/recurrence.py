@@ -87,7 +87,7 @@ def forward(
     clock: Clock,
     *,
     return_sequences: bool,
-    ahead: Callable[[Any, Any], Any] = lambda xs, timed: (xs, timed),
+    ahead: Callable[[Any, Any], Any] = lambda *now: now,
     block: int | None = None,
     recompute: bool = False,
     together: int = 1,
@@ -106,8 +106,8 @@ def forward(
         ahead: what is computed of a block of steps before its loop, or of one step where a block has no more.
         block: steps in a block; None for all.
         recompute: whether the gradient recomputes what lies inside a step instead of keeping it.
-        together: steps in one iteration of the compiled loop, nearly, where the clock names no number; more than 1 on
-            accelerators, where a step is short beside what it waits for.
+        together: steps in one iteration of the loop, nearly, where the clock names no number; where there are several,
+            that is of accelerators, whose blocks are of all steps, and `block` of CPU alone.
 
     Returns:
         ys [time, *batch, units] or None; the state after the last step read; what the cell saved,
@@ -128,30 +128,32 @@ def forward(
             y = after.h if valid is None else _select(valid, after.h, jnp.zeros_like(after.h))
         return after, (y, saved)
 
-    tick = _batched(tick, state.h.ndim - 1)
-    if recompute:
-        tick = jax.checkpoint(tick, prevent_cse=False)
+    again = partial(jax.checkpoint, prevent_cse=False) if recompute else lambda function, **_: function
+    tick = jax.jit(again(_batched(tick, state.h.ndim - 1)), inline=True)  # traced once for all platforms
+    timed, time = (timed, clock.valid, clock.resets), xs.shape[-2]
 
-    if block == 1:
-        whole, each = (lambda *now: now), ahead
+    def read(state, *, block, together):
+        whole, each = (_as_they_are, ahead) if block == 1 else (ahead, _as_they_are)
+
+        def run(start, size, state, timed):
+            timed, valid, resets = timed
+            some = xs if size is time else jax.lax.dynamic_slice_in_dim(xs, start, size, axis=xs.ndim - 2)
+            unroll = clock.unroll or (even(size, together) if together > 1 and isinstance(size, int) else 1)
+            return jax.lax.scan(
+                lambda state, now: tick(state, (each(*now[0]), *now[1:]), constants),
+                state,
+                (whole(time_major(some, valid), timed), valid, resets),
+                unroll=unroll,
+            )
+
+        run = again(run, static_argnums=1)
+        return run(0, time, state, timed) if block in (None, 1) else _in_blocks(run, state, timed, time, block)
+
+    on_cpu, elsewhere = partial(read, block=block, together=1), partial(read, block=None, together=together)
+    if together == 1:
+        state, (ys, saved) = on_cpu(state)
     else:
-        whole, each = ahead, (lambda *now: now)
-
-    def run(state, part):
-        index, timed, valid, resets = part
-        size = index.shape[0]
-        some = xs if cut is None else jax.lax.dynamic_slice_in_dim(xs, index[0], size, axis=xs.ndim - 2)
-        now = (whole(time_major(some, valid), timed), valid, resets)
-        unroll = clock.unroll or (even(size, together) if together > 1 and isinstance(size, int) else 1)
-        return jax.lax.scan(
-            lambda state, now: tick(state, (each(*now[0]), *now[1:]), constants), state, now, unroll=unroll
-        )
-
-    if recompute:
-        run = jax.checkpoint(run, prevent_cse=False)
-    cut = None if block == 1 else block
-    parts = (jnp.arange(xs.shape[-2]), timed, clock.valid, clock.resets)
-    state, (ys, saved) = run(state, parts) if cut is None else _in_blocks(run, state, parts, cut)
+        state, (ys, saved) = jax.lax.platform_dependent(state, cpu=again(on_cpu), default=again(elsewhere))
     return ys, state, saved
 
 
@@ -161,19 +163,23 @@ def even(whole: int, part: int) -> int:
     return min(sizes, key=lambda size: abs(size - part), default=part)
 
 
-def _in_blocks(run, state, timed, size):
-    whole, rest = _cut(timed, size)
-    state, outputs = jax.lax.scan(run, state, whole)
+def _in_blocks(run, state, timed, time, size):
+    whole, rest = _cut(timed, time, size)
+    starts = jnp.arange(0, time - time % size, size)
+    state, outputs = jax.lax.scan(lambda state, now: run(now[0], size, state, now[1]), state, (starts, whole))
     outputs = jax.tree.map(lambda leaf: leaf.reshape(leaf.shape[0] * size, *leaf.shape[2:]), outputs)
     if rest is not None:
-        state, last = run(state, rest)
+        state, last = run(time - time % size, time % size, state, rest)
         outputs = jax.tree.map(lambda *parts: jnp.concatenate(parts), outputs, last)
     return state, outputs
 
 
-def _cut(timed, size):
+def _as_they_are(*now):
+    return now
+
+
+def _cut(timed, time, size):
     """Pieces of `size` steps, [pieces, size, ...], and what is left, or None."""
-    time = jax.tree.leaves(timed)[0].shape[0]
     whole = time - time % size
     pieces = jax.tree.map(lambda leaf: leaf[:whole].reshape(whole // size, size, *leaf.shape[1:]), timed)
     return pieces, jax.tree.map(lambda leaf: leaf[whole:], timed) if whole < time else None
@@ -222,7 +228,7 @@ def in_segments(
         write = lambda ys, y: jax.lax.dynamic_update_slice_in_dim(ys, y, start, axis=-2)  # noqa: E731
         return (state, jax.tree.map(write, ys, y)), None
 
-    whole, rest = _cut(timed, size)
+    whole, rest = _cut(timed, time, size)
     outputs, _ = jax.eval_shape(lambda: run(state, xs, timed[1], clock))
     ys = jax.tree.map(jnp.zeros_like, outputs)
     state, ys, _ = placement.varying_alike((state, ys, xs))
