@@ -29,6 +29,7 @@ from lstmjax.cell import LSTMParams as LSTMParams
 from lstmjax.cell import LSTMState as LSTMState
 from lstmjax.initialization import init as init
 from lstmjax.initialization import initial_state as initial_state
+from lstmjax.kernels import run as kernels
 from lstmjax.options import LSTMOptions
 from lstmjax.regularize import Dropout, Masks
 
@@ -160,14 +161,25 @@ def explain(
     >>> params = init(jax.random.key(0), inputs=2, units=3)
     >>> print(explain(params, jnp.ones((10, 2)), implementation="scan"))
     scan runs
+    pallas_tpu does not: implementation='scan' was asked for
     fused does not: implementation='scan' was asked for
     """
     jax.eval_shape(lambda: apply(params, xs, state, implementation=implementation, **arguments))
-    chosen = _choose(implementation)
+    options, key = arguments.get("options", LSTMOptions()), arguments.get("key")
+    dropout = _check_dropout(arguments.get("dropout"), key)
+    *batch, time, _ = jnp.shape(xs)
+
+    def promoted():
+        checked, start, *_ = _checked(params, xs, state, None, None, key, options, dropout, implementation)
+        masks = regularize.draw(dropout, key, params, tuple(batch), time)
+        return *_promote(params, checked, start, options)[:2], masks
+
+    params, xs, masks = jax.eval_shape(promoted)
+    whys = {name: _refusal(name, params, xs, options, dropout, masks) for name in IMPLEMENTATIONS}
+    chosen = implementation if implementation != "auto" else next(name for name, why in whys.items() if why is None)
+    asked = None if implementation == "auto" else f"implementation={implementation!r} was asked for"
     faster = takewhile(lambda name: name != chosen, IMPLEMENTATIONS)
-    return "\n".join(
-        [f"{chosen} runs", *(f"{name} does not: implementation={implementation!r} was asked for" for name in faster)]
-    )
+    return "\n".join([f"{chosen} runs", *(f"{name} does not: {asked or whys[name]}" for name in faster)])
 
 
 @partial(jax.jit, static_argnames=("options", "dropout"))
@@ -207,7 +219,7 @@ def _apply(params, xs, arrays, static):
             dropout=dropout,
             return_sequences=return_sequences,
             options=options,
-            implementation=_choose(implementation),
+            implementation=implementation,
             segments=segments,
         )
         return recurrence.in_order(ys, reverse and return_sequences, axis=-2), state
@@ -221,6 +233,9 @@ def _read(params, xs, state, clock, masks, *, dropout, return_sequences, options
     """Run over xs [*batch, time, inputs] in the order in which they stand."""
     initial = initial_state(params)
     params, xs, state = _promote(params, xs, state, options)
+    if implementation == "auto":
+        call = params, xs, options, dropout, masks
+        implementation = next(name for name in IMPLEMENTATIONS if _refusal(name, *call) is None)
     initial = LSTMState(h=initial.h.astype(xs.dtype).astype(state.c.dtype), c=initial.c.astype(state.c.dtype))
     # Wide again where a gradient adds up over segments or steps, and narrowed in them, as widely as c is kept.
     wide = cell.merged(jax.tree.map(lambda leaf: leaf.astype(state.c.dtype), params))
@@ -260,13 +275,17 @@ def _scan(params, xs, state, initial, masks, clock, options, dropout, return_seq
     return ys, state
 
 
-# Fastest first: "auto" takes the first.
-IMPLEMENTATIONS = {"fused": fused.run, "scan": _scan}
+# Fastest first: "auto" takes the first that nothing refuses.
+IMPLEMENTATIONS = {"pallas_tpu": kernels.run, "fused": fused.run, "scan": _scan}
 
 
-def _choose(implementation: str) -> str:
-    checks.one_of("implementation", implementation, ("auto", *IMPLEMENTATIONS))
-    return next(iter(IMPLEMENTATIONS)) if implementation == "auto" else implementation
+def _refusal(name: str, params: Any, xs: Any, options: LSTMOptions, dropout: Dropout, masks: Masks) -> str | None:
+    """Why "auto" passes by; None where it does not."""
+    if name != "pallas_tpu":
+        return None
+    if jax.default_backend() != "tpu":
+        return "there is no TPU here"
+    return kernels.refusal(params, xs, options, dropout, masks)
 
 
 def _check(params: Any, name: str, x: Any, axes: str, options: Any) -> Array:
@@ -381,7 +400,7 @@ def _checked(params, xs, state, lengths, resets, key, options, dropout, implemen
     lengths = None if lengths is None else checks.lengths(lengths, batch, time)
     resets = None if resets is None else checks.resets(resets, batch, time)
     _check_dropout(dropout, key)
-    _choose(implementation)
+    checks.one_of("implementation", implementation, ("auto", *IMPLEMENTATIONS))
     return xs, state, lengths, resets
 
 

@@ -1,0 +1,1 @@
+"""The loop over time as kernels, one file for each platform."""

@@ -1,0 +1,233 @@
+"""The derivatives of a kernel, which are those of the loop that it stands for.
+
+    forward    a kernel, which keeps z_t and c_{t-1}
+    tangent    ẋ_t W_x + x_t Ẇ_x + h_{t-1} Ẇ_h + ḃ of all steps; then a loop, which adds ḣ_{t-1} W_h
+    reverse    JAX's transpose of the former, and of the loop a kernel
+
+Where JAX differentiates a kernel itself, in forward mode and for second derivatives, it differentiates its loop.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from lstmjax import cell, placement, recurrence
+from lstmjax.kernels import standin, tpu
+from lstmjax.options import LSTMOptions
+from lstmjax.regularize import Dropout, Masks
+
+
+def refusal(params: cell.LSTMParams, xs: Array, options: LSTMOptions, dropout: Dropout, masks: Masks) -> str | None:
+    """Why the kernel cannot compute this; None where it can."""
+    activations = options.activation, options.recurrent_activation, options.output_activation or "tanh"
+    parts = {
+        "peepholes": params.w_peephole is not None,
+        "projection": params.w_projection is not None,
+        "layer norm": params.norm is not None,
+        "coupled gates": params.gates == 3,
+        "clips": options.cell_clip is not None or options.preactivation_clip is not None,
+        "other activations": activations != ("tanh", "sigmoid", "tanh"),
+        "recurrent dropout": masks.recurrent is not None or masks.candidate is not None,
+        "zoneout": bool(dropout.zoneout_h or dropout.zoneout_c),
+    }
+    if found := [name for name, there in parts.items() if there]:
+        return f"it computes the standard cell, without {', '.join(found)}"
+    if not all(isinstance(size, int) for size in xs.shape):
+        return "it needs sizes that are known when it is traced"
+    *batch, time, inputs = xs.shape
+    wide = jnp.promote_types(xs.dtype, jnp.float32).itemsize
+    shape = tpu.Shape(max(1, time), max(1, math.prod(batch)), inputs, params.units, xs.dtype.itemsize, wide)
+    room = tpu.vmem()
+    if any(tpu.plan(shape, backward=backward, save=True, vmem=room) is None for backward in (False, True)):
+        weights = (inputs + params.units) * 4 * params.units * xs.dtype.itemsize
+        return (
+            f"weights of {weights / 2**20:.1f} MiB and a block of one step do not fit into "
+            f"{room / 2**20:.0f} MiB of VMEM"
+        )
+    return None
+
+
+def run(
+    params: cell.LSTMParams,
+    xs: Float[Array, "*batch time inputs"],
+    state: cell.LSTMState,
+    initial: cell.LSTMState,
+    masks: Masks,
+    clock: recurrence.Clock,
+    options: LSTMOptions,
+    dropout: Dropout,
+    return_sequences: bool,
+) -> tuple[Float[Array, "time *batch outputs"] | None, cell.LSTMState]:
+    """Run the LSTM over time; as `fused.run`.
+
+    Raises:
+        ValueError: with the reason, where the kernel cannot compute this.
+    """
+    if reason := refusal(params, xs, options, dropout, masks):
+        raise ValueError(f"implementation='pallas_tpu' cannot run here: {reason}.")
+    *batch, time, _ = xs.shape
+    rows = math.prod(batch)
+
+    def flat(array):
+        return None if array is None else array.reshape(time, rows, *array.shape[1 + len(batch) :])
+
+    xs, valid, resets = (flat(array) for array in (recurrence.time_major(xs, clock.valid), clock.valid, clock.resets))
+    state = jax.tree.map(lambda leaf: leaf.reshape(rows, leaf.shape[-1]), state)
+    params, wide = cell.narrowed(params, xs), state.c.dtype
+    bias = jnp.zeros(params.w_x.shape[1], wide) if params.bias is None else params.bias.astype(wide)
+    initial = cell.LSTMState(h=initial.h.astype(xs.dtype), c=initial.c.astype(wide))
+    weights = tpu.Weights(params.w_x, params.w_h, bias, initial)
+    spans = None if valid is None else tpu.Spans.of(valid)
+    arguments = placement.varying_alike((weights, tpu.Rows(state, spans), tpu.Steps(xs, resets)))
+    compute = _kernel if xs.size and state.c.size else _loop_alone
+    ys, state = compute(*arguments, return_sequences)
+    return jax.tree.map(lambda leaf: leaf.reshape(*leaf.shape[:-2], *batch, leaf.shape[-1]), (ys, state))
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(3,))
+def _kernel(weights, rows, steps, return_sequences):
+    state, (ys, _) = _forward(weights, rows, steps, save=False, return_sequences=return_sequences)
+    return ys, state
+
+
+@_kernel.defjvp
+def _kernel_jvp(return_sequences, primals, tangents):
+    weights, rows, steps = primals
+    d_weights, d_rows, d_steps = tangents
+    final, (ys, (z, before_c)) = _forward(weights, rows, steps, save=True, return_sequences=True)
+    before_h, wide = _before(ys, weights, rows, steps), before_c.dtype
+    d_z = cell.input_product(weights.w_x, d_steps.xs, wide) + cell.input_product(d_weights.w_x, steps.xs, wide)
+    d_z += cell.input_product(d_weights.w_h, before_h, wide)
+    d_z += jnp.broadcast_to(d_weights.bias, d_z.shape)
+    kept = weights.w_h, rows.spans, tpu.Kept(z, before_c, steps.resets)
+    given = d_z.astype(z.dtype), d_rows.state, d_weights.initial
+    kept, given = placement.varying_alike((kept, given))
+    loop, transpose = (partial(f, return_sequences=return_sequences) for f in (_tangent_loop, _transposed))
+    return (ys if return_sequences else None, final), standin.linear(loop, transpose, kept, given)
+
+
+def _before(ys, weights, rows, steps):
+    """h before each valid step."""
+    before = jnp.concatenate([rows.state.h[None], ys])[:-1]
+    if rows.spans is not None:
+        first = jax.vmap(lambda t: rows.spans.start == t)(jnp.arange(len(ys), dtype=jnp.int32))
+        before = jnp.where(first[..., None], jnp.broadcast_to(rows.state.h, before.shape), before)
+    if steps.resets is not None:
+        before = jnp.where(steps.resets[..., None], jnp.broadcast_to(weights.initial.h, before.shape), before)
+    return before
+
+
+def _forward(weights, rows, steps, **how):
+    kernel = _folded(_on_tpu(partial(tpu.forward, **how)))
+    return standin.call(partial(_loop, **how), kernel, weights, rows, steps)
+
+
+def _transposed(kept, cotangents, *, return_sequences):
+    def kernel(kept, cotangents):
+        w_h, spans, arrays = kept
+        d_ys, d_final = cotangents
+        rows, steps = tpu.Rows(d_final, spans), dataclasses.replace(arrays, d_ys=d_ys)
+        (d_state, d_initial), d_z = _folded(_on_tpu(tpu.backward))(w_h, rows, steps)
+        return d_z, d_state, jax.tree.map(lambda leaf: leaf.sum(0), d_initial)
+
+    def loop(kept, cotangents):
+        _, _, arrays = kept
+        _, state = cotangents
+        row = cell.LSTMState(h=state.h.sum(0), c=state.c.sum(0))
+        zeros = jax.tree.map(jnp.zeros_like, (arrays.z, state, row))
+        _, pull = jax.vjp(lambda given: _tangent_loop(kept, given, return_sequences=return_sequences), zeros)
+        return pull(cotangents)[0]
+
+    return standin.call(loop, kernel, kept, cotangents)
+
+
+def _loop_alone(weights, rows, steps, return_sequences):
+    state, (ys, _) = _loop(weights, rows, steps, save=False, return_sequences=return_sequences)
+    return ys, state
+
+
+def _loop(weights, rows, steps, *, save, return_sequences):
+    """What the forward kernel computes."""
+    wide = rows.state.c.dtype
+    z_x = cell.input_product(weights.w_x, steps.xs, wide)
+    z_x += jnp.broadcast_to(weights.bias, z_x.shape)
+
+    def step(before, now, _):
+        z = now[1] + cell.recurrent_product(weights.w_h, before, Masks())
+        m, c = cell.pointwise(cell.LSTMParams(None, None, None), z, before.c, LSTMOptions(), Masks())
+        return cell.LSTMState(h=m.astype(before.h.dtype), c=c), (z.astype(now[0].dtype), before.c) if save else None
+
+    ys, state, saved = _over_time(step, rows.state, weights.initial, z_x, rows.spans, steps.resets, return_sequences)
+    return state, (ys, saved)
+
+
+def _tangent_loop(kept, given, *, return_sequences):
+    """What the backward kernel computes the transpose of."""
+    w_h, spans, arrays = kept
+    d_z, d_state, d_initial = given
+    pointwise = partial(cell.pointwise, cell.LSTMParams(None, None, None), options=LSTMOptions(), masks=Masks())
+
+    def step(d_before, now, _):
+        d_z, z, before_c = now[1]
+        d_z = d_z.astype(before_c.dtype) + cell.recurrent_product(w_h, d_before, Masks())
+        _, (d_m, d_c) = jax.jvp(pointwise, (z.astype(before_c.dtype), before_c), (d_z, d_before.c))
+        return cell.LSTMState(h=d_m.astype(d_before.h.dtype), c=d_c), None
+
+    timed = d_z, arrays.z, arrays.before_c
+    d_ys, d_final, _ = _over_time(step, d_state, d_initial, timed, spans, arrays.resets, return_sequences)
+    return d_ys, d_final
+
+
+def _over_time(step, state, initial, timed, spans, resets, return_sequences):
+    time = len(jax.tree.leaves(timed)[0])
+    clock = recurrence.Clock(None if spans is None else spans.valid(time), resets, None)
+    nothing = jnp.zeros((len(state.h), time, 0), state.h.dtype)
+    return recurrence.forward(step, state, initial, nothing, timed, None, clock, return_sequences=return_sequences)
+
+
+def _on_tpu(kernel: Callable) -> Callable:
+    """Compiled on a TPU, and interpreted on a CPU."""
+
+    def run(*arguments):
+        interpreted = partial(kernel, interpret=True)
+        return jax.lax.platform_dependent(*arguments, tpu=kernel, cpu=interpreted)
+
+    return run
+
+
+def _folded(kernel: Callable) -> Callable:
+    """`kernel(weights, rows, steps)`, to which the axis that `jax.vmap` maps is more rows, unless it is of weights."""
+
+    @jax.custom_batching.custom_vmap
+    def run(weights, rows, steps):
+        return kernel(weights, rows, steps)
+
+    @run.def_vmap
+    def _(size, mapped, weights, rows, steps):
+        if any(jax.tree.leaves(mapped[0])):
+            every = jax.tree.map(partial(_mapped, size), (weights, rows, steps), tuple(mapped))
+            out = jax.lax.map(lambda arguments: run(*arguments), every)
+        else:
+            rows, steps = jax.tree.map(partial(_mapped, size), (rows, steps), tuple(mapped[1:]))
+            rows = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), rows)
+            steps = jax.tree.map(
+                lambda leaf: jnp.moveaxis(leaf, 0, 1).reshape(leaf.shape[1], -1, *leaf.shape[3:]), steps
+            )
+            rows, steps = run(weights, rows, steps)
+            rows = jax.tree.map(lambda leaf: leaf.reshape(size, -1, *leaf.shape[1:]), rows)
+            steps = jax.tree.map(
+                lambda leaf: jnp.moveaxis(leaf.reshape(len(leaf), size, -1, *leaf.shape[2:]), 1, 0), steps
+            )
+            out = rows, steps
+        return out, jax.tree.map(lambda _: True, out)
+
+    return run
+
+
+def _mapped(size, leaf, mapped):
+    return leaf if mapped else jnp.broadcast_to(leaf, (size, *leaf.shape))
