@@ -29,7 +29,6 @@ from lstmjax.cell import LSTMParams as LSTMParams
 from lstmjax.cell import LSTMState as LSTMState
 from lstmjax.initialization import init as init
 from lstmjax.initialization import initial_state as initial_state
-from lstmjax.kernels import run as kernels
 from lstmjax.options import LSTMOptions
 from lstmjax.regularize import Dropout, Masks
 
@@ -106,7 +105,8 @@ def apply(
         dropout: Dropout, of which nothing but the expectation of zoneout counts without a key.
         key: a JAX random key, in training; one key gives the same masks on every implementation, and to every example
             of `jax.vmap` and every shard of `jax.shard_map` that is given it: split it for those.
-        implementation: "scan", "fused" (with derivatives of its own) or "auto"; `explain` tells which one runs.
+        implementation: "scan", "fused" (with derivatives of its own), "pallas_tpu" (a kernel for the standard cell,
+            which a CPU interprets, slowly) or "auto"; `explain` tells which one runs.
         unroll: steps in one iteration of the compiled loop; None for 1, but several on the fused path off CPU.
         checkpoint: True cuts time into about sqrt(6 * time) segments, a number into that many, of which the gradient
             keeps the first state alone and computes the rest again; for sequences too long for the memory.
@@ -275,8 +275,14 @@ def _scan(params, xs, state, initial, masks, clock, options, dropout, return_seq
     return ys, state
 
 
+def _pallas_tpu(*arguments):
+    from lstmjax.kernels import run  # Pallas takes as long to load as all else
+
+    return run.run(*arguments)
+
+
 # Fastest first: "auto" takes the first that nothing refuses.
-IMPLEMENTATIONS = {"pallas_tpu": kernels.run, "fused": fused.run, "scan": _scan}
+IMPLEMENTATIONS = {"pallas_tpu": _pallas_tpu, "fused": fused.run, "scan": _scan}
 
 
 def _refusal(name: str, params: Any, xs: Any, options: LSTMOptions, dropout: Dropout, masks: Masks) -> str | None:
@@ -285,7 +291,9 @@ def _refusal(name: str, params: Any, xs: Any, options: LSTMOptions, dropout: Dro
         return None
     if jax.default_backend() != "tpu":
         return "there is no TPU here"
-    return kernels.refusal(params, xs, options, dropout, masks)
+    from lstmjax.kernels import run
+
+    return run.refusal(params, xs, options, dropout, masks)
 
 
 def _check(params: Any, name: str, x: Any, axes: str, options: Any) -> Array:

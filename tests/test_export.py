@@ -54,7 +54,7 @@ def assert_close(actual, expected, atol=1e-6):
         np.testing.assert_allclose(np.float32(a), np.float32(e), rtol=0, atol=atol)
 
 
-@pytest.mark.parametrize("implementation", lstm.IMPLEMENTATIONS)
+@pytest.mark.parametrize("implementation", ["fused", "scan"])
 @pytest.mark.parametrize("params", TREES.values(), ids=TREES)
 def test_stablehlo(params, implementation):
     program = export.load(export.stablehlo(params, lengths=True, state=True, implementation=implementation))

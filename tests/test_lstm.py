@@ -119,10 +119,9 @@ def test_equal_options_are_equal(untyped):
 
 def test_explain():
     params, xs = lstm.init(KEY, 2, 3), jnp.ones((4, 2))
-    assert lstm.explain(params, xs) == "fused runs"
-    assert lstm.explain(params, xs, implementation="scan") == (
-        "scan runs\nfused does not: implementation='scan' was asked for"
-    )
+    assert lstm.explain(params, xs) == "fused runs\npallas_tpu does not: there is no TPU here"
+    asked = "does not: implementation='scan' was asked for"
+    assert lstm.explain(params, xs, implementation="scan") == f"scan runs\npallas_tpu {asked}\nfused {asked}"
 
 
 def test_auto_runs_what_explain_says():
@@ -243,7 +242,7 @@ class TestRefusals:
             (
                 {"implementation": "cudnn"},
                 ValueError,
-                r"implementation must be one of 'auto', 'fused', 'scan'; got 'cudnn'",
+                r"implementation must be one of 'auto', 'pallas_tpu', 'fused', 'scan'; got 'cudnn'",
             ),
             (
                 {"options": LSTMOptions(projection_clip=1.0)},
