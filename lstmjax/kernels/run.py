@@ -76,15 +76,17 @@ def run(
     def flat(array):
         return None if array is None else array.reshape(time, rows, *array.shape[1 + len(batch) :])
 
-    xs, valid, resets = (flat(array) for array in (recurrence.time_major(xs, clock.valid), clock.valid, clock.resets))
+    steps = tpu.Steps(flat(recurrence.time_major(xs, clock.valid)), flat(clock.resets))
+    valid = flat(clock.valid)
     state = jax.tree.map(lambda leaf: leaf.reshape(rows, leaf.shape[-1]), state)
-    params, wide = cell.narrowed(params, xs), state.c.dtype
+    dtype, wide = xs.dtype, state.c.dtype
+    params = cell.narrowed(params, xs)
     bias = jnp.zeros(params.w_x.shape[1], wide) if params.bias is None else params.bias.astype(wide)
-    initial = cell.LSTMState(h=initial.h.astype(xs.dtype), c=initial.c.astype(wide))
+    initial = cell.LSTMState(h=initial.h.astype(dtype), c=initial.c.astype(wide))
     weights = tpu.Weights(params.w_x, params.w_h, bias, initial)
     spans = None if valid is None else tpu.Spans.of(valid)
-    arguments = placement.varying_alike((weights, tpu.Rows(state, spans), tpu.Steps(xs, resets)))
-    compute = _kernel if xs.size and state.c.size else _loop_alone
+    arguments = placement.varying_alike((weights, tpu.Rows(state, spans), steps))
+    compute: Callable = _kernel if xs.size and state.c.size else _loop_alone
     ys, state = compute(*arguments, return_sequences)
     return jax.tree.map(lambda leaf: leaf.reshape(*leaf.shape[:-2], *batch, leaf.shape[-1]), (ys, state))
 

@@ -171,7 +171,7 @@ def plan(shape: Shape, *, backward: bool, save: bool = False, vmem: int = VMEM) 
         blocks = -(-shape.rows // most)
         rows = _up(-(-shape.rows // blocks), tile)
         chunk = min(max(1, CHUNK // rows), UNROLLED, shape.time)
-        sizes = range(STEPS - STEPS % chunk, 0, -chunk)
+        sizes = range(min(STEPS - STEPS % chunk, _up(shape.time, chunk)), 0, -chunk)
         fit = {size: _bytes(shape, rows, size, chunk, inputs, units, backward, save) for size in sizes}
         fit = {size: total for size, total in fit.items() if total <= SHARE * vmem}
         if fit:
@@ -213,7 +213,7 @@ def forward(
     made = _planned(shape, backward=False, save=save)
     rows = _bounded(rows, time, count, made)
     lie = _Layout(made, ragged=rows.spans is not None)
-    given = {
+    given: dict[str, Any] = {
         "xs": lie.steps(steps.xs, made.inputs),
         "w_x": lie.fixed(_pad(_gates_to(weights.w_x, made.units), made.inputs)),
         "w_h": lie.fixed(_pad(_gates_to(weights.w_h, made.units), made.units)),
@@ -227,13 +227,13 @@ def forward(
         given["initial_h"], given["initial_c"] = (
             lie.fixed(_pad(leaf[None], 1, made.units)) for leaf in (weights.initial.h, weights.initial.c)
         )
-    made_of = {"last_h": lie.rows_of(made.units, dtype), "last_c": lie.rows_of(made.units, wide)}
+    made_of: dict[str, Any] = {"last_h": lie.rows_of(made.units, dtype), "last_c": lie.rows_of(made.units, wide)}
     if return_sequences:
         made_of["ys"] = lie.steps_of(made.units, dtype)
     if save:
         made_of["z"] = lie.steps_of(4 * made.units, dtype)
         made_of["before_c"] = lie.steps_of(made.units, wide)
-    scratch = {
+    scratch: dict[str, Any] = {
         "h": pltpu.VMEM((made.rows, made.units), dtype),
         "c": pltpu.VMEM((made.rows, made.units), wide),
     }
@@ -259,7 +259,7 @@ def backward(
     made = _planned(Shape(time, count, 0, units, dtype.itemsize, wide.itemsize), backward=True)
     rows = _bounded(rows, time, count, made)
     lie = _Layout(made, ragged=rows.spans is not None, against=True)
-    given = {
+    given: dict[str, Any] = {
         "w_h": lie.fixed(_pad(_gates_to(w_h, made.units), made.units).T),
         "z": lie.steps(_gates_to(steps.z, made.units), 4 * made.units),
         "before_c": lie.steps(steps.before_c, made.units),
@@ -269,12 +269,12 @@ def backward(
     }
     if steps.d_ys is not None:
         given["d_ys"] = lie.steps(steps.d_ys, made.units)
-    made_of = {"d_z": lie.steps_of(4 * made.units, dtype)}
+    made_of: dict[str, Any] = {"d_z": lie.steps_of(4 * made.units, dtype)}
     made_of |= {name: lie.rows_of(made.units, wide) for name in ("first_h", "first_c")}
     if steps.resets is not None:
         given["resets"] = lie.steps(steps.resets[..., None].astype(wide), 1)
         made_of |= {name: lie.rows_of(made.units, wide) for name in ("initial_h", "initial_c")}
-    scratch = {name: pltpu.VMEM((made.rows, made.units), wide) for name in ("d_h", "d_c")}
+    scratch: dict[str, Any] = {name: pltpu.VMEM((made.rows, made.units), wide) for name in ("d_h", "d_c")}
     flops = 8 * time * count * units * units
     out = _call(partial(_backward, plan=made), lie, rows.spans, given, made_of, scratch, flops, interpret)
 
@@ -356,7 +356,7 @@ def _backward(refs, *, plan):
             d_cell * i * (1 - g * g),
             d_y * shown * o * (1 - o),
         )
-        valid = _valid(refs, block * plan.steps + t) if ragged else None
+        valid: Any = _valid(refs, block * plan.steps + t) if ragged else None
         for gate, part in enumerate(parts):
             if ragged:
                 part = jnp.where(valid, part, jnp.zeros_like(part))

@@ -1,0 +1,254 @@
+"""What the contract of time does not see of the kernels: blocks, what is skipped, races, refusals, and derivatives.
+
+Here a CPU interprets them. `tests/test_contract.py` runs the contract, `tests/aot` compiles them for TPUs.
+"""
+
+import itertools
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental.pallas import tpu as pltpu
+
+from lstmjax import Dropout, LSTMOptions, LSTMState, bidirectional, lstm, stack
+from lstmjax.kernels import run as kernels
+from lstmjax.kernels import standin, tpu
+
+KEY = jax.random.key(0)
+INPUTS, UNITS = 3, 5
+same = partial(jax.tree.map, partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5))
+
+
+@pytest.fixture
+def small_blocks(monkeypatch):
+    """Blocks of 8 rows and 4 steps, two of them an iteration."""
+    for name, size in {"ROWS": 8, "STEPS": 4, "CHUNK": 16, "UNROLLED": 2}.items():
+        monkeypatch.setattr(tpu, name, size)
+    jax.clear_caches()
+    yield
+    jax.clear_caches()
+
+
+def example(rows, time, *, lengths, resets):
+    params = lstm.init(KEY, INPUTS, UNITS, learned_state=True)
+    keys = jax.random.split(KEY, 5)
+    leaves, tree = jax.tree.flatten(params)
+    draws = jax.random.split(keys[0], len(leaves))
+    params = tree.unflatten(leaf + jax.random.normal(k, leaf.shape) / 5 for leaf, k in zip(leaves, draws, strict=True))
+    arrays = {
+        "params": params,
+        "xs": jax.random.normal(keys[1], (rows, time, INPUTS)),
+        "state": LSTMState(*jax.random.normal(keys[2], (2, rows, UNITS))),
+    }
+    times = {}
+    if lengths:
+        times["lengths"] = jax.random.randint(keys[3], (rows,), 0, time + 1).at[0].set(0)
+    if resets:
+        times["resets"] = jax.random.bernoulli(keys[4], 0.3, (rows, time))
+    return arrays, times
+
+
+def values_and_slopes(arrays, **arguments):
+    def loss(arrays):
+        outputs = lstm.apply(**arrays, **arguments)
+        return sum(
+            (leaf * jnp.cos(jnp.arange(leaf.size)).reshape(leaf.shape)).sum() for leaf in jax.tree.leaves(outputs)
+        ), outputs
+
+    return jax.jit(jax.grad(loss, has_aux=True))(arrays)
+
+
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize(("rows", "time"), [(20, 11), (8, 8), (17, 3)])
+@pytest.mark.parametrize(("lengths", "resets", "reverse"), list(itertools.product([False, True], repeat=3)))
+def test_several_blocks_of_rows_and_steps(rows, time, lengths, resets, reverse):
+    arrays, times = example(rows, time, lengths=lengths, resets=resets)
+    made = tpu.plan(tpu.Shape(time, rows, INPUTS, UNITS, 4, 4), backward=False)
+    assert (made.rows, made.units) == (8, 128)
+    assert made.row_blocks == -(-rows // 8)
+    actual, expected = (
+        values_and_slopes(arrays, **times, reverse=reverse, implementation=name) for name in ("pallas_tpu", "scan")
+    )
+    same(actual, expected)
+
+
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize(("lengths", "resets"), [(False, False), (True, True)])
+def test_no_race_and_nothing_read_that_was_not_written(lengths, resets, capfd):
+    """As a TPU of two cores would, whose memory holds NaN at first."""
+    arrays, times = example(12, 7, lengths=lengths, resets=resets)
+    expected = values_and_slopes(arrays, **times, implementation="scan")
+    how = pltpu.InterpretParams(detect_races=True, uninitialized_memory="nan", num_cores_or_threads=2)
+    with pltpu.force_tpu_interpret_mode(how):
+        actual = jax.block_until_ready(values_and_slopes(arrays, **times, implementation="pallas_tpu"))
+    same(actual, expected)
+    assert "RACE" not in capfd.readouterr().out
+
+
+def test_blocks_that_no_row_has_are_not_fetched_and_their_steps_not_run():
+    layout = tpu._Layout(tpu.plan(tpu.Shape(64, 8, 3, 4, 4, 4), backward=False), ragged=True)
+    assert (layout.plan.steps, layout.plan.step_blocks) == (16, 4)
+    spans = tpu.Spans(jnp.zeros(8, jnp.int32), jnp.array([0, 3, 20, 7, 1, 0, 2, 9], jnp.int32))
+    live = layout.blocks(spans)
+    assert {name: bound.tolist() for name, bound in live.items()} == {"first": [0], "last": [20]}
+    _, fetched = layout.steps(jnp.zeros((64, 8, 3)), 128)
+    assert [int(fetched.index_map(0, block, *live.values())[0]) for block in range(4)] == [0, 1, 1, 1]
+    written = layout.steps_of(128, jnp.float32)[2]
+    assert [int(written.index_map(0, block, *live.values())[0]) for block in range(4)] == [0, 1, 2, 3]
+    refs = {"start": None, "first": live["first"], "last": live["last"]}
+    with jax.disable_jit(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tpu.pl, "program_id", lambda _: 0)
+        bounds = [[int(bound) for bound in tpu._live(refs, block, layout.plan)] for block in range(4)]
+    assert [high - low for low, high in bounds] == [16, 4, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("cell", "arguments", "part"),
+    [
+        ({"peepholes": True}, {}, "peepholes"),
+        ({"projection": 2}, {}, "projection"),
+        ({"layer_norm": True}, {}, "layer norm"),
+        ({"coupled": True}, {}, "coupled gates"),
+        ({}, {"options": LSTMOptions(cell_clip=1.0)}, "clips"),
+        ({}, {"options": LSTMOptions(preactivation_clip=1.0)}, "clips"),
+        ({}, {"options": LSTMOptions(activation="relu")}, "other activations"),
+        ({}, {"options": LSTMOptions(recurrent_activation="hard_sigmoid")}, "other activations"),
+        ({}, {"options": LSTMOptions(output_activation="linear")}, "other activations"),
+        ({}, {"dropout": Dropout(zoneout_c=0.1)}, "zoneout"),
+        ({}, {"dropout": Dropout(recurrent=0.1), "key": KEY}, "recurrent dropout"),
+    ],
+)
+def test_other_cells_are_refused(cell, arguments, part, monkeypatch):
+    params, xs = lstm.init(KEY, INPUTS, UNITS, **cell), jnp.ones((2, 4, INPUTS))
+    with pytest.raises(
+        ValueError, match=f"'pallas_tpu' cannot run here: it computes the standard cell, without {part}"
+    ):
+        lstm.apply(params, xs, implementation="pallas_tpu", **arguments)
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    jax.clear_caches()
+    said = lstm.explain(params, xs, **arguments)
+    assert said == f"fused runs\npallas_tpu does not: it computes the standard cell, without {part}"
+    same(lstm.apply(params, xs, **arguments), lstm.apply(params, xs, implementation="fused", **arguments))
+
+
+@pytest.mark.usefixtures("untyped")
+def test_weights_that_do_not_fit_are_refused_with_the_numbers(monkeypatch):
+    shape = jax.ShapeDtypeStruct
+    params = jax.eval_shape(lambda: lstm.init(KEY, 2048, 2048))
+    xs = shape((8, 4, 2048), jnp.float32)
+    text = r"weights of 128\.0 MiB and a block of one step do not fit into 64 MiB of VMEM"
+    with pytest.raises(ValueError, match=text):
+        jax.eval_shape(partial(lstm.apply, implementation="pallas_tpu"), params, xs)
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    params, xs = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), (params, xs))
+    assert lstm.explain(params, xs).splitlines()[0] == "fused runs"
+
+
+def test_auto_takes_it_on_a_tpu(monkeypatch):
+    params, xs = lstm.init(KEY, INPUTS, UNITS), jnp.ones((2, 4, INPUTS))
+    assert lstm.explain(params, xs).splitlines() == ["fused runs", "pallas_tpu does not: there is no TPU here"]
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    jax.clear_caches()
+    assert lstm.explain(params, xs) == "pallas_tpu runs"
+    assert "stand_in" in str(jax.make_jaxpr(lstm.apply)(params, xs))
+    jax.clear_caches()
+
+
+@pytest.mark.usefixtures("untyped")
+def test_sizes_left_open_are_refused():
+    (time,) = jax.export.symbolic_shape("time")
+    params = lstm.init(KEY, INPUTS, UNITS)
+    with pytest.raises(ValueError, match="sizes that are known"):
+        jax.eval_shape(
+            partial(lstm.apply, implementation="pallas_tpu"),
+            params,
+            jax.ShapeDtypeStruct((2, time, INPUTS), jnp.float32),
+        )
+
+
+@pytest.mark.parametrize("layer", [bidirectional, stack], ids=["bidirectional", "stack"])
+def test_layers_of_it(layer):
+    units = UNITS if layer is bidirectional else (UNITS, 4)
+    params, xs = layer.init(KEY, INPUTS, units), jax.random.normal(KEY, (2, 6, INPUTS))
+
+    def slopes(implementation):
+        def loss(params, xs):
+            outputs = layer.apply(params, xs, lengths=jnp.array([4, 6]), implementation=implementation)
+            return sum((leaf**2).sum() for leaf in jax.tree.leaves(outputs)), outputs
+
+        return jax.grad(loss, argnums=(0, 1), has_aux=True)(params, xs)
+
+    same(slopes("pallas_tpu"), slopes("scan"))
+
+
+def test_vmap_gives_it_more_rows_and_not_more_calls():
+    params, xs = lstm.init(KEY, INPUTS, UNITS), jnp.ones((6, 4, 5, INPUTS))
+    run = jax.vmap(lambda xs, length: lstm.apply(params, xs, lengths=length, implementation="pallas_tpu"))
+    found = list(calls(jax.make_jaxpr(run)(xs, jnp.full((6, 4), 5)).jaxpr))
+    assert found
+    for call in found:
+        assert "float32[5,24,128]" in [str(given.aval) for given in call.invars]
+
+
+def calls(jaxpr):
+    """The kernels of a program, those in its parts included."""
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name == "pallas_call":
+            yield eqn
+        else:
+            for part in jax.tree.leaves(list(eqn.params.values()), is_leaf=lambda leaf: hasattr(leaf, "eqns")):
+                yield from calls(part) if hasattr(part, "eqns") else ()
+
+
+def test_what_a_gradient_keeps():
+    """z and c of each step, and what is there already: x and h."""
+    params, xs = lstm.init(KEY, INPUTS, UNITS), jnp.ones((2, 50, INPUTS))
+    _, pull = jax.vjp(lambda params, xs: lstm.apply(params, xs, implementation="pallas_tpu")[0], params, xs)
+    assert sum(leaf.size for leaf in jax.tree.leaves(pull) if leaf.ndim == 3) / 100 == 4 * UNITS + 2 * UNITS + INPUTS
+
+
+class TestStandIn:
+    """A wrong kernel and a wrong transpose, so that it shows which of them was used."""
+
+    def test_a_kernel_is_computed_and_its_function_differentiated(self):
+        call = partial(standin.call, lambda x: jnp.sin(x), lambda x: x * 0 + 7)
+        assert call(2.0) == 7
+        assert jax.jit(call)(2.0) == 7
+        np.testing.assert_allclose(jax.jvp(call, (2.0,), (1.0,)), (7, np.cos(2.0)), rtol=1e-6)
+        np.testing.assert_allclose(jax.grad(call)(2.0), np.cos(2.0), rtol=1e-6)
+        np.testing.assert_allclose(jax.grad(jax.grad(jax.checkpoint(call)))(2.0), -np.sin(2.0), rtol=1e-6)
+        xs = jnp.arange(3.0)
+        np.testing.assert_array_equal(jax.vmap(call)(xs), [7, 7, 7])
+        np.testing.assert_allclose(jax.vmap(jax.grad(call))(xs), np.cos(xs), rtol=1e-6)
+
+    def test_a_linear_function_has_the_transpose_that_is_given(self):
+        def call(factor, x):
+            return standin.linear(lambda r, x: r * x, lambda r, out: 10 * r * out, factor, x)
+
+        assert call(3.0, 2.0) == 6
+        assert jax.jvp(partial(call, 3.0), (2.0,), (1.0,)) == (6, 3)
+        assert jax.grad(call, argnums=1)(3.0, 2.0) == 30
+        assert jax.grad(call)(3.0, 2.0) == 2
+        assert jax.jvp(jax.grad(call, argnums=1), (3.0, 2.0), (1.0, 0.0)) == (30, 10)
+        ones = jnp.ones(4)
+        np.testing.assert_array_equal(jax.vmap(call)(3 * ones, 2 * ones), 6 * ones)
+        np.testing.assert_array_equal(jax.vmap(jax.grad(call, argnums=1), in_axes=(0, None))(3 * ones, 2.0), 30 * ones)
+        one = jax.grad(lambda x: jax.vmap(call, in_axes=(0, None))(3 * ones, x).sum())(2.0)
+        assert one == 4 * 30
+
+
+def test_float64_state_of_float32_inputs(x64):
+    del x64
+    params, xs = jax.tree.map(
+        partial(jnp.asarray, dtype=jnp.float32), (lstm.init(KEY, INPUTS, UNITS), jnp.ones((2, 4, INPUTS)))
+    )
+    state = LSTMState(h=jnp.zeros((2, UNITS), jnp.float32), c=jnp.ones((2, UNITS), jnp.float64))
+    outputs = [lstm.apply(params, xs, state, implementation=name) for name in ("pallas_tpu", "scan")]
+    assert outputs[0][1].c.dtype == jnp.float64
+    same(*outputs)
+
+
+def test_vmem_of_a_cpu_is_that_of_the_smallest_that_is_sold():
+    assert kernels.tpu.vmem() == tpu.VMEM == 64 * 2**20
