@@ -1,10 +1,14 @@
 """What the compilers of accelerators make of the loop, on a machine without one: `python -m benchmarks.compiled`.
 
+With `kernel`, of the TPU kernel at many sizes.
+
 `pip install -e '.[aot]'` brings the compilers. What they say of a TPU are static estimates, never times.
 """
 
 import argparse
 import dataclasses
+import functools
+import itertools
 import json
 import os
 import re
@@ -19,17 +23,24 @@ from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from lstmjax import bidirectional, lstm
+from lstmjax.kernels import tpu
 
 ROOT = Path(__file__).parents[1]
 TARGETS = {
+    "v4": {"platform": "tpu", "topology_name": "v4:2x2x1"},
     "v5e": {"platform": "tpu", "topology_name": "v5e:2x2"},
+    "v5p": {"platform": "tpu", "topology_name": "v5p:2x2x1"},
     "v6e": {"platform": "tpu", "topology_name": "v6e:2x2"},
+    "tpu7x": {"platform": "tpu", "topology_name": "tpu7x:2x2x1"},
     "h200": {"platform": "cuda", "topology_name": "h200", "topology": "1x1x1"},
 }
 WHEELS = {"tpu": "libtpu", "cuda": "jax-cuda12-plugin"}
+TPUS = [name for name, described in TARGETS.items() if described["platform"] == "tpu"]
 KINDS = "forward", "gradient"
+KERNELS = "forward", "saving", "backward"  # for inference, for training, and against time
 CASES = "bfloat16", "float32", "ragged", "bidirectional"  # the last two in bfloat16
 PLAIN = {"implementation": "scan", "unroll": 1}
+KERNEL = {"implementation": "pallas_tpu"}
 BATCH, TIME, INPUTS, UNITS = SHAPE = 128, 16, 512, 512
 
 
@@ -70,23 +81,30 @@ class Program:
 
 def main() -> None:
     parser = argparse.ArgumentParser("python -m benchmarks.compiled", description=__doc__)
+    parser.add_argument("what", nargs="?", choices=["programs", "kernel"], default="programs")
     parser.add_argument("--batch", type=int, default=BATCH)
     parser.add_argument("--time", type=int, default=TIME, help="64 takes minutes to compile for a TPU")
     parser.add_argument("--units", type=int, default=UNITS, help="of the layer, and features of its inputs")
     given = parser.parse_args()
+    if given.what == "kernel":
+        return kernels()
     shape = given.batch, given.time, given.units, given.units
     print(f"jax {jax.__version__}; B, T, inputs, units = {', '.join(map(str, shape))}, bfloat16\n")
-    print("| static estimate, cycles a step | plain scan: loops, all | fused: loops, all | ratio: loops, all |")
-    print("| --- | --- | --- | --- |")
+    print(
+        "| static estimate, cycles a step | plain scan: loops, all | fused: loops, all | ratio: loops, all | kernel, all | to plain, to fused |"
+    )
+    print("| --- | --- | --- | --- | --- | --- |")
     for target in ("v5e", "v6e"):
         for kind in KINDS:
-            plain, fused = (
+            plain, fused, kernel = (
                 [made.cycles(whole=whole) for whole in (False, True)]
-                for made in (program(target, kind, shape=shape, **how) for how in (PLAIN, {}))
+                for made in (program(target, kind, shape=shape, **how) for how in (PLAIN, {}, KERNEL))
             )
             ratios = [f / p for f, p in zip(fused, plain, strict=True)]
             cells = [", ".join(f"{number:.0f}" for number in numbers) for numbers in (plain, fused)]
-            print(f"| {target}, {kind} | {cells[0]} | {cells[1]} | {ratios[0]:.2f}, {ratios[1]:.2f} |", flush=True)
+            cells += [", ".join(f"{ratio:.2f}" for ratio in ratios), f"{kernel[1]:.0f}"]
+            cells += [", ".join(f"{kernel[1] / other[1]:.2f}" for other in (plain, fused))]
+            print(f"| {target}, {kind} | " + " | ".join(cells) + " |", flush=True)
     print("\n| loops on H200 | steps an iteration | graphs | launches a step | copies |")
     print("| --- | --- | --- | --- | --- |")
     for name, how in (("plain scan", PLAIN), ("fused", {})):
@@ -94,6 +112,95 @@ def main() -> None:
             for number, loop in enumerate(program("h200", kind, shape=shape, **how).loops, 1):
                 each = f"{graphs(loop)} | {launches(loop) / loop.steps:.2f} | {len(copies(loop))}"
                 print(f"| {name}, {kind}, {number} | {loop.steps} | {each} |", flush=True)
+
+
+def kernels() -> None:
+    """Print what each kernel takes, by TPU and size."""
+    print(f"jax {jax.__version__}; bundles a step: forward, saving, backward; and the most VMEM that one takes\n")
+    print("| B, units | " + " | ".join(TPUS) + " |\n| --- |" + " --- |" * len(TPUS))
+    for dtype in ("bfloat16", "float32"):
+        for batch, units in itertools.product((8, 32, 128, 256), (128, 256, 512, 1024)):
+            if (dtype, units) != ("float32", 1024):
+                cells = [_cell(target, (batch, 512, units, units), dtype) for target in TPUS]
+                print(f"| {batch}, {units}, {dtype} | " + " | ".join(cells) + " |", flush=True)
+
+
+def _cell(target, shape, dtype):
+    made = [kernel(target, kind, shape, dtype) for kind in KERNELS]
+    if None in made:
+        return "refused"
+    return ", ".join(f"{one.bundles:.0f}" for one in made) + f"; {max(one.vmem for one in made) / 2**20:.0f} MiB"
+
+
+@dataclasses.dataclass(frozen=True)
+class Kernel:
+    """What a TPU's compiler made of a kernel.
+
+    Args:
+        bundles: instructions, each for all units at once, of one step.
+        spills: vectors stored of one step because registers ran out.
+        vmem: bytes of the core's memory that it may take.
+        limit: bytes that the core has.
+    """
+
+    bundles: float
+    spills: float
+    vmem: int
+    limit: int
+
+
+def kernel(target: str, kind: str, shape: tuple[int, int, int, int], dtype: str) -> Kernel | None:
+    """Compile one kernel in a process of its own; None where it is refused.
+
+    Args:
+        target: one of TPUS.
+        kind: one of KERNELS.
+        shape: batch, time, inputs, units.
+        dtype: of weights and xs.
+    """
+    dumps = "--xla_jf_dump_to={} --xla_jf_dump_llo_text=true --xla_jf_dump_llo_pass_label_regex=final"
+    with tempfile.TemporaryDirectory() as folder:
+        said = _apart("compile_kernel_", [target, kind, shape, dtype], LIBTPU_INIT_ARGS=dumps.format(folder))
+        if not said:
+            return None
+        (text,) = (
+            path.read_text() for path in Path(folder).glob("*lstm_*-final_bundles.txt") if "analysis" not in path.name
+        )
+        (table,) = (path.read_text() for path in Path(folder).glob("*lstm_*per-bundle-utilization.txt"))
+    depths = [len(depth) for depth in re.findall(r"^\s*0x[0-9a-f]+\s*:?\s*(>*)", text, flags=re.MULTILINE)]
+    loop = [depth == max(depths) for depth in depths]
+    rows = [line.split() for line in table.split("== UTILIZATION:\n")[1].splitlines() if line.strip()]
+    names = table.splitlines()[1].split(", ")
+    spilled = sum(int(row[names.index("VSTORE:SPILL")]) for row in rows)
+    made = json.loads(said.splitlines()[-1])
+    steps = made["chunk"] if max(depths) > 1 else made["steps"]
+    return Kernel(sum(loop) / steps, spilled / steps, made["bytes"], made["limit"])
+
+
+def compile_kernel_(target: str, kind: str, shape: tuple[int, int, int, int], dtype: str) -> None:
+    """Compile in this process, and print how it goes over its arrays."""
+    device = topologies.get_topology_desc(**TARGETS[target]).devices[0]
+    mesh = Mesh([device], ("device",))
+    batch, time, inputs, units = shape
+
+    def array(*shape, dtype=dtype):
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, PartitionSpec()))
+
+    state = lstm.LSTMState(h=array(batch, units), c=array(batch, units, dtype="float32"))
+    rows, w_h = tpu.Rows(state, None), array(units, 4 * units)
+    if kind == "backward":
+        kept = tpu.Kept(array(time, batch, 4 * units), array(time, batch, units, dtype="float32"), None)
+        run, arguments = tpu.backward, (w_h, rows, dataclasses.replace(kept, d_ys=array(time, batch, units)))
+    else:
+        weights = tpu.Weights(array(inputs, 4 * units), w_h, array(4 * units, dtype="float32"), None)
+        run = functools.partial(tpu.forward, save=kind == "saving", return_sequences=True)
+        arguments = weights, rows, tpu.Steps(array(time, batch, inputs), None)
+    with jax.set_mesh(mesh):
+        size = tpu.Shape(time, batch, inputs, units, jnp.dtype(dtype).itemsize, 4)
+        made = tpu.plan(size, backward=kind == "backward", save=kind == "saving", vmem=tpu.vmem())
+        if made is not None:
+            jax.jit(run).lower(*arguments).compile()
+            print(json.dumps(dataclasses.asdict(made) | {"limit": tpu.vmem()}))
 
 
 def program(
@@ -114,21 +221,31 @@ def program(
     """
     with tempfile.TemporaryDirectory() as folder:
         platform = TARGETS[target]["platform"]
-        environment = os.environ | {
-            "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": f"--xla_dump_to={folder} --xla_dump_hlo_as_text" if platform == "cuda" else "",
-            "TPU_SKIP_MDS_QUERY": "1",
-            "TPU_WORKER_HOSTNAMES": "localhost",
-            "TPU_LOG_DIR": "disabled",
-            "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-            "LIBTPU_INIT_ARGS": f"--xla_jf_dump_static_llo_profile_to={folder}/profile",
-        }
-        code = "import json, sys; from benchmarks import compiled; compiled.compile_(*json.loads(sys.argv[1]))"
-        command = [sys.executable, "-c", code, json.dumps([target, kind, case, shape, how, folder])]
-        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-        if done.returncode:
-            raise RuntimeError(f"{target} compiles no {kind}: {done.stderr[-2000:]}")
+        _apart(
+            "compile_",
+            [target, kind, case, shape, how, folder],
+            XLA_FLAGS=f"--xla_dump_to={folder} --xla_dump_hlo_as_text" if platform == "cuda" else "",
+            LIBTPU_INIT_ARGS=f"--xla_jf_dump_static_llo_profile_to={folder}/profile",
+        )
         return (_of_tpu if platform == "tpu" else _of_gpu)(Path(folder), shape[1])
+
+
+def _apart(function, arguments, **environment):
+    """What a function of this module prints, in a process of its own."""
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "TPU_SKIP_MDS_QUERY": "1",
+        "TPU_WORKER_HOSTNAMES": "localhost",
+        "TPU_LOG_DIR": "disabled",
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+        **environment,
+    }
+    code = f"import json, sys; from benchmarks import compiled; compiled.{function}(*json.loads(sys.argv[1]))"
+    command = [sys.executable, "-c", code, json.dumps(arguments)]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{function} of {arguments} failed: {done.stderr[-2000:]}")
+    return done.stdout
 
 
 def compile_(target: str, kind: str, case: str, shape: tuple[int, int, int, int], how: dict, folder: str) -> None:
@@ -157,7 +274,8 @@ def compile_(target: str, kind: str, case: str, shape: tuple[int, int, int, int]
     placed = jax.tree.map(
         lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=place), (params, xs, lengths)
     )
-    made = jax.jit(outputs if kind == "forward" else slopes).lower(*placed).compile()
+    with jax.set_mesh(place.mesh):
+        made = jax.jit(outputs if kind == "forward" else slopes).lower(*placed).compile()
     (Path(folder) / "program.hlo").write_text(made.as_text() or "")
 
 

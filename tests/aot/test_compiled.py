@@ -14,12 +14,16 @@ tpus = pytest.mark.parametrize("target", ["v5e", "v6e"])
 kinds = pytest.mark.parametrize(("kind", "count"), [("forward", 1), ("gradient", 2)])
 
 
-@functools.cache
-def program(target, kind, case="bfloat16", plain=False):
+def needs(target):
     platform = compiled.TARGETS[target]["platform"]
     if importlib.util.find_spec(MODULES[platform]) is None:
         pytest.skip(f"{compiled.WHEELS[platform]} is not installed: pip install -e '.[aot]'")
-    return compiled.program(target, kind, case, **(compiled.PLAIN if plain else {}))
+
+
+@functools.cache
+def program(target, kind, case="bfloat16", plain=False, kernel=False):
+    needs(target)
+    return compiled.program(target, kind, case, **(compiled.PLAIN if plain else compiled.KERNEL if kernel else {}))
 
 
 @tpus
@@ -67,3 +71,43 @@ def test_a_body_is_one_graph_of_few_launches_and_no_copy(kind, case, count):
         assert compiled.graphs(loop) == 1
         assert compiled.launches(loop) <= 4 * loop.steps
         assert not compiled.copies(loop)
+
+
+BUDGETS = {  # bundles and spilled vectors of a step at 128, 512, 512, 512: forward, saving, backward
+    "v4": [(4600, 1400), (2900, 1100), (4000, 900)],
+    "v5e": [(3850, 500), (3850, 550), (2500, 550)],
+    "v5p": [(3850, 500), (3850, 550), (2500, 550)],
+    "v6e": [(1450, 800), (1500, 800), (1350, 750)],
+    "tpu7x": [(1300, 350), (1300, 350), (1250, 400)],
+}
+
+
+@pytest.mark.parametrize("target", compiled.TPUS)
+@pytest.mark.parametrize("kind", compiled.KERNELS)
+def test_a_kernel_keeps_to_its_budget(target, kind):
+    needs(target)
+    made = compiled.kernel(target, kind, (128, 512, 512, 512), "bfloat16")
+    bundles, spills = BUDGETS[target][compiled.KERNELS.index(kind)]
+    assert made is not None
+    assert 0 < made.bundles <= bundles
+    assert made.spills <= spills
+    assert made.vmem <= made.limit
+
+
+@pytest.mark.parametrize("target", compiled.TPUS)
+@pytest.mark.parametrize("kind", compiled.KERNELS)
+@pytest.mark.parametrize("case", [(8, 128, "bfloat16"), (256, 1024, "bfloat16"), (32, 512, "float32")])
+def test_kernels_of_all_sizes_compile_or_are_refused(target, kind, case):
+    needs(target)
+    batch, units, dtype = case
+    made = compiled.kernel(target, kind, (batch, 512, units, units), dtype)
+    weights = (1 if kind == "backward" else 2) * 4 * units**2 * (2 if dtype == "bfloat16" else 4)
+    assert (made is None) == (target == "v4" and weights > 2**23)
+
+
+@tpus
+def test_weights_stay_on_the_chip(target):
+    """A grid step fetches nothing of the shape of a weight: the whole program beside a plain scan."""
+    kernel, plain = program(target, "forward", kernel=True), program(target, "forward", plain=True)
+    assert not kernel.loops
+    assert 0 < kernel.cycles(whole=True) <= 0.5 * plain.cycles(whole=True)
