@@ -2,6 +2,7 @@
 
 python -m benchmarks cpu [--out cpu.json]         the grid of docs/speed.md; about 20 minutes on two cores
 python -m benchmarks gpu [--out gpu.json]         the same on a GPU, at the shapes that others publish
+python -m benchmarks tpu [--out tpu.json]         the kernel beside the other implementations on a TPU, in bfloat16
 python -m benchmarks quick [--out quick.json]     two shapes, two minutes
 python -m benchmarks growth [--out growth.json]   one axis at a time, here and in Flax; about eight minutes
 python -m benchmarks stack [--out stack.json]     two bidirectional layers with lengths, their parts, and Flax's

@@ -42,6 +42,7 @@ GRIDS = {
     "quick": Grid([(32, 50, 64, 128), (1, 100, 64, 64)], ON_CPU),
     "cpu": Grid([*FIVE, *SQUARE], ON_CPU),
     "gpu": Grid(PUBLISHED, ON_GPU, on="gpu"),
+    "tpu": Grid([(b, 512, h, h) for b, h in ((8, 128), (32, 256), (128, 512), (32, 1024))], peers.ON_TPU, on="tpu"),
     "growth": Grid(growth.SHAPES, {name: PEERS[name] for name in (OURS, "Flax nnx")}),
     "stack": Grid(stack.SHAPES, stack.PEERS, stack.problem, stack.reference),
 }

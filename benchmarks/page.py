@@ -28,7 +28,13 @@ python -m pip install -e '.[peers,flax]' && python -m benchmarks cpu
 `python -m benchmarks gpu` does the same on a GPU, `growth` varies one axis at a time, `stack` runs two bidirectional
 layers with lengths, and `overhead` calls from Python where there is nothing to compute; `compare` sets two results side
 by side, and `page` made this page of those in [benchmarks/results](../benchmarks/results). No GPU and no TPU has been
-timed.
+timed. What the compilers of TPUs say of the kernel are estimates; they stand in
+[design.md](design.md#the-tpu-kernel). Who has a TPU can measure it, in bfloat16 beside the other implementations, and
+file what this writes, `tpu.json`:
+
+```sh
+python -m pip install -e . 'jax[tpu]' && python -m benchmarks tpu
+```
 """
 
 
@@ -90,7 +96,7 @@ def summary(results: Results, kind: str) -> list[str]:
     shapes = _shapes(results, kind)
     lines = []
     for title, chosen in (
-        ("The fastest other library in JAX", lambda name: PEERS[name].on_jax and not name.startswith(OURS)),
+        ("The fastest other library in JAX", lambda name: not name.startswith(OURS) and PEERS[name].on_jax),
         *((name, name.__eq__) for name in PEERS if not PEERS[name].on_jax),
     ):
         best = {}

@@ -97,12 +97,13 @@ def _on_jax(
     return compiled(arrays, jax.grad(loss, argnums=(0, 1)), weights, given.xs, given.dy)
 
 
-def ours(implementation: str) -> Callable[[str, Problem], Prepared]:
+def ours(implementation: str, precision: str | None = None) -> Callable[[str, Problem], Prepared]:
     def prepare(kind, given):
-        from lstmjax import lstm
+        from lstmjax import LSTMOptions, lstm
 
         def apply(params, xs):
-            return lstm.apply(params, xs, implementation=implementation)[0]
+            options = LSTMOptions(precision=precision)
+            return lstm.apply(params, xs, options=options, implementation=implementation)[0].astype(xs.dtype)
 
         return _on_jax(kind, given, given.params, apply, lambda gradient: gradient)
 
@@ -260,6 +261,11 @@ PEERS = {
     "cuDNN": Peer(cudnn, ("jax",), on=("gpu",)),
     "PyTorch": Peer(torch, ("torch",), PINNED, on_jax=False),
     "ONNX Runtime": Peer(onnx_runtime, ("onnxruntime", "onnx"), on=("cpu",), on_jax=False),
+}
+ON_TPU = {
+    OURS: Peer(ours("auto", "bfloat16"), ("lstmjax", "jax")),
+    "lstmjax, fused": Peer(ours("fused", "bfloat16"), ("lstmjax", "jax")),
+    "lstmjax, scan": Peer(ours("scan", "bfloat16"), ("lstmjax", "jax")),
 }
 
 

@@ -110,7 +110,7 @@ def memory() -> None:
     xs = jax.ShapeDtypeStruct((batch, steps, inputs), jnp.float32)
     print(f"\nTemporary memory at B, T, inputs, units = {', '.join(map(str, LONG))}, as the compiler reports it\n")
     print("| | without checkpoint | checkpoint=True |\n| --- | --- | --- |")
-    for implementation in lstm.IMPLEMENTATIONS:
+    for implementation in ("fused", "scan"):
         sizes = []
         for checkpoint in (False, True):
             apply = partial(lstm.apply, implementation=implementation, checkpoint=checkpoint)
