@@ -291,6 +291,9 @@ def _refusal(name: str, params: Any, xs: Any, options: LSTMOptions, dropout: Dro
         return None
     if jax.default_backend() != "tpu":
         return "there is no TPU here"
+    mesh = jax.sharding.get_abstract_mesh()
+    if jax.device_count() > 1 and not (mesh.manual_axes and set(mesh.manual_axes) == set(mesh.axis_names)):
+        return "with several devices it needs jax.shard_map around it, over all axes of the mesh"
     from lstmjax.kernels import run
 
     return run.refusal(params, xs, options, dropout, masks)

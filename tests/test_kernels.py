@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.experimental.pallas import tpu as pltpu
+from jax.sharding import PartitionSpec
 
 from lstmjax import Dropout, LSTMOptions, LSTMState, bidirectional, lstm, stack
 from lstmjax.kernels import run as kernels
@@ -28,6 +29,12 @@ def small_blocks(monkeypatch):
         monkeypatch.setattr(tpu, name, size)
     jax.clear_caches()
     yield
+    jax.clear_caches()
+
+
+def on_a_tpu(monkeypatch, devices=1):
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    monkeypatch.setattr(jax, "device_count", lambda: devices)
     jax.clear_caches()
 
 
@@ -126,8 +133,7 @@ def test_other_cells_are_refused(cell, arguments, part, monkeypatch):
         ValueError, match=f"'pallas_tpu' cannot run here: it computes the standard cell, without {part}"
     ):
         lstm.apply(params, xs, implementation="pallas_tpu", **arguments)
-    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
-    jax.clear_caches()
+    on_a_tpu(monkeypatch)
     said = lstm.explain(params, xs, **arguments)
     assert said == f"fused runs\npallas_tpu does not: it computes the standard cell, without {part}"
     same(lstm.apply(params, xs, **arguments), lstm.apply(params, xs, implementation="fused", **arguments))
@@ -141,7 +147,7 @@ def test_weights_that_do_not_fit_are_refused_with_the_numbers(monkeypatch):
     text = r"weights of 128\.0 MiB and a block of one step do not fit into 64 MiB of VMEM"
     with pytest.raises(ValueError, match=text):
         jax.eval_shape(partial(lstm.apply, implementation="pallas_tpu"), params, xs)
-    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    on_a_tpu(monkeypatch)
     params, xs = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), (params, xs))
     assert lstm.explain(params, xs).splitlines()[0] == "fused runs"
 
@@ -149,11 +155,69 @@ def test_weights_that_do_not_fit_are_refused_with_the_numbers(monkeypatch):
 def test_auto_takes_it_on_a_tpu(monkeypatch):
     params, xs = lstm.init(KEY, INPUTS, UNITS), jnp.ones((2, 4, INPUTS))
     assert lstm.explain(params, xs).splitlines() == ["fused runs", "pallas_tpu does not: there is no TPU here"]
-    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
-    jax.clear_caches()
+    on_a_tpu(monkeypatch)
     assert lstm.explain(params, xs) == "pallas_tpu runs"
     assert "stand_in" in str(jax.make_jaxpr(lstm.apply)(params, xs))
     jax.clear_caches()
+
+
+def test_auto_takes_it_on_several_tpus_where_shard_map_has_all_axes(monkeypatch):
+    params, xs = lstm.init(KEY, INPUTS, UNITS), jnp.ones((4, 4, INPUTS))
+    on_a_tpu(monkeypatch, devices=4)
+    assert lstm.explain(params, xs).splitlines()[1].startswith("pallas_tpu does not: with several devices it needs")
+    rows, whole = PartitionSpec("data"), PartitionSpec()
+    for names, taken in ((("data",), True), (("data", "model"), False)):
+        mesh = jax.make_mesh((2,) * len(names), names, axis_types=(jax.sharding.AxisType.Auto,) * len(names))
+        run = jax.shard_map(lstm.apply, mesh=mesh, in_specs=(whole, rows), out_specs=rows, axis_names={"data"})
+        assert ("stand_in" in str(jax.make_jaxpr(run)(params, xs))) == taken
+    jax.clear_caches()
+
+
+def test_a_dtype_that_a_tpu_lacks_is_refused_there(monkeypatch):
+    params, xs = lstm.init(KEY, INPUTS, UNITS, dtype=jnp.float16), jnp.ones((2, 4, INPUTS), jnp.float16)
+    on_a_tpu(monkeypatch)
+    assert lstm.explain(params, xs).splitlines()[1] == (
+        "pallas_tpu does not: a TPU has bfloat16 and float32, not float16"
+    )
+
+
+@pytest.mark.parametrize("wide", [False, True], ids=["x32", "jax_enable_x64"])
+@pytest.mark.parametrize("precision", ["default", "highest", "tensorfloat32"])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_lowers_for_a_tpu(dtype, precision, wide):
+    """As far as JAX itself goes; tests/aot compiles."""
+    arrays, times = example(12, 7, lengths=True, resets=True)
+    arrays = jax.tree.map(lambda leaf: leaf.astype(dtype), arrays)
+    times = {name: np.asarray(array, np.int32 if name == "lengths" else bool) for name, array in times.items()}
+
+    def slopes(arrays, times):
+        return jax.grad(lambda arrays: lstm.apply(**arrays, **times, implementation="pallas_tpu")[0].sum())(arrays)
+
+    with jax.enable_x64(wide), jax.default_matmul_precision(precision):
+        for given in ({}, times):
+            program = jax.export.export(jax.jit(slopes), platforms=["tpu"])(arrays, given).mlir_module()
+            assert program.count("tpu_custom_call") >= 2
+
+
+@pytest.mark.parametrize("time", [1, 2, 3, 5, 17, 33, 100, 512])
+@pytest.mark.parametrize("rows", [1, 8, 128, 300])
+@pytest.mark.parametrize("backward", [False, True])
+def test_little_of_the_last_block_is_empty(time, rows, backward):
+    made = tpu.plan(tpu.Shape(time, rows, 256, 256, 2, 4), backward=backward, save=True)
+    assert made.steps % made.chunk == 0
+    assert time <= made.steps * made.step_blocks <= max(time * 1.25, time + 7)
+    assert made.rows * made.row_blocks < rows + 16 * made.row_blocks
+    assert made.bytes <= tpu.SHARE * tpu.VMEM
+
+
+def test_what_a_kernel_says_that_it_costs():
+    params, xs = lstm.init(KEY, 128, 128), jnp.ones((8, 160, 128))
+    run = partial(lstm.apply, implementation="pallas_tpu")
+    (cost,) = {call.params["cost_estimate"] for call in calls(jax.make_jaxpr(run)(params, xs).jaxpr)}
+    numbers = 8 * 160 * 128
+    assert (cost.flops, cost.transcendentals) == (8 * numbers * 256, 5 * numbers)
+    arrays = 2 * numbers + 4 * 128 * 256 + 4 * 128 + 4 * 8 * 128
+    assert cost.bytes_accessed == 4 * arrays
 
 
 @pytest.mark.usefixtures("untyped")
@@ -219,6 +283,8 @@ class TestStandIn:
         np.testing.assert_allclose(jax.jvp(call, (2.0,), (1.0,)), (7, np.cos(2.0)), rtol=1e-6)
         np.testing.assert_allclose(jax.grad(call)(2.0), np.cos(2.0), rtol=1e-6)
         np.testing.assert_allclose(jax.grad(jax.grad(jax.checkpoint(call)))(2.0), -np.sin(2.0), rtol=1e-6)
+        twice = partial(standin.call, lambda x: 2 * x, lambda x: 7 * x)
+        assert jax.linear_transpose(twice, 1.0)(1.0) == (2,)
         xs = jnp.arange(3.0)
         np.testing.assert_array_equal(jax.vmap(call)(xs), [7, 7, 7])
         np.testing.assert_allclose(jax.vmap(jax.grad(call))(xs), np.cos(xs), rtol=1e-6)
@@ -235,6 +301,7 @@ class TestStandIn:
         ones = jnp.ones(4)
         np.testing.assert_array_equal(jax.vmap(call)(3 * ones, 2 * ones), 6 * ones)
         np.testing.assert_array_equal(jax.vmap(jax.grad(call, argnums=1), in_axes=(0, None))(3 * ones, 2.0), 30 * ones)
+        np.testing.assert_allclose(jax.linear_transpose(partial(call, 3.0), 2.0)(1.0), (30,))
         one = jax.grad(lambda x: jax.vmap(call, in_axes=(0, None))(3 * ones, x).sum())(2.0)
         assert one == 4 * 30
 

@@ -39,6 +39,10 @@ def refusal(params: cell.LSTMParams, xs: Array, options: LSTMOptions, dropout: D
         return f"it computes the standard cell, without {', '.join(found)}"
     if not all(isinstance(size, int) for size in xs.shape):
         return "it needs sizes that are known when it is traced"
+    if jax.default_backend() == "tpu" and xs.dtype not in (jnp.bfloat16, jnp.float32):
+        return f"a TPU has bfloat16 and float32, not {xs.dtype}"
+    if jax.default_backend() not in ("cpu", "tpu"):
+        return f"it is for TPUs, and interpreted on CPUs, not for {jax.default_backend()}"
     *batch, time, inputs = xs.shape
     wide = jnp.promote_types(xs.dtype, jnp.float32).itemsize
     shape = tpu.Shape(max(1, time), max(1, math.prod(batch)), inputs, params.units, xs.dtype.itemsize, wide)
@@ -135,7 +139,9 @@ def _transposed(kept, cotangents, *, return_sequences):
         d_ys, d_final = cotangents
         rows, steps = tpu.Rows(d_final, spans), dataclasses.replace(arrays, d_ys=d_ys)
         (d_state, d_initial), d_z = _folded(_on_tpu(tpu.backward))(w_h, rows, steps)
-        return d_z, d_state, jax.tree.map(lambda leaf: leaf.sum(0), d_initial)
+        d_initial = jax.tree.map(lambda leaf: leaf.sum(0), d_initial)
+        like = jax.tree.map(lambda leaf: leaf.dtype, d_final)
+        return d_z, *(jax.tree.map(jnp.astype, tree, like) for tree in (d_state, d_initial))
 
     def loop(kept, cotangents):
         _, _, arrays = kept

@@ -71,10 +71,24 @@ def _jvp(primals, tangents, *, program, transpose, fixed, **given):
     return _call.bind(*primals, **given), jax.jvp(jaxpr_as_fun(program), tuple(primals), tuple(filled))[1]
 
 
-def _transposed(cotangents, *leaves, transpose, fixed, **_):
-    given = transpose(*leaves[:fixed], *map(ad.instantiate_zeros, cotangents))
-    wanted = map(ad.is_undefined_primal, leaves[fixed:])
-    return [None] * fixed + [leaf if want else None for leaf, want in zip(given, wanted, strict=True)]
+def _transposed(cotangents, *leaves, program, transpose, fixed, **_):
+    wanted = list(map(ad.is_undefined_primal, leaves))
+    filled = list(map(ad.instantiate_zeros, cotangents))
+    if transpose is None or any(wanted[:fixed]):
+        return _transposed_as_written(program, filled, leaves, wanted)
+    given = transpose(*leaves[:fixed], *filled)
+    return [None] * fixed + [leaf if want else None for leaf, want in zip(given, wanted[fixed:], strict=True)]
+
+
+def _transposed_as_written(program, cotangents, leaves, wanted):
+    def function(*some):
+        some = iter(some)
+        every = [next(some) if want else leaf for leaf, want in zip(leaves, wanted, strict=True)]
+        return jaxpr_as_fun(program)(*every)
+
+    shapes = [leaf.aval for leaf, want in zip(leaves, wanted, strict=True) if want]
+    given = iter(jax.linear_transpose(function, *shapes)(cotangents))
+    return [next(given) if want else None for want in wanted]
 
 
 def _batched(leaves, axes, *, program, computed, transpose, fixed):

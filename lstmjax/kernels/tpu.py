@@ -18,6 +18,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Bool, Float
@@ -29,6 +30,7 @@ ROWS = 256  # of a block, at most
 STEPS = 16  # of a block, at most
 CHUNK = 256  # rows of one product x W_x, nearly
 UNROLLED = 8  # steps of an iteration, at most
+CODE = 2**23  # weights of the steps of an iteration, at most, which bounds what there is to compile
 VMEM = 64 * 2**20  # bytes of a core's memory, where the device is not known
 SHARE = 0.9  # of it that a kernel may take
 
@@ -129,6 +131,8 @@ class Shape:
         time, rows, inputs, units: as the arrays have them.
         itemsize: bytes of a number of xs.
         wide: bytes of a number of c.
+        ragged: whether rows have spans.
+        resetting: whether there are resets.
     """
 
     time: int
@@ -137,6 +141,8 @@ class Shape:
     units: int
     itemsize: int
     wide: int
+    ragged: bool = True
+    resetting: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,20 +169,20 @@ class Plan:
 
 
 def plan(shape: Shape, *, backward: bool, save: bool = False, vmem: int = VMEM) -> Plan | None:
-    """The largest blocks that fit, of a number of steps that divides time if one does; None where none fit."""
+    """The largest blocks that fit, of a number of steps that leaves little of the last one empty; None if none fit."""
     tile = 32 // min(4, shape.itemsize)
     inputs, units = (_up(size, LANES) for size in (shape.inputs, shape.units))
     most = _up(min(shape.rows, ROWS), tile)
     while True:
         blocks = -(-shape.rows // most)
         rows = _up(-(-shape.rows // blocks), tile)
-        chunk = min(max(1, CHUNK // rows), UNROLLED, shape.time)
+        chunk = min(max(1, CHUNK // rows), UNROLLED, max(1, CODE // (4 * units * units)), shape.time)
         sizes = range(min(STEPS - STEPS % chunk, _up(shape.time, chunk)), 0, -chunk)
         fit = {size: _bytes(shape, rows, size, chunk, inputs, units, backward, save) for size in sizes}
         fit = {size: total for size, total in fit.items() if total <= SHARE * vmem}
         if fit:
-            even = [size for size in fit if shape.time % size == 0 and 2 * size >= max(fit)]
-            steps = max(even or fit)
+            large = [size for size in fit if 2 * size >= max(fit)]
+            steps = min(large, key=lambda size: (_up(shape.time, size), -size))
             return Plan(rows, steps, chunk, blocks, -(-shape.time // steps), inputs, units, fit[steps])
         if most == tile:
             return None
@@ -193,7 +199,9 @@ def _bytes(shape, rows, steps, chunk, inputs, units, backward, save):
         fixed = (inputs + units) * gates * narrow + 8 * gates * wide
         step = (inputs + units) * narrow + save * (gates * narrow + units * wide)
         scratch = chunk * gates * wide + units * (narrow + wide)
-    state = 8 * units * wide
+    column = LANES * 4  # bytes of a number that each row has
+    step += shape.resetting * column
+    state = (8 + 4 * shape.resetting) * units * wide + shape.ragged * 4 * column
     temporary = 3 * gates * wide
     return fixed + rows * (2 * steps * step + scratch + state + temporary)
 
@@ -209,8 +217,8 @@ def forward(
     """
     (time, count, inputs), units = steps.xs.shape, weights.w_h.shape[0]
     dtype, wide = steps.xs.dtype, rows.state.c.dtype
-    shape = Shape(time, count, inputs, units, dtype.itemsize, wide.itemsize)
-    made = _planned(shape, backward=False, save=save)
+    also = rows.spans is not None, steps.resets is not None
+    made = _planned(Shape(time, count, inputs, units, dtype.itemsize, wide.itemsize, *also), backward=False, save=save)
     rows = _bounded(rows, time, count, made)
     lie = _Layout(made, ragged=rows.spans is not None)
     given: dict[str, Any] = {
@@ -237,8 +245,7 @@ def forward(
         "h": pltpu.VMEM((made.rows, made.units), dtype),
         "c": pltpu.VMEM((made.rows, made.units), wide),
     }
-    flops = 8 * time * count * units * (inputs + units)
-    out = _call(partial(_forward, plan=made), lie, rows.spans, given, made_of, scratch, flops, interpret)
+    out = _call(partial(_forward, plan=made), lie, rows.spans, given, made_of, scratch, interpret, inputs + units)
     state = dataclasses.replace(rows.state, h=out["last_h"][:count, :units], c=out["last_c"][:count, :units])
     ys = out["ys"][:time, :count, :units] if return_sequences else None
     if not save:
@@ -252,11 +259,13 @@ def backward(
     """Run against time, from what `forward` saved.
 
     Returns:
-        The gradients of the state before the first step, and by row of what resets restore; and of z, in its dtype.
+        The gradients, as wide as c, of the state before the first step, and by row of what resets restore; and of z, in
+        its dtype.
     """
     (time, count, _), units = steps.z.shape, w_h.shape[0]
     dtype, wide = steps.z.dtype, steps.before_c.dtype
-    made = _planned(Shape(time, count, 0, units, dtype.itemsize, wide.itemsize), backward=True)
+    also = rows.spans is not None, steps.resets is not None
+    made = _planned(Shape(time, count, 0, units, dtype.itemsize, wide.itemsize, *also), backward=True)
     rows = _bounded(rows, time, count, made)
     lie = _Layout(made, ragged=rows.spans is not None, against=True)
     given: dict[str, Any] = {
@@ -275,14 +284,13 @@ def backward(
         given["resets"] = lie.steps(steps.resets[..., None].astype(wide), 1)
         made_of |= {name: lie.rows_of(made.units, wide) for name in ("initial_h", "initial_c")}
     scratch: dict[str, Any] = {name: pltpu.VMEM((made.rows, made.units), wide) for name in ("d_h", "d_c")}
-    flops = 8 * time * count * units * units
-    out = _call(partial(_backward, plan=made), lie, rows.spans, given, made_of, scratch, flops, interpret)
+    out = _call(partial(_backward, plan=made), lie, rows.spans, given, made_of, scratch, interpret, units)
 
     def state(name):
         if f"{name}_h" not in out:
-            return jax.tree.map(jnp.zeros_like, rows.state)
+            return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, wide), rows.state)
         h, c = (out[f"{name}_{leaf}"][:count, :units] for leaf in ("h", "c"))
-        return dataclasses.replace(rows.state, h=h.astype(dtype), c=c)
+        return dataclasses.replace(rows.state, h=h, c=c)
 
     return (state("first"), state("initial")), _gates_of(out["d_z"][:time, :count], units)
 
@@ -290,6 +298,7 @@ def backward(
 def _forward(refs, *, plan):
     block, ragged = pl.program_id(1), "start" in refs
     low, high = _live(refs, block, plan)
+    first, last = _chunks(low, high, plan)
     h, c = refs["h"], refs["c"]
 
     @pl.when(block == 0)
@@ -326,8 +335,7 @@ def _forward(refs, *, plan):
 
     if ragged:
         pl.when((low > 0) | (high < plan.steps))(partial(_clear, refs, "ys", "z", "before_c"))
-    low, high = low // plan.chunk, -(-high // plan.chunk)
-    jax.lax.fori_loop(low, high, chunk, None)
+    jax.lax.fori_loop(first, last, chunk, None)
 
     @pl.when(block == plan.step_blocks - 1)
     def _():
@@ -337,6 +345,7 @@ def _forward(refs, *, plan):
 def _backward(refs, *, plan):
     block, ragged = plan.step_blocks - 1 - pl.program_id(1), "start" in refs
     low, high = _live(refs, block, plan)
+    first, last = _chunks(low, high, plan)
     d_h, d_c = refs["d_h"], refs["d_c"]
 
     @pl.when(block == plan.step_blocks - 1)
@@ -375,12 +384,11 @@ def _backward(refs, *, plan):
 
     def chunk(index, _):
         for t in range(plan.chunk):
-            step((low + high - index) * plan.chunk - 1 - t)
+            step((first + last - index) * plan.chunk - 1 - t)
 
     if ragged:
         pl.when((low > 0) | (high < plan.steps))(partial(_clear, refs, "d_z"))
-    low, high = low // plan.chunk, -(-high // plan.chunk)
-    jax.lax.fori_loop(low, high, chunk, None)
+    jax.lax.fori_loop(first, last, chunk, None)
 
     @pl.when(block == 0)
     def _():
@@ -395,7 +403,10 @@ def _gates(z, units):
 
 
 def _product(a, b, dtype):
-    return jax.lax.dot(a, b, preferred_element_type=dtype)
+    asked = jax.config.jax_default_matmul_precision
+    exact = a.dtype == jnp.float32 and asked not in (None, "default", "bfloat16", "fastest")
+    precision = jax.lax.Precision.HIGHEST if exact else jax.lax.Precision.DEFAULT
+    return jax.lax.dot(a, b, precision=precision, preferred_element_type=dtype)
 
 
 def _where(condition, chosen, other):
@@ -415,11 +426,19 @@ def _valid(refs, t):
 
 def _live(refs, block, plan):
     """From which step of the block to which some row has any."""
-    before = block * plan.steps
     if "start" not in refs:
         return 0, plan.steps
+    before = block * plan.steps
     low = jnp.clip(refs["first"][pl.program_id(0)] - before, 0, plan.steps)
     return low, jnp.clip(refs["last"][pl.program_id(0)] - before, low, plan.steps)
+
+
+def _chunks(low, high, plan):
+    """The iterations that have these steps; int32 on a TPU, whatever `jax_enable_x64` says."""
+    size = np.int32(plan.chunk)
+    if isinstance(high, int):
+        return np.int32(low) // size, np.int32(high) // size
+    return jax.lax.div(low, size), jax.lax.div(high + size - 1, size)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -450,7 +469,7 @@ class _Layout:
 
     def fixed(self, array):
         """What stays, in one buffer."""
-        return array, pl.BlockSpec(array.shape, lambda *_: (0, 0), pipeline_mode=pl.Buffered(1))
+        return array, pl.BlockSpec(array.shape, lambda *_: (np.int32(0),) * 2, pipeline_mode=pl.Buffered(1))
 
     def spans(self, spans):
         if spans is None:
@@ -468,7 +487,7 @@ class _Layout:
         return {"first": jnp.minimum(first, last), "last": last}
 
     def _of_rows(self, features):
-        return pl.BlockSpec((self.plan.rows, features), lambda row, *_: (row, 0))
+        return pl.BlockSpec((self.plan.rows, features), lambda row, *_: (row, np.int32(0)))
 
     def _passing(self, features, skip):
         plan = self.plan
@@ -476,37 +495,37 @@ class _Layout:
         def place(row, block, *live):
             block = plan.step_blocks - 1 - block if self.against else block
             if skip:
-                first, last = live[0][row] // plan.steps, jnp.maximum(live[1][row] - 1, 0) // plan.steps
-                block = jnp.clip(block, first, last)
-            return block, row, 0
+                first, last = live[0][row], jnp.maximum(live[1][row] - 1, 0)
+                block = jnp.clip(block, *(jax.lax.div(step, np.int32(plan.steps)) for step in (first, last)))
+            return block, row, np.int32(0)
 
         return pl.BlockSpec((plan.steps, plan.rows, features), place)
 
 
-def _call(kernel, lie, spans, given, made_of, scratch, flops, interpret):
+def _call(kernel, lie, spans, given, made_of, scratch, interpret, contracted):
     """`kernel(refs)`, refs by name: what is given, what is made, and scratch memory."""
     live = {} if spans is None else lie.blocks(spans)
     arrays, in_specs = zip(*given.values(), strict=True)
     axes = jax.typeof(arrays[0]).manual_axis_type
     out_shape = [jax.ShapeDtypeStruct(shape, dtype, manual_axis_type=axes) for shape, dtype, _ in made_of.values()]
     names = [*live, *given, *made_of, *scratch]
+    plan = lie.plan
+    numbers = plan.steps * plan.step_blocks * plan.rows * plan.row_blocks * plan.units
     passed = sum(math.prod(array.shape) * array.dtype.itemsize for array in (*arrays, *out_shape))
     run = pl.pallas_call(
         lambda *refs: kernel(dict(zip(names, refs, strict=True))),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=len(live),
-            grid=(lie.plan.row_blocks, lie.plan.step_blocks),
+            grid=(plan.row_blocks, plan.step_blocks),
             in_specs=in_specs,
             out_specs=[spec for _, _, spec in made_of.values()],
             scratch_shapes=list(scratch.values()),
         ),
         out_shape=out_shape,
-        compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=int(lie.plan.bytes / SHARE)
-        ),
+        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=vmem()),
         cost_estimate=pl.CostEstimate(
-            flops=flops,
-            transcendentals=5 * math.prod(given["first_c" if "first_c" in given else "last_c"][0].shape),
+            flops=8 * numbers * contracted,
+            transcendentals=5 * numbers,
             bytes_accessed=passed,
         ),
         interpret=interpret,
