@@ -11,6 +11,7 @@ gradient keeps z_t in the dtype of xs, and c_{t-1}. What is no multiple of a til
 stay zeros; steps that no row of a block has are skipped.
 """
 
+import contextlib
 import dataclasses
 import math
 from functools import partial
@@ -531,7 +532,9 @@ def _call(kernel, lie, spans, given, made_of, scratch, interpret, contracted):
         interpret=interpret,
         name=f"lstm{kernel.func.__name__}",
     )
-    return dict(zip(made_of, run(*live.values(), *arrays), strict=True))
+    with contextlib.nullcontext() if any(array.dtype == jnp.float64 for array in arrays) else jax.enable_x64(False):
+        made = run(*live.values(), *arrays)
+    return dict(zip(made_of, made, strict=True))
 
 
 def _planned(shape: Shape, **how: Any) -> Plan:
