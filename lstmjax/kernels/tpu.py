@@ -33,7 +33,7 @@ CHUNK = 256  # rows of one product x W_x, nearly
 UNROLLED = 8  # steps of an iteration, at most
 CODE = 2**23  # weights of the steps of an iteration, at most, which bounds what there is to compile
 VMEM = 64 * 2**20  # bytes of a core's memory, where the device is not known
-SHARE = 0.9  # of it that a kernel may take
+SHARE = 0.9  # of it that a kernel may take: XLA has uses for the rest, and for what a kernel leaves
 
 
 @jax.tree_util.register_dataclass
@@ -523,7 +523,9 @@ def _call(kernel, lie, spans, given, made_of, scratch, interpret, contracted):
             scratch_shapes=list(scratch.values()),
         ),
         out_shape=out_shape,
-        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=vmem()),
+        compiler_params=pltpu.CompilerParams(
+            dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=min(vmem(), int(plan.bytes / SHARE) + 2**20)
+        ),
         cost_estimate=pl.CostEstimate(
             flops=8 * numbers * contracted,
             transcendentals=5 * numbers,
