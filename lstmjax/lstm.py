@@ -107,7 +107,8 @@ def apply(
             of `jax.vmap` and every shard of `jax.shard_map` that is given it: split it for those.
         implementation: "scan", "fused" (with derivatives of its own), "pallas_tpu" (a kernel for the standard cell,
             which a CPU interprets, slowly) or "auto"; `explain` tells which one runs.
-        unroll: steps in one iteration of the compiled loop; None for 1, but several on the fused path off CPU.
+        unroll: steps in one iteration of the compiled loop; None for 1, but several on the fused path off CPU. The
+            kernel has a number of its own.
         checkpoint: True cuts time into about sqrt(6 * time) segments, a number into that many, of which the gradient
             keeps the first state alone and computes the rest again; for sequences too long for the memory.
 
