@@ -137,7 +137,7 @@ def forward(
 
         def run(start, size, state, timed):
             timed, valid, resets = timed
-            some = xs if size is time else jax.lax.dynamic_slice_in_dim(xs, start, size, axis=xs.ndim - 2)
+            some = xs if size == time else jax.lax.dynamic_slice_in_dim(xs, start, size, axis=xs.ndim - 2)
             unroll = clock.unroll or (even(size, together) if together > 1 and isinstance(size, int) else 1)
             return jax.lax.scan(
                 lambda state, now: tick(state, (each(*now[0]), *now[1:]), constants),

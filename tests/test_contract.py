@@ -439,7 +439,7 @@ def test_shard_map_over_the_batch(implementation, lengths, resets):
     def call(params, xs, times):
         return lstm.apply(params, xs, **times, implementation=implementation)
 
-    # JAX interprets no kernel where it checks what varies over the mesh; tests/aot compiles one with the checks.
+    # JAX interprets no kernel where it checks what varies over the mesh.
     check = implementation != "pallas_tpu"
     sharded = jax.jit(jax.shard_map(call, mesh=mesh, in_specs=(whole, rows, rows), out_specs=rows, check_vma=check))
     jax.tree.map(

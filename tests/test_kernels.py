@@ -14,7 +14,6 @@ from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import PartitionSpec
 
 from lstmjax import Dropout, LSTMOptions, LSTMState, bidirectional, lstm, stack
-from lstmjax.kernels import run as kernels
 from lstmjax.kernels import standin, tpu
 
 KEY = jax.random.key(0)
@@ -109,6 +108,16 @@ def test_blocks_that_no_row_has_are_not_fetched_and_their_steps_not_run():
         patch.setattr(tpu.pl, "program_id", lambda _: 0)
         bounds = [[int(bound) for bound in tpu._live(refs, block, layout.plan)] for block in range(4)]
     assert [high - low for low, high in bounds] == [16, 4, 0, 0]
+
+
+def test_weights_are_fetched_once():
+    """One buffer, and the same block at every point of the grid."""
+    _, spec = tpu._Layout(tpu.plan(tpu.Shape(64, 300, 3, 4, 4, 4), backward=False), ragged=False).fixed(
+        jnp.ones((128, 512))
+    )
+    assert spec.block_shape == (128, 512)
+    assert spec.pipeline_mode.buffer_count == 1
+    assert {tuple(map(int, spec.index_map(row, block))) for row in range(2) for block in range(4)} == {(0, 0)}
 
 
 @pytest.mark.parametrize(
@@ -315,7 +324,3 @@ def test_float64_state_of_float32_inputs(x64):
     outputs = [lstm.apply(params, xs, state, implementation=name) for name in ("pallas_tpu", "scan")]
     assert outputs[0][1].c.dtype == jnp.float64
     same(*outputs)
-
-
-def test_vmem_of_a_cpu_is_that_of_the_smallest_that_is_sold():
-    assert kernels.tpu.vmem() == tpu.VMEM == 64 * 2**20

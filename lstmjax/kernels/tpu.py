@@ -3,7 +3,7 @@
 A scan fetches W_h from the device's memory for every few steps. Here it comes into the core's memory (VMEM) once, and
 stays while a grid of blocks of rows, and within them of steps, passes by:
 
-    forward     z = x_b W_x + b of a block of steps in one product;  then z_t += h_{t-1} W_h, and the gates
+    forward     z_t = x_t W_x + b of a few steps in one product;  then z_t += h_{t-1} W_h, and the gates
     backward    the gates again, from z_t and c_{t-1};  then dz_t, and dh_{t-1} += dz_t W_h'
 
 h, c and their gradients are carried in scratch memory; products accumulate, and c is carried, in float32 at least. A
