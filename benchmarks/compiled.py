@@ -1,6 +1,6 @@
 """What the compilers of accelerators make of the loop, on a machine without one: `python -m benchmarks.compiled`.
 
-With `kernel`, of the TPU kernel at many sizes.
+With `kernel`, of the TPU kernel at many sizes; with `blocks`, of what it takes with other blocks than its own.
 
 `pip install -e '.[aot]'` brings the compilers. What they say of a TPU are static estimates, never times.
 """
@@ -15,6 +15,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -38,7 +39,7 @@ WHEELS = {"tpu": "libtpu", "cuda": "jax-cuda12-plugin"}
 TPUS = [name for name, described in TARGETS.items() if described["platform"] == "tpu"]
 KINDS = "forward", "gradient"
 KERNELS = "forward", "saving", "backward"  # for inference, for training, and against time
-CASES = "bfloat16", "float32", "ragged", "bidirectional"  # the last two in bfloat16
+CASES = "bfloat16", "float32", "ragged", "resets", "bidirectional", "sharded"  # the last four in bfloat16
 PLAIN = {"implementation": "scan", "unroll": 1}
 KERNEL = {"implementation": "pallas_tpu"}
 BATCH, TIME, INPUTS, UNITS = SHAPE = 128, 16, 512, 512
@@ -81,7 +82,7 @@ class Program:
 
 def main() -> None:
     parser = argparse.ArgumentParser("python -m benchmarks.compiled", description=__doc__)
-    parser.add_argument("what", nargs="?", choices=["programs", "kernel"], default="programs")
+    parser.add_argument("what", nargs="?", choices=["programs", "kernel", "blocks"], default="programs")
     parser.add_argument("--dtype", default="bfloat16", help="of the kernel; float32 for what it takes then")
     parser.add_argument("--batch", type=int, default=BATCH)
     parser.add_argument("--time", type=int, default=TIME, help="64 takes minutes to compile for a TPU")
@@ -89,6 +90,8 @@ def main() -> None:
     given = parser.parse_args()
     if given.what == "kernel":
         return kernels(given.dtype)
+    if given.what == "blocks":
+        return blocks()
     shape = given.batch, given.time, given.units, given.units
     print(f"jax {jax.__version__}; B, T, inputs, units = {', '.join(map(str, shape))}, bfloat16\n")
     heads = "plain scan: loops, all", "fused: loops, all", "ratio: loops, all", "kernel: all", "to plain, to fused: all"
@@ -125,6 +128,23 @@ def kernels(dtype: str) -> None:
         print(f"| {batch}, {units} | " + " | ".join(cells) + " |", flush=True)
 
 
+def blocks() -> None:
+    """Print what the constants of `kernels/tpu.py` rest on: bundles with each of them halved and doubled."""
+    sizes = [(8, 128), (32, 512), (128, 512), (256, 512)]
+    columns = [(target, batch, units) for target in ("v5e", "v6e", "tpu7x") for batch, units in sizes]
+    print(f"jax {jax.__version__}; bfloat16; bundles a step of all rows: saving, backward\n")
+    print("| of a block | " + " | ".join("{}: {}, {}".format(*column) for column in columns) + " |")
+    print("| --- |" + " --- |" * len(columns))
+    own = {name: getattr(tpu, name) for name in ("ROWS", "CHUNK", "UNROLLED")}
+    for chosen in ({}, *({name: size * by // 2} for name, size in own.items() for by in (1, 4))):
+        cells = []
+        for target, batch, units in columns:
+            made = [kernel(target, kind, (batch, 512, units, units), "bfloat16", **chosen) for kind in KERNELS[1:]]
+            cells.append(", ".join(f"{one.bundles * one.row_blocks:.0f}" if one else "refused" for one in made))
+        of = ", ".join(f"{name} {size}" for name, size in (own | chosen).items())
+        print(f"| {of} | " + " | ".join(cells) + " |", flush=True)
+
+
 def _cell(target, shape, dtype):
     made = [one for kind in KERNELS if (one := kernel(target, kind, shape, dtype))]
     if len(made) < len(KERNELS):
@@ -137,19 +157,21 @@ class Kernel:
     """What a TPU's compiler made of a kernel.
 
     Args:
-        bundles: instructions, each for all units at once, of one step.
+        bundles: instructions, each for all units at once, of one step of a block of rows.
+        row_blocks: how many there are.
         spills: vectors stored of one step because registers ran out.
         vmem: bytes of the core's memory that it may take.
         limit: bytes that the core has.
     """
 
     bundles: float
+    row_blocks: int
     spills: float
     vmem: int
     limit: int
 
 
-def kernel(target: str, kind: str, shape: tuple[int, int, int, int], dtype: str) -> Kernel | None:
+def kernel(target: str, kind: str, shape: tuple[int, int, int, int], dtype: str, **chosen: int) -> Kernel | None:
     """Compile one kernel in a process of its own; None where it is refused.
 
     Args:
@@ -157,10 +179,11 @@ def kernel(target: str, kind: str, shape: tuple[int, int, int, int], dtype: str)
         kind: one of KERNELS.
         shape: batch, time, inputs, units.
         dtype: of weights and xs.
+        chosen: constants of `kernels/tpu.py`, where not its own.
     """
     dumps = "--xla_jf_dump_to={} --xla_jf_dump_llo_text=true --xla_jf_dump_llo_pass_label_regex=final"
     with tempfile.TemporaryDirectory() as folder:
-        said = _apart("compile_kernel_", [target, kind, shape, dtype], LIBTPU_INIT_ARGS=dumps.format(folder))
+        said = _apart("compile_kernel_", [target, kind, shape, dtype, chosen], LIBTPU_INIT_ARGS=dumps.format(folder))
         if not said:
             return None
         (text,) = (
@@ -174,11 +197,13 @@ def kernel(target: str, kind: str, shape: tuple[int, int, int, int], dtype: str)
     spilled = sum(int(row[names.index("VSTORE:SPILL")]) for row in rows)
     made = json.loads(said.splitlines()[-1])
     steps = made["chunk"] if max(depths) > 1 else made["steps"]
-    return Kernel(sum(loop) / steps, spilled / steps, made["bytes"], made["limit"])
+    return Kernel(sum(loop) / steps, made["row_blocks"], spilled / steps, made["bytes"], made["limit"])
 
 
-def compile_kernel_(target: str, kind: str, shape: tuple[int, int, int, int], dtype: str) -> None:
+def compile_kernel_(target: str, kind: str, shape: tuple[int, int, int, int], dtype: str, chosen: dict) -> None:
     """Compile in this process, and print how it goes over its arrays."""
+    for name, size in chosen.items():
+        setattr(tpu, name, size)
     device = topologies.get_topology_desc(**TARGETS[target]).devices[0]
     mesh = Mesh([device], ("device",))
     batch, time, inputs, units = shape
@@ -253,30 +278,33 @@ def compile_(target: str, kind: str, case: str, shape: tuple[int, int, int, int]
     described = dict(TARGETS[target])
     if described["platform"] == "cuda":
         described["target_config"] = (ROOT / "benchmarks/h200.txtpb").read_text()
-    device = topologies.get_topology_desc(**described).devices[0]
-    mesh = Mesh([device], ("device",))
-    place = NamedSharding(mesh, PartitionSpec())
+    devices = topologies.get_topology_desc(**described).devices
+    mesh = Mesh(devices if case == "sharded" else devices[:1], ("device",))
     layer = bidirectional if case == "bidirectional" else lstm
     dtype = jnp.float32 if case == "float32" else jnp.bfloat16
     batch, time, inputs, units = shape
 
-    def outputs(params, xs, lengths):
-        return layer.apply(params, xs, lengths=lengths, **how)[0]
+    def outputs(params, xs, lengths, resets):
+        return layer.apply(params, xs, lengths=lengths, resets=resets, **how)[0]
 
-    def loss(params, xs, lengths):
-        return (outputs(params, xs, lengths) ** 2).sum()
+    of_batch = PartitionSpec("device" if case == "sharded" else None)
+    shared = jax.shard_map(outputs, in_specs=(PartitionSpec(), *[of_batch] * 3), out_specs=of_batch)
+    run: Callable = shared if case == "sharded" else outputs
 
-    def slopes(params, xs, lengths):
-        return jax.value_and_grad(loss, argnums=(0, 1))(params, xs, lengths)
+    def slopes(params, xs, lengths, resets):
+        return jax.value_and_grad(lambda *of: (run(*of, lengths, resets) ** 2).sum(), argnums=(0, 1))(params, xs)
+
+    def placed(tree, of):
+        place = NamedSharding(mesh, of)
+        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), tree)
 
     params = jax.eval_shape(lambda: layer.init(jax.random.key(0), inputs, units, dtype=dtype))
     xs = jax.ShapeDtypeStruct((batch, time, inputs), dtype)
     lengths = jax.ShapeDtypeStruct((batch,), jnp.int32) if case == "ragged" else None
-    placed = jax.tree.map(
-        lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=place), (params, xs, lengths)
-    )
+    resets = jax.ShapeDtypeStruct((batch, time), jnp.bool_) if case == "resets" else None
+    arguments = placed(params, PartitionSpec()), *placed((xs, lengths, resets), of_batch)
     with jax.set_mesh(mesh):
-        made = jax.jit(outputs if kind == "forward" else slopes).lower(*placed).compile()
+        made = jax.jit(run if kind == "forward" else slopes).lower(*arguments).compile()
     (Path(folder) / "program.hlo").write_text(made.as_text() or "")
 
 

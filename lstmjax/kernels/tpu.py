@@ -359,19 +359,21 @@ def _backward(refs, *, plan):
         i, f, g, o = _gates(refs["z"][t].astype(d_c.dtype), plan.units)
         shown = jnp.tanh(f * before_c + i * g)
         d_y = held[0] + refs["d_ys"][t].astype(d_h.dtype) if "d_ys" in refs else held[0]
-        d_cell = held[1] + d_y * o * (1 - shown * shown)
+        d_shown = d_y * o
+        d_cell = held[1] + d_shown * (1 - shown * shown)
+        d_kept, d_new = d_cell * f, d_cell * i
         parts = (
-            d_cell * g * i * (1 - i),
-            d_cell * before_c * f * (1 - f),
-            d_cell * i * (1 - g * g),
-            d_y * shown * o * (1 - o),
+            d_new * g * (1 - i),
+            d_kept * before_c * (1 - f),
+            d_new * (1 - g * g),
+            d_shown * shown * (1 - o),
         )
         valid: Any = _valid(refs, block * plan.steps + t) if ragged else None
         for gate, part in enumerate(parts):
             if ragged:
                 part = jnp.where(valid, part, jnp.zeros_like(part))
             refs["d_z"][t, :, gate * plan.units : (gate + 1) * plan.units] = part.astype(refs["d_z"].dtype)
-        before = _product(refs["d_z"][t], refs["w_h"][...], d_h.dtype), d_cell * f
+        before = _product(refs["d_z"][t], refs["w_h"][...], d_h.dtype), d_kept
         if "resets" in refs:
             reset = refs["resets"][t] > 0
             if ragged:

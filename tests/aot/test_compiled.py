@@ -110,3 +110,11 @@ def test_estimated_cycles_of_the_kernel_beside_a_plain_scan(target):
     kernel, plain = program(target, "forward", kernel=True), program(target, "forward", plain=True)
     assert not kernel.loops
     assert 0 < kernel.cycles(whole=True) <= 0.55 * plain.cycles(whole=True)
+
+
+@pytest.mark.parametrize("case", ["float32", "ragged", "resets", "bidirectional", "sharded"])
+def test_a_gradient_by_kernels_compiles_to_no_loop(case):
+    needs("v6e")
+    found = compiled.program("v6e", "gradient", case, (64, 16, 128, 256), **compiled.KERNEL)
+    assert not found.loops
+    assert found.outside
