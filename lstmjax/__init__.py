@@ -13,6 +13,7 @@ from lstmjax import lstm as lstm
 from lstmjax import pooling as pooling
 from lstmjax import ragged as ragged
 from lstmjax import residual as residual
+from lstmjax import sharding as sharding
 from lstmjax import stack as stack
 from lstmjax import windows as windows
 from lstmjax.bidirectional import BidirectionalParams as BidirectionalParams

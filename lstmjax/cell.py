@@ -136,7 +136,7 @@ def step(
 ) -> LSTMState:
     """Compute one step of one sequence, from parameters and x in one dtype; sums and c are as wide as state.c."""
     z = projected(params, input_product(params.w_x, x, state.c.dtype))
-    z += recurred(params, recurrent_product(params.w_h, state, masks))
+    z += recurred(params, recurrent_product(params.w_h, state, masks, options.units_axis))
     m, c = pointwise(params, z, state.c, options, masks)
     h = clipped(output_product(params.w_projection, m.astype(x.dtype), c.dtype), options.projection_clip)
     return zoned_out(LSTMState(h=h.astype(x.dtype), c=c), state, dropout, masks)
@@ -200,15 +200,18 @@ def input_product(w_x: Float[Array, "inputs gates"], xs: Float[Array, "*batch in
     return jnp.matmul(xs, w_x, preferred_element_type=dtype)
 
 
-def recurrent_product(w_h: Float[Array, "outputs gates"], state: LSTMState, masks: Masks) -> Array:
+def recurrent_product(
+    w_h: Float[Array, "outputs gates"], state: LSTMState, masks: Masks, units_axis: str | None = None
+) -> Array:
     """h W_h, accumulated as widely as c is kept; each gate has a mask of its own where those have an axis for it."""
+    h = state.h if units_axis is None else jax.lax.all_gather(state.h, units_axis, axis=state.h.ndim - 1, tiled=True)
     if masks.recurrent is None:
-        return jnp.matmul(state.h, w_h, preferred_element_type=state.c.dtype)
-    mask = masks.recurrent.astype(state.h.dtype)
-    if mask.ndim == state.h.ndim:
-        return jnp.matmul(state.h * mask, w_h, preferred_element_type=state.c.dtype)
+        return jnp.matmul(h, w_h, preferred_element_type=state.c.dtype)
+    mask = masks.recurrent.astype(h.dtype)
+    if mask.ndim == h.ndim:
+        return jnp.matmul(h * mask, w_h, preferred_element_type=state.c.dtype)
     gates = mask.shape[-2]
-    h = jnp.broadcast_to(jnp.expand_dims(state.h, -2), mask.shape) * mask
+    h = jnp.broadcast_to(jnp.expand_dims(h, -2), mask.shape) * mask
     z = jnp.einsum("...gh,hgu->...gu", h, w_h.reshape(w_h.shape[0], gates, -1), preferred_element_type=state.c.dtype)
     return z.reshape(*z.shape[:-2], -1)
 

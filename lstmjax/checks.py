@@ -35,6 +35,12 @@ def number(name: str, value: Any) -> float:
     return float(value)
 
 
+def name(name: str, value: Any, meaning: str) -> None:
+    """Raise unless `value` is text."""
+    if not isinstance(value, str):
+        raise TypeError(f"{name} must be the name {meaning}, or None; got {value!r}.")
+
+
 def bound(name: str, value: Any) -> float | None:
     """Return `value` as a float above 0 or None, or raise."""
     if value is None:

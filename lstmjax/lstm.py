@@ -186,15 +186,22 @@ def explain(
 @partial(jax.jit, static_argnames=("options", "dropout"))
 def _step(params, x, state, options, dropout):
     x, state, dropout = _checked_step(params, x, state, options, dropout)
-    single = partial(cell.step, options=options, dropout=dropout, masks=Masks())
+    axis = placement.units_axis(options.units_axis)
+    single = partial(cell.step, options=dataclasses.replace(options, units_axis=axis), dropout=dropout, masks=Masks())
     for _ in range(x.ndim - 1):
         single = jax.vmap(single, in_axes=(None, 0, 0))
 
     def run(params, x, state):
         params, x, state = _promote(params, x, state, options)
-        return single(cell.merged(params), x, state)
 
-    state = placement.automatic(run, x.ndim - 1)(params, x, state)
+        def whole(params, state, initial, masks, x, clock=None):
+            del initial, masks, clock
+            return single(params, *placement.varying_alike((x, state)))
+
+        part = whole if axis is None else placement.divided(whole, axis, state)
+        return part(cell.merged(params), state, None, Masks(), x)
+
+    state = placement.automatic(run, x.ndim - 1, options.units_axis)(params, x, state)
     return state.h, state
 
 
@@ -226,12 +233,13 @@ def _apply(params, xs, arrays, static):
         return recurrence.in_order(ys, reverse and return_sequences, axis=-2), state
 
     masks = regularize.draw(dropout, key, params, tuple(batch), time)
-    return placement.automatic(run, xs.ndim - 2)(params, xs, state, lengths, resets, masks)
+    return placement.automatic(run, xs.ndim - 2, options.units_axis)(params, xs, state, lengths, resets, masks)
 
 
 @partial(jax.jit, static_argnames=("dropout", "return_sequences", "options", "implementation", "segments"))
 def _read(params, xs, state, clock, masks, *, dropout, return_sequences, options, implementation, segments):
     """Run over xs [*batch, time, inputs] in the order in which they stand."""
+    options = dataclasses.replace(options, units_axis=placement.units_axis(options.units_axis))
     initial = initial_state(params)
     params, xs, state = _promote(params, xs, state, options)
     if implementation == "auto":
@@ -240,22 +248,28 @@ def _read(params, xs, state, clock, masks, *, dropout, return_sequences, options
     initial = LSTMState(h=initial.h.astype(xs.dtype).astype(state.c.dtype), c=initial.c.astype(state.c.dtype))
     # Wide again where a gradient adds up over segments or steps, and narrowed in them, as widely as c is kept.
     wide = cell.merged(jax.tree.map(lambda leaf: leaf.astype(state.c.dtype), params))
-    wide, xs, state, initial, clock, masks = placement.varying_alike((wide, xs, state, initial, clock, masks))
     if masks.recurrent_weights is not None:
         wide = dataclasses.replace(wide, w_h=wide.w_h * masks.recurrent_weights.astype(wide.w_h.dtype))
-    constants, steps = masks.in_loop()
 
-    def loop(state, xs, steps, clock):
-        if masks.inputs is not None:
-            xs = xs * jnp.broadcast_to(jnp.expand_dims(masks.inputs.astype(xs.dtype), -2), xs.shape)
-        run = IMPLEMENTATIONS[implementation]
-        ys, state = run(wide, xs, state, initial, constants.at(steps), clock, options, dropout, return_sequences)
-        return jnp.moveaxis(ys, 0, -2) if return_sequences else None, state
+    def run(*arguments):
+        wide, state, initial, masks, xs, clock = placement.varying_alike(arguments)
+        constants, steps = masks.in_loop()
 
-    if segments:
-        ys, state = recurrence.in_segments(loop, state, xs, steps, clock, segments)
-    else:
-        ys, state = loop(state, xs, steps, clock)
+        def loop(state, xs, steps, clock):
+            if masks.inputs is not None:
+                xs = xs * jnp.broadcast_to(jnp.expand_dims(masks.inputs.astype(xs.dtype), -2), xs.shape)
+            run = IMPLEMENTATIONS[implementation]
+            ys, state = run(wide, xs, state, initial, constants.at(steps), clock, options, dropout, return_sequences)
+            return jnp.moveaxis(ys, 0, -2) if return_sequences else None, state
+
+        if segments:
+            return recurrence.in_segments(loop, state, xs, steps, clock, segments)
+        return loop(state, xs, steps, clock)
+
+    if options.units_axis is not None:
+        run = placement.divided(run, options.units_axis, (xs if return_sequences else None, state))
+    in_loop = dataclasses.replace(masks, outputs=None, recurrent_weights=None)
+    ys, state = run(wide, state, initial, in_loop, xs, clock)
     ys = state.h if ys is None else ys
     if masks.outputs is not None:
         mask = jnp.expand_dims(masks.outputs, -2) if return_sequences else masks.outputs
@@ -303,6 +317,9 @@ def _refusal(name: str, params: Any, xs: Any, options: LSTMOptions, dropout: Dro
 def _check(params: Any, name: str, x: Any, axes: str, options: Any) -> Array:
     check(params)
     checks.instance("options", options, LSTMOptions, "LSTMOptions(...)")
+    if options.units_axis is not None and (params.norm is not None or params.w_projection is not None):
+        part = "layer norm, which looks at all units" if params.norm is not None else "a projection"
+        raise ValueError(f"options.units_axis={options.units_axis!r} does not divide units with {part}.")
     if options.projection_clip is not None and params.w_projection is None:
         raise ValueError(
             f"projection_clip={options.projection_clip!r} needs params with a projection: "

@@ -36,9 +36,12 @@ class LSTMOptions:
         projection_clip: a projected h_t is clipped to [-projection_clip, projection_clip], as in TensorFlow.
         precision: the dtype to compute in, such as "bfloat16", whatever that of params and inputs; None for their
             common one. Products accumulate, and c is carried, in at least float32; outputs and h have this dtype.
+        units_axis: the axis of the mesh set by `jax.set_mesh` over which units are divided; None for undivided. A step
+            then exchanges h once. `lstmjax.sharding` has the rules by which params lie ready for it.
 
     Raises:
-        ValueError: an unknown name, or a clip that is not positive; TypeError: precision is not floating.
+        ValueError: an unknown name, or a clip that is not positive.
+        TypeError: precision is not floating, or units_axis is not a name.
 
     >>> LSTMOptions(recurrent_activation="hard_sigmoid").recurrent_activation
     'hard_sigmoid'
@@ -51,6 +54,7 @@ class LSTMOptions:
     preactivation_clip: float | int | None = None
     projection_clip: float | int | None = None
     precision: DTypeLike | None = None
+    units_axis: str | None = None
 
     def __post_init__(self):
         checks.one_of("activation", self.activation, ACTIVATIONS)
@@ -61,3 +65,5 @@ class LSTMOptions:
             object.__setattr__(self, name, checks.bound(name, getattr(self, name)))
         if self.precision is not None:
             object.__setattr__(self, "precision", checks.floating_dtype("precision", self.precision).name)
+        if self.units_axis is not None:
+            checks.name("units_axis", self.units_axis, "of an axis of the mesh")

@@ -32,6 +32,7 @@ def refusal(params: cell.LSTMParams, xs: Array, options: LSTMOptions, dropout: D
         "coupled gates": params.gates == 3,
         "clips": options.cell_clip is not None or options.preactivation_clip is not None,
         "other activations": activations != ("tanh", "sigmoid", "tanh"),
+        "divided units": options.units_axis is not None,
         "recurrent dropout": masks.recurrent is not None or masks.candidate is not None,
         "zoneout": bool(dropout.zoneout_h or dropout.zoneout_c),
     }
