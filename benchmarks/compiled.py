@@ -255,8 +255,8 @@ def program(
         return (_of_tpu if platform == "tpu" else _of_gpu)(Path(folder), shape[1])
 
 
-def _apart(function, arguments, **environment):
-    """What a function of this module prints, in a process of its own."""
+def _apart(function, arguments, module="compiled", **environment):
+    """What a function of a module beside this one prints, in a process of its own."""
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
         "TPU_SKIP_MDS_QUERY": "1",
@@ -265,7 +265,7 @@ def _apart(function, arguments, **environment):
         "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
         **environment,
     }
-    code = f"import json, sys; from benchmarks import compiled; compiled.{function}(*json.loads(sys.argv[1]))"
+    code = f"import json, sys; from benchmarks import {module}; {module}.{function}(*json.loads(sys.argv[1]))"
     command = [sys.executable, "-c", code, json.dumps(arguments)]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     if done.returncode:

@@ -6,24 +6,30 @@ python -m experiments resume RUN                                            cont
 python -m experiments evaluate RUN                                          measure the newest checkpoint
 python -m experiments predict RUN FILE                                      label the lines of a text file
 python -m experiments list                                                  show configs/ and runs/
+
+--mesh.data N --mesh.model M divide a batch, and the units of LSTMs, over devices; resume takes other ones too.
+--distributed, of run, sweep and resume, makes this one of several processes that train together: docs/scale.md.
 """
 
 import sys
 
-from experiments import commands
+from experiments import commands, mesh, report
 from experiments.config import ConfigError
 from experiments.runs import RunError
 
 
 def main(argv: list[str]) -> int:
     try:
+        if "--distributed" in argv:
+            argv = [word for word in argv if word != "--distributed"]
+            _join()
         match argv:
             case ["run", config, *overrides] if not config.startswith("-"):
                 return commands.run(config, overrides)
             case ["sweep", config, *overrides] if not config.startswith("-"):
                 return commands.sweep(config, overrides)
-            case ["resume", run] if not run.startswith("-"):
-                return commands.resume(run)
+            case ["resume", run, *overrides] if not run.startswith("-"):
+                return commands.resume(run, overrides)
             case ["evaluate", run] if not run.startswith("-"):
                 return commands.evaluate(run)
             case ["predict", run, file] if not run.startswith("-"):
@@ -41,6 +47,14 @@ def main(argv: list[str]) -> int:
         return commands.INTERRUPTED
     print(f"error: cannot read the command {' '.join(argv)!r}\n\n{__doc__}", file=sys.stderr)
     return 2
+
+
+def _join() -> None:
+    try:
+        mesh.join()
+    except ValueError as error:
+        raise ConfigError(f"--distributed: {error}") from None
+    report.console.quiet = not mesh.leads()
 
 
 if __name__ == "__main__":

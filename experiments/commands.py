@@ -1,6 +1,7 @@
 """The commands behind `python -m experiments`; each returns the exit code."""
 
 import contextlib
+import dataclasses
 import json
 import signal
 import sys
@@ -9,10 +10,11 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from rich.table import Table
 
 import lstmjax
-from experiments import report, runs
+from experiments import mesh, report, runs
 from experiments.checkpoint import Checkpoints
 from experiments.config import Config, ConfigError, dumps, load, load_sweep
 from experiments.data.files import DataError
@@ -26,6 +28,7 @@ from experiments.train import (
     Outcome,
     TrainState,
     criterion_met,
+    evaluation,
     initial_state,
     keys,
     train,
@@ -43,7 +46,7 @@ def sweep(path: str, overrides: list[str]) -> int:
     """Runs every combination in turn, then compares them."""
     members = load_sweep(path, overrides)
     for _, config in members:
-        _task(config)  # what cannot run is found before anything does
+        _over(config, _task(config))  # what cannot run is found before anything does
     started = []
     for choice, config in members:
         folder, code = _start(config)
@@ -73,32 +76,40 @@ def _over_seeds(choices: list[dict], results: list[dict]) -> dict[tuple, list[tu
     return {others: list(zip(*rows, strict=True)) for others, rows in groups.items() if SEED in choices[0] and rows[1:]}
 
 
-def resume(folder: str) -> int:
-    """Continues from the newest whole checkpoint; what was logged after it is dropped and done again."""
+def resume(folder: str, overrides: list[str]) -> int:
+    """Continues from the newest whole checkpoint; what was logged after it is dropped and done again.
+
+    Only what [mesh] says may be another than before.
+    """
     run = runs.find(folder)
-    config = load(run.config)
+    config, before = load(run.config, overrides), load(run.config)
+    if dataclasses.replace(config, mesh=before.mesh) != before:
+        raise ConfigError(f"resume {folder}: no option but --mesh.data and --mesh.model can change; start another run")
     if run.result.exists():
         console.print(f"{run.folder} is finished: nothing to resume. Its result is in {run.result}")
         return 0
     task = _task(config)
-    checkpoints, state = Checkpoints(run.checkpoints), initial_state(task, config.train)
+    over = _over(config, task)
+    checkpoints, state = Checkpoints(run.checkpoints), initial_state(task, config.train, over)
     if checkpoints.latest() is not None:
         state = checkpoints.restore(state)
-    runs.truncate(run.metrics, int(state.step))
+    if mesh.leads():
+        runs.truncate(run.metrics, int(state.step))
     for key, (then, now) in runs.differences(run).items():
         console.print(f"{key} was {then} when the run began and is {now}: the end need not be the same bit for bit")
     console.print(f"{run.folder}: on from step {int(state.step)}")
     with _interrupt(run) as interrupted:
-        return _train(run, config, task, checkpoints, state, interrupted)
+        return _train(run, config, task, checkpoints, state, over, interrupted)
 
 
 def evaluate(folder: str) -> int:
     run = runs.find(folder)
     config = load(run.config)
     task = _task(config)
-    state = _restored(run, config, task)
+    over = mesh.one()
+    state = _restored(run, config, task, over)
     title = f"{run.folder} at step {int(state.step)}"
-    console.print(report.table({_kind(config): _test(task, state)}, _baselines(task), title))
+    console.print(report.table({_kind(config): _test(task, state, over)}, _baselines(task), title))
     return 0
 
 
@@ -109,7 +120,7 @@ def predict(folder: str, file: str) -> int:
     task = _task(config)
     if task.label is None:
         raise RunError(f"{run.folder}: the task {config.task} has no lines to label")
-    state = _restored(run, config, task)
+    state = _restored(run, config, task, mesh.one())
     try:
         labelled = task.label(state.params, Path(file))
     except DataError as error:
@@ -147,36 +158,50 @@ def _standing(run: Run) -> tuple[str, str]:
     return steps, "  ".join(f"{name} {report.number(value)}" for name, value in test.items())
 
 
-def _restored(run: Run, config: Config, task: Task) -> TrainState:
+def _restored(run: Run, config: Config, task: Task, over: Mesh) -> TrainState:
     """What the newest checkpoint holds."""
     checkpoints = Checkpoints(run.checkpoints)
     if checkpoints.latest() is None:
         raise RunError(f"{run.folder} has no checkpoint yet; start it on with {_command('resume', run)}")
-    return checkpoints.restore(initial_state(task, config.train))
+    return checkpoints.restore(initial_state(task, config.train, over))
 
 
 def _start(config: Config) -> tuple[Run, int]:
     task = _task(config)
-    run = runs.create(config.out, config.name, dumps(config))
+    over = _over(config, task)
+    run = Run(Path(mesh.from_leader(lambda: str(runs.create(config.out, config.name, dumps(config)).folder))))
     with _interrupt(run) as interrupted:
-        state = initial_state(task, config.train)
-        console.print(f"{run.folder}: {config.task} on {jax.devices()[0].device_kind}")
+        state = initial_state(task, config.train, over)
+        console.print(f"{run.folder}: {config.task} on {_devices(over)}")
         console.print(str(lstmjax.summary(state.params)))
-        return run, _train(run, config, task, Checkpoints(run.checkpoints), state, interrupted)
+        return run, _train(run, config, task, Checkpoints(run.checkpoints), state, over, interrupted)
+
+
+def _devices(over: Mesh) -> str:
+    kind, processes = jax.devices()[0].device_kind, jax.process_count()
+    of = f" of {processes} processes" if processes > 1 else ""
+    return kind if over.size == 1 else f"{over.shape['data']} x {over.shape['model']} {kind}{of}"
 
 
 def _train(
-    run: Run, config: Config, task: Task, checkpoints: Checkpoints, state: TrainState, interrupted: Callable[[], bool]
+    run: Run,
+    config: Config,
+    task: Task,
+    checkpoints: Checkpoints,
+    state: TrainState,
+    over: Mesh,
+    interrupted: Callable[[], bool],
 ) -> int:
     with report.progress(config.train.steps, int(state.step)) as shown:
 
         def log(line: dict, rate: float) -> None:
-            runs.append(run.metrics, line)
+            if mesh.leads():
+                runs.append(run.metrics, line)
             shown(line, rate)
 
-        hooks = Hooks(log=log, save=checkpoints.save, stop=interrupted)
+        hooks = Hooks(log=log, save=checkpoints.save, stop=lambda: mesh.any_process(interrupted()))
         try:
-            outcome = train(task, config.train, state, hooks)
+            outcome = train(task, config.train, state, hooks, over)
         except NonFiniteLoss as error:
             good = checkpoints.latest()
             where = "there is none" if good is None else run.checkpoints / str(good)
@@ -185,17 +210,20 @@ def _train(
                 f"--train.learning_rate or --train.clip"
             ) from None
     times = {"steps": outcome.steps, "compile_seconds": outcome.compile_seconds}
-    runs.append(run.timings, times | {"train_seconds": outcome.train_seconds})
+    if mesh.leads():
+        runs.append(run.timings, times | {"train_seconds": outcome.train_seconds})
     if not outcome.finished:
         console.print(f"stopped and saved at step {int(outcome.state.step)}; to go on:")
         console.print(f"  {_command('resume', run)}")
         return INTERRUPTED
-    _finish(run, config, task, outcome)
+    test = _test(task, outcome.state, over)
+    if mesh.leads():
+        _finish(run, config, task, outcome, test)
     return 0
 
 
-def _finish(run: Run, config: Config, task: Task, outcome: Outcome) -> None:
-    test, baselines, state = _test(task, outcome.state), _baselines(task), outcome.state
+def _finish(run: Run, config: Config, task: Task, outcome: Outcome, test: dict[str, float]) -> None:
+    baselines, state = _baselines(task), outcome.state
     sequences = int(state.step) * config.train.batch
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     result = {"task": config.task, "step": int(state.step), "sequences": sequences}
@@ -236,8 +264,22 @@ def _task(config: Config) -> Task:
         raise ConfigError(f"{config.name}: {error}") from None
 
 
-def _test(task: Task, state: TrainState) -> dict[str, float]:
-    figures = task.score(jax.jit(task.evaluate)(state.params, task.splits["test"]), task.splits["test"])
+def _over(config: Config, task: Task) -> Mesh:
+    """The mesh that the config asks for, if the task can be divided over it."""
+    try:
+        params = jax.eval_shape(task.init, jax.random.key(0))
+        mesh.check(config.mesh, config.train.batch, params)
+        return mesh.make(config.mesh)
+    except ValueError as error:
+        raise ConfigError(f"{config.name}: {error}") from None
+
+
+def _test(task: Task, state: TrainState, over: Mesh | None = None) -> dict[str, float]:
+    over = over or mesh.one()
+    split = task.splits["test"]
+    with jax.set_mesh(over):
+        evaluated = evaluation(task, over)(state.params, mesh.place(over, split))
+    figures = task.score(evaluated, split)
     names = sorted(figures, key=lambda name: (name != task.metric, name))
     return {name: figures[name] for name in names}
 

@@ -17,6 +17,7 @@ from typing import Any, Literal
 import tyro
 
 from experiments import tasks
+from experiments.mesh import Options as Mesh
 from experiments.models import MODELS, Model
 from experiments.train import Train
 
@@ -38,6 +39,7 @@ class Config:
     model: Any = dataclasses.field(default_factory=Model)
     """Of one of the kinds in experiments/models.py."""
     train: Train = dataclasses.field(default_factory=Train)
+    mesh: Mesh = dataclasses.field(default_factory=Mesh)
     out: str = "runs"
     """Folder that receives the run's folder."""
 

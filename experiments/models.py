@@ -7,6 +7,7 @@ import jax
 import tyro
 from jaxtyping import Array, Float, Int
 
+from experiments import mesh
 from experiments.tagger import Tagger
 from lstmjax import LSTMOptions, LSTMState, dense, lstm, residual
 
@@ -111,4 +112,4 @@ def going_on(
 
 
 def _options(model: Model) -> LSTMOptions:
-    return LSTMOptions(precision=model.precision)
+    return mesh.lstm_options(precision=model.precision)

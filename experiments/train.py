@@ -5,17 +5,20 @@ alone, so a run that was stopped and resumed ends bit for bit where one that nev
 """
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
+from experiments import mesh
 from experiments.models import Params
 from experiments.task import Carried, Task
 
@@ -95,9 +98,17 @@ def keys(seed: int) -> tuple[Array, Array, Array]:
     return params, data, test
 
 
-def initial_state(task: Task, options: Train) -> TrainState:
+def initial_state(task: Task, options: Train, over: Mesh | None = None) -> TrainState:
+    """What training starts from, on the devices of a mesh, or on one."""
+    over = over or mesh.one()
+    make = functools.partial(make_state, task, options)
+    with jax.set_mesh(over):
+        return jax.jit(make, out_shardings=mesh.of_state(over, jax.eval_shape(make)))()
+
+
+def make_state(task: Task, options: Train) -> TrainState:
     params_key, data_key, _ = keys(options.seed)
-    params = jax.jit(task.init)(params_key)
+    params = task.init(params_key)
     return TrainState(
         step=jnp.int32(0),
         params=params,
@@ -108,28 +119,35 @@ def initial_state(task: Task, options: Train) -> TrainState:
     )
 
 
-def train(task: Task, options: Train, state: TrainState, hooks: Hooks) -> Outcome:
+def train(task: Task, options: Train, state: TrainState, hooks: Hooks, over: Mesh | None = None) -> Outcome:
     """Trains from `state` until the criterion is met, the steps are done, or `hooks.stop()` says so."""
+    over = over or mesh.one()
+    with jax.set_mesh(over):
+        return _train(task, options, state, hooks, over)
+
+
+def _train(task: Task, options: Train, state: TrainState, hooks: Hooks, over: Mesh) -> Outcome:
     started = time.perf_counter()
-    first, data = int(state.step), task.splits.get("train")
-    chunk = jax.jit(_chunk(task, options), donate_argnums=0).lower(state, data).compile()
-    evaluate = {name: jax.jit(task.evaluate).lower(state.params, task.splits[name]).compile() for name in task.watch}
+    first, data = int(state.step), mesh.place(over, task.splits.get("train"))
+    some = chunk(task, options, mesh.of_state(over, state), over).lower(state, data).compile()
+    watched = {name: mesh.place(over, task.splits[name]) for name in task.watch}
+    evaluate = {name: evaluation(task, over).lower(state.params, split).compile() for name, split in watched.items()}
     compiled = time.perf_counter()
 
     finished, stopped = bool(_finished(state, task, options)), False
     while not finished and not stopped:
         before = int(state.step)
-        state, losses, measures = chunk(state, data)
+        state, losses, measures, finite = some(state, data)
         step = int(state.step)
         losses, measures = np.asarray(losses)[: step - before], np.asarray(measures)[: step - before]
-        _check_finite(losses, state.params, before)
+        _check_finite(losses, bool(finite), before)
         finished = bool(_finished(state, task, options))
 
         line = {"step": step, "sequences": step * options.batch}
         line |= {"loss": _mean(losses), f"train_{task.measure}": _mean(measures)}
         if finished or step % options.evaluate_every == 0:
             for name, measured in evaluate.items():
-                figures = task.score(measured(state.params, task.splits[name]), task.splits[name])
+                figures = task.score(measured(state.params, watched[name]), task.splits[name])
                 line |= {f"{name}_{k}": v for k, v in figures.items()}
         hooks.log(line, (step - first) / (time.perf_counter() - compiled))
         stopped = not finished and hooks.stop()
@@ -140,16 +158,22 @@ def train(task: Task, options: Train, state: TrainState, hooks: Hooks) -> Outcom
     return Outcome(state, finished, compiled - started, done - compiled, int(state.step) - first)
 
 
+def evaluation(task: Task, over: Mesh) -> Any:
+    """`task.evaluate` as a program whose results every process can read."""
+    return jax.jit(task.evaluate, out_shardings=mesh.whole(over))
+
+
 def criterion_met(task: Task, state: TrainState) -> Bool[Array, ""]:
     if task.criterion is None or state.recent is None:
         return jnp.bool_(False)
     return task.criterion.met(state.recent)
 
 
-def _chunk(task: Task, options: Train):
+def chunk(task: Task, options: Train, lie: Any, over: Mesh) -> Any:
     """`log_every` steps as one program; steps beyond the end of training leave the state as it is.
 
-    A chunk always starts on a multiple of `log_every`, so the same program runs whatever came before.
+    A chunk always starts on a multiple of `log_every`, so the same program runs whatever came before. `lie` says how
+    the state lies on the devices.
     """
     optimizer = _optimizer(options)
 
@@ -177,13 +201,14 @@ def _chunk(task: Task, options: Train):
     def step(state: TrainState, batch):
         return jax.lax.cond(_finished(state, task, options), skip, update, state, batch)
 
-    def chunk(state: TrainState, data):
+    def some(state: TrainState, data):
         steps = state.step + jnp.arange(options.log_every)
-        batches = task.batches(data, jax.random.wrap_key_data(state.key), steps)
+        batches = mesh.divided(task.batches(data, jax.random.wrap_key_data(state.key), steps))
         state, (losses, measures) = jax.lax.scan(step, state, batches)
-        return state, losses, measures
+        finite = jnp.all(jnp.array([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(state.params)]))
+        return state, losses, measures, finite
 
-    return chunk
+    return jax.jit(some, donate_argnums=0, out_shardings=(lie, *[mesh.whole(over)] * 3))
 
 
 def _finished(state: TrainState, task: Task, options: Train) -> Bool[Array, ""]:
@@ -196,12 +221,12 @@ def _optimizer(options: Train) -> optax.GradientTransformation:
     return optax.chain(optax.clip_by_global_norm(options.clip), optax.adam(schedule))
 
 
-def _check_finite(losses: np.ndarray, params: Params, before: int) -> None:
+def _check_finite(losses: np.ndarray, finite: bool, before: int) -> None:
     wrong = np.flatnonzero(~np.isfinite(losses))
     if wrong.size:
         step = before + int(wrong[0]) + 1
         raise NonFiniteLoss(f"the loss is {losses[wrong[0]]} at step {step}")
-    if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params)):
+    if not finite:
         raise NonFiniteLoss(f"not all parameters are finite after step {before + len(losses)}")
 
 

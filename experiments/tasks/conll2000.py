@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from experiments import tagger
+from experiments import mesh, tagger
 from experiments.data import chunks, cooccurrence, vocabulary
 from experiments.data.chunks import Sentence
 from experiments.data.order import of_like_length
@@ -221,7 +221,8 @@ def emissions(model: Tagger, params: Params, batch: Columns) -> Float[Array, "ba
         tokens, lengths = (batch["characters"], *tokens), (batch["letters"], *lengths)
     rates = [Dropout(inputs=model.dropout)] * len(tokens)
     rates[-1] = Dropout(inputs=model.dropout, outputs=model.dropout)
-    ys = hierarchy.apply(params["hierarchy"], tokens, lengths=lengths, dropout=rates, key=levels_key)
+    options = mesh.lstm_options()
+    ys = hierarchy.apply(params["hierarchy"], tokens, lengths=lengths, dropout=rates, key=levels_key, options=options)
     return dense.apply(params["dense"], ys)
 
 

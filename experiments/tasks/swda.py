@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from experiments import linear, tagger
+from experiments import linear, mesh, tagger
 from experiments.data import cooccurrence, dialogues, vocabulary
 from experiments.data.dialogues import Conversation
 from experiments.data.order import shuffled
@@ -232,7 +232,13 @@ def emissions(model: Tagger, params: tagger.Params, batch: dict[str, Any]) -> Fl
     vectors = embedding.apply(params["words"], batch["word"])
     if model.characters:
         spelling = HierarchyParams((levels.pop(0),))
-        code = hierarchy.apply(spelling, batch["characters"], lengths=(batch["letters"],), return_sequences=False)
+        code = hierarchy.apply(
+            spelling,
+            batch["characters"],
+            lengths=(batch["letters"],),
+            return_sequences=False,
+            options=mesh.lstm_options(),
+        )
         vectors = jnp.concatenate([vectors, code], axis=-1)
 
     xs = tagger.dropped(model, vectors[tagger.some_unknown(model, batch["said"], keys[0])], keys[1])
@@ -240,7 +246,7 @@ def emissions(model: Tagger, params: tagger.Params, batch: dict[str, Any]) -> Fl
     ys = tagger.dropped(model, ys, keys[2])
     if model.context:
         xs = jnp.concatenate([batch["manner"], ys], axis=-1)
-        ys, _ = bidirectional.apply(levels[1].encoder, xs, lengths=batch["lengths"])
+        ys, _ = bidirectional.apply(levels[1].encoder, xs, lengths=batch["lengths"], options=mesh.lstm_options())
         ys = tagger.dropped(model, ys, keys[3])
     return dense.apply(params["dense"], ys)
 
@@ -251,8 +257,9 @@ def codes(
     """What becomes of each utterance, where each half of the encoder starts anew at the end of it that it meets."""
     parted = batch["owner"][:, 1:] != batch["owner"][:, :-1]
     begins, ends = (jnp.pad(parted, ((0, 0), side), constant_values=True) for side in ((1, 0), (0, 1)))
-    forward, _ = lstm.apply(encoder.forward, xs, resets=begins)
-    backward, _ = lstm.apply(encoder.backward, xs, resets=ends, reverse=True)
+    options = mesh.lstm_options()
+    forward, _ = lstm.apply(encoder.forward, xs, resets=begins, options=options)
+    backward, _ = lstm.apply(encoder.backward, xs, resets=ends, reverse=True, options=options)
     return pooled(model.code, forward, backward, batch)
 
 

@@ -1,0 +1,104 @@
+"""Several processes on this machine, which train together as they would on many."""
+
+import json
+import random
+import re
+import signal
+import socket
+import time
+
+import pytest
+
+DEVICES = 4
+ARGUMENTS = ["--train.log-every", "1", "--train.evaluate-every", "5", "--train.save-every", "5", "--model.units", "8"]
+
+
+@pytest.fixture
+def start(launch, configs, tmp_path):
+    """Starts a command in so many processes with four devices in all."""
+    started = []
+
+    def together(count, command, *arguments, steps=50):
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            port = free.getsockname()[1]
+        about = [configs / "airline.toml", "--train.steps", steps, *ARGUMENTS] if command == "run" else []
+        common = {
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count={DEVICES // count}",
+            "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
+            "JAX_NUM_PROCESSES": str(count),
+        }
+        for number in range(count):
+            words = [command, *about, *arguments, "--distributed"]
+            started.append(launch(tmp_path, *words, **common, JAX_PROCESS_ID=str(number)))
+        return started[-count:]
+
+    yield together
+    for process in started:
+        process.kill()
+
+
+def ended(processes):
+    """The exit codes, and what was said on stdout and stderr."""
+    said = [process.communicate(timeout=240) for process in processes]
+    outs = [re.sub(r"\[Gloo\].*\n", "", out) for out, _ in said]  # told by the library that exchanges
+    return [process.returncode for process in processes], outs, [err for _, err in said]
+
+
+def lines(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines() if line.endswith("}")]
+
+
+@pytest.fixture(scope="module")
+def alone(call, configs, tmp_path_factory):
+    """What one process with one device does."""
+    folder = tmp_path_factory.mktemp("alone")
+    code, _, err = call(folder, "run", configs / "airline.toml", "--train.steps", 50, *ARGUMENTS)
+    assert (code, err) == (0, "")
+    return lines(folder / "runs/airline-001")
+
+
+@pytest.mark.parametrize(("count", "sizes"), [(2, (2, 2)), (4, (4, 1))])
+def test_several_processes_train_as_one_does(start, alone, tmp_path, count, sizes):
+    codes, said, _ = ended(start(count, "run", "--mesh.data", sizes[0], "--mesh.model", sizes[1]))
+    assert codes == [0] * count
+    assert f"{sizes[0]} x {sizes[1]} cpu of {count} processes" in said[0]
+    assert said[1:] == [""] * (count - 1)
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["airline-001"]
+    found = lines(tmp_path / "runs/airline-001")
+    assert [line.keys() for line in found] == [line.keys() for line in alone]
+    for line, expected in zip(found, alone, strict=True):
+        assert line == pytest.approx(expected, rel=1e-5)
+
+
+def test_one_is_killed_and_all_go_on(start, tmp_path):
+    """At a random step: the others end, and once resumed the run is the same, bit for bit."""
+    for name in ("whole", "killed"):
+        codes = None
+        processes = start(2, "run", "--mesh.data", 2, "--mesh.model", 2, "--name", name, steps=60)
+        if name == "killed":
+            folder = tmp_path / "runs/killed-001"
+            until = random.Random(7).randrange(15, 45)
+            while not (folder / "metrics.jsonl").exists() or len(lines(folder)) < until:
+                assert all(process.poll() is None for process in processes), [p.stderr.read() for p in processes]
+                time.sleep(0.01)
+            victim, survivor = random.Random(7).sample(processes, 2)
+            victim.kill()
+            codes, _, _ = ended([victim, survivor])
+            assert codes[0] == -signal.SIGKILL
+            assert codes[1] not in (0, None)
+            assert not (folder / "result.json").exists()
+            codes, _, errors = ended(start(2, "resume", folder))
+            assert codes == [0, 0], errors
+        else:
+            codes, _, errors = ended(processes)
+            assert codes == [0, 0], errors
+    whole, killed = (tmp_path / f"runs/{name}-001" for name in ("whole", "killed"))
+    for name in ("metrics.jsonl", "result.json"):
+        assert (killed / name).read_text() == (whole / name).read_text()
+
+
+def test_no_cluster_is_found(call, tmp_path, configs):
+    code, _, err = call(tmp_path, "run", configs / "airline.toml", "--distributed")
+    assert code == 2
+    assert re.match(r"error: --distributed: JAX finds no cluster here .*; set JAX_COORDINATOR_ADDRESS", err)
