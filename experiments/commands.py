@@ -81,14 +81,14 @@ def resume(folder: str) -> int:
         console.print(f"{run.folder} is finished: nothing to resume. Its result is in {run.result}")
         return 0
     task = _task(config)
-    checkpoints, state = Checkpoints(run.checkpoints), initial_state(task, config.train)
-    if checkpoints.latest() is not None:
-        state = checkpoints.restore(state)
-    runs.truncate(run.metrics, int(state.step))
-    for key, (then, now) in runs.differences(run).items():
-        console.print(f"{key} was {then} when the run began and is {now}: the end need not be the same bit for bit")
-    console.print(f"{run.folder}: on from step {int(state.step)}")
-    with _interrupt(run) as interrupted:
+    with _interrupt(run) as interrupted, runs.alone(run):
+        checkpoints, state = Checkpoints(run.checkpoints), initial_state(task, config.train)
+        if checkpoints.latest() is not None:
+            state = checkpoints.restore(state)
+        runs.truncate(run.metrics, int(state.step))
+        for key, (then, now) in runs.differences(run).items():
+            console.print(f"{key} was {then} when the run began and is {now}: the end need not be the same bit for bit")
+        console.print(f"{run.folder}: on from step {int(state.step)}")
         return _train(run, config, task, checkpoints, state, interrupted)
 
 
@@ -158,7 +158,7 @@ def _restored(run: Run, config: Config, task: Task) -> TrainState:
 def _start(config: Config) -> tuple[Run, int]:
     task = _task(config)
     run = runs.create(config.out, config.name, dumps(config))
-    with _interrupt(run) as interrupted:
+    with _interrupt(run) as interrupted, runs.alone(run):
         state = initial_state(task, config.train)
         console.print(f"{run.folder}: {config.task} on {jax.devices()[0].device_kind}")
         console.print(str(lstmjax.summary(state.params)))
@@ -203,7 +203,8 @@ def _finish(run: Run, config: Config, task: Task, outcome: Outcome) -> None:
     if task.criterion:
         result["criterion_met"] = bool(criterion_met(task, state))
     rows = {_kind(config): test}
-    report.curve(run.curve, task, runs.read(run.metrics), rows, baselines, f"{run.folder.name}: {config.task}")
+    with runs.writing(run.curve):
+        report.curve(run.curve, task, runs.read(run.metrics), rows, baselines, f"{run.folder.name}: {config.task}")
     runs.write(run.result, json.dumps(result, indent=2, allow_nan=False) + "\n")
 
     console.print(report.table(rows, baselines, str(run.folder)))
