@@ -31,7 +31,8 @@ from experiments.train import (
     train,
 )
 
-INTERRUPTED = 130
+SIGNALLED = 128  # and the signal's number, as shells and schedulers have it
+INTERRUPTED = SIGNALLED + signal.SIGINT
 SEED = "train.seed"
 
 
@@ -81,7 +82,7 @@ def resume(folder: str) -> int:
         console.print(f"{run.folder} is finished: nothing to resume. Its result is in {run.result}")
         return 0
     task = _task(config)
-    with _interrupt(run) as interrupted, runs.alone(run):
+    with _interrupt(run) as asked, runs.alone(run):
         checkpoints, state = Checkpoints(run.checkpoints), initial_state(task, config.train)
         if checkpoints.latest() is not None:
             state = checkpoints.restore(state)
@@ -89,7 +90,7 @@ def resume(folder: str) -> int:
         for key, (then, now) in runs.differences(run).items():
             console.print(f"{key} was {then} when the run began and is {now}: the end need not be the same bit for bit")
         console.print(f"{run.folder}: on from step {int(state.step)}")
-        return _train(run, config, task, checkpoints, state, interrupted)
+        return _train(run, config, task, checkpoints, state, asked)
 
 
 def evaluate(folder: str) -> int:
@@ -158,15 +159,15 @@ def _restored(run: Run, config: Config, task: Task) -> TrainState:
 def _start(config: Config) -> tuple[Run, int]:
     task = _task(config)
     run = runs.create(config.out, config.name, dumps(config))
-    with _interrupt(run) as interrupted, runs.alone(run):
+    with _interrupt(run) as asked, runs.alone(run):
         state = initial_state(task, config.train)
         console.print(f"{run.folder}: {config.task} on {jax.devices()[0].device_kind}")
         console.print(str(lstmjax.summary(state.params)))
-        return run, _train(run, config, task, Checkpoints(run.checkpoints), state, interrupted)
+        return run, _train(run, config, task, Checkpoints(run.checkpoints), state, asked)
 
 
 def _train(
-    run: Run, config: Config, task: Task, checkpoints: Checkpoints, state: TrainState, interrupted: Callable[[], bool]
+    run: Run, config: Config, task: Task, checkpoints: Checkpoints, state: TrainState, asked: Callable[[], int]
 ) -> int:
     with report.progress(config.train.steps, int(state.step)) as shown:
 
@@ -174,7 +175,7 @@ def _train(
             runs.append(run.metrics, line)
             shown(line, rate)
 
-        hooks = Hooks(log=log, save=checkpoints.save, stop=interrupted)
+        hooks = Hooks(log=log, save=checkpoints.save, stop=lambda: bool(asked()))
         try:
             outcome = train(task, config.train, state, hooks)
         except NonFiniteLoss as error:
@@ -189,7 +190,7 @@ def _train(
     if not outcome.finished:
         console.print(f"stopped and saved at step {int(outcome.state.step)}; to go on:")
         console.print(f"  {_command('resume', run)}")
-        return INTERRUPTED
+        return asked()
     _finish(run, config, task, outcome)
     return 0
 
@@ -252,20 +253,24 @@ def _command(name: str, run: Run) -> str:
 
 
 @contextlib.contextmanager
-def _interrupt(run: Run) -> Iterator[Callable[[], bool]]:
-    """Within, the first Ctrl-C only makes what is yielded true; the second stops at once and says how to go on."""
-    asked = False
+def _interrupt(run: Run) -> Iterator[Callable[[], int]]:
+    """Within, the first Ctrl-C or SIGTERM only makes what is yielded give the exit code; the second stops at once."""
+    code = 0
 
     def ask(signum, frame):
-        nonlocal asked
-        asked = True
-        signal.signal(signal.SIGINT, previous)
+        nonlocal code
+        code = SIGNALLED + signum
+        for number, handler in previous.items():
+            signal.signal(number, handler)
         print("stopping after this chunk; once more to stop at once", file=sys.stderr)
 
-    previous = signal.signal(signal.SIGINT, ask)
+    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in previous:
+        signal.signal(number, ask)
     try:
-        yield lambda: asked
+        yield lambda: code
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"stopped at once; to go on:\n  {_command('resume', run)}") from None
     finally:
-        signal.signal(signal.SIGINT, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)

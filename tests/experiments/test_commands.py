@@ -350,12 +350,20 @@ def test_second_ctrl_c_stops_at_once_and_says_how_to_go_on(capsys, monkeypatch):
     def stopped_twice():
         with commands._interrupt(run) as interrupted:
             signal.raise_signal(signal.SIGINT)
-            assert interrupted()
+            assert interrupted() == 130
             signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(commands, "show", stopped_twice)
     assert main(["list"]) == 130
     assert "python -m experiments resume runs/a-001" in capsys.readouterr().err
+
+
+def test_sigterm_asks_for_another_exit_code_once():
+    with commands._interrupt(runs.Run(Path("runs/a-001"))) as asked:
+        assert asked() == 0
+        signal.raise_signal(signal.SIGTERM)
+        assert asked() == 143
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
 def test_changed_config_is_not_resumed(whole, call, tmp_path):
