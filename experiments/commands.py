@@ -83,9 +83,9 @@ def resume(folder: str) -> int:
         return 0
     task = _task(config)
     with _interrupt(run) as asked, runs.alone(run):
-        checkpoints, state = Checkpoints(run.checkpoints), initial_state(task, config.train)
-        if checkpoints.latest() is not None:
-            state = checkpoints.restore(state)
+        checkpoints = Checkpoints(run.checkpoints)
+        state = _restored(run, config, task, checkpoints) or initial_state(task, config.train)
+        checkpoints.set_aside(after=int(state.step))
         runs.truncate(run.metrics, int(state.step))
         for key, (then, now) in runs.differences(run).items():
             console.print(f"{key} was {then} when the run began and is {now}: the end need not be the same bit for bit")
@@ -97,7 +97,7 @@ def evaluate(folder: str) -> int:
     run = runs.find(folder)
     config = load(run.config)
     task = _task(config)
-    state = _restored(run, config, task)
+    state = _trained(run, config, task)
     title = f"{run.folder} at step {int(state.step)}"
     console.print(report.table({_kind(config): _test(task, state)}, _baselines(task), title))
     return 0
@@ -110,7 +110,7 @@ def predict(folder: str, file: str) -> int:
     task = _task(config)
     if task.label is None:
         raise RunError(f"{run.folder}: the task {config.task} has no lines to label")
-    state = _restored(run, config, task)
+    state = _trained(run, config, task)
     try:
         labelled = task.label(state.params, Path(file))
     except DataError as error:
@@ -148,12 +148,26 @@ def _standing(run: Run) -> tuple[str, str]:
     return steps, "  ".join(f"{name} {report.number(value)}" for name, value in test.items())
 
 
-def _restored(run: Run, config: Config, task: Task) -> TrainState:
-    """What the newest checkpoint holds."""
-    checkpoints = Checkpoints(run.checkpoints)
-    if checkpoints.latest() is None:
+def _trained(run: Run, config: Config, task: Task) -> TrainState:
+    state = _restored(run, config, task, Checkpoints(run.checkpoints))
+    if state is None:
         raise RunError(f"{run.folder} has no checkpoint yet; start it on with {_command('resume', run)}")
-    return checkpoints.restore(initial_state(task, config.train))
+    return state
+
+
+def _restored(run: Run, config: Config, task: Task, checkpoints: Checkpoints) -> TrainState | None:
+    """What the newest whole checkpoint holds, with a warning for each newer one; None where none was written."""
+    step, wrong = checkpoints.newest()
+    if step is None:
+        if wrong:
+            faults = "".join(f"\n  {path}: {fault}" for path, fault in wrong.items())
+            raise RunError(
+                f"no checkpoint of {run.folder} is whole; to train from the start, `run` {run.config}{faults}"
+            )
+        return None
+    for path, fault in wrong.items():
+        print(f"warning: {path} is not whole: {fault}; taking {checkpoints.path(step)}", file=sys.stderr)
+    return checkpoints.restore(step, initial_state(task, config.train))
 
 
 def _start(config: Config) -> tuple[Run, int]:
@@ -180,10 +194,10 @@ def _train(
             outcome = train(task, config.train, state, hooks)
         except NonFiniteLoss as error:
             good = checkpoints.latest()
-            where = "there is none" if good is None else run.checkpoints / str(good)
+            where = "there is none" if good is None else checkpoints.path(good)
             raise RunError(
-                f"{run.folder}: {error}; the last good checkpoint: {where}. Start again with a lower "
-                f"--train.learning_rate or --train.clip"
+                f"{run.folder}: {error}; the config: {run.config}; the last good checkpoint: {where}. Start again with "
+                f"a lower --train.learning_rate or --train.clip"
             ) from None
     times = {"steps": outcome.steps, "compile_seconds": outcome.compile_seconds}
     runs.append(run.timings, times | {"train_seconds": outcome.train_seconds})
