@@ -34,7 +34,8 @@ from experiments.train import (
     train,
 )
 
-INTERRUPTED = 130
+SIGNALLED = 128  # and the signal's number, as shells and schedulers have it
+INTERRUPTED = SIGNALLED + signal.SIGINT
 SEED = "train.seed"
 
 
@@ -90,26 +91,30 @@ def resume(folder: str, overrides: list[str]) -> int:
         return 0
     task = _task(config)
     over = _over(config, task)
-    checkpoints, state = Checkpoints(run.checkpoints), initial_state(task, config.train, over)
-    if checkpoints.latest() is not None:
-        state = checkpoints.restore(state)
-    if mesh.leads():
-        runs.truncate(run.metrics, int(state.step))
-    for key, (then, now) in runs.differences(run).items():
-        console.print(f"{key} was {then} when the run began and is {now}: the end need not be the same bit for bit")
-    console.print(f"{run.folder}: on from step {int(state.step)}")
-    with _interrupt(run) as interrupted:
-        return _train(run, config, task, checkpoints, state, over, interrupted)
+    with _interrupt(run) as asked, _alone(run):
+        checkpoints = Checkpoints(run.checkpoints)
+        state = _restored(run, config, task, checkpoints, over) or initial_state(task, config.train, over)
+        mesh.by_leader(lambda: _go_back(run, checkpoints, int(state.step)))
+        for key, (then, now) in runs.differences(run).items():
+            console.print(f"{key} was {then} when the run began and is {now}: the end need not be the same bit for bit")
+        console.print(f"{run.folder}: on from step {int(state.step)}")
+        return _train(run, config, task, checkpoints, state, over, asked)
+
+
+def _go_back(run: Run, checkpoints: Checkpoints, step: int) -> str:
+    """Drops what was written after a step."""
+    checkpoints.set_aside(after=step)
+    runs.truncate(run.metrics, step)
+    return ""
 
 
 def evaluate(folder: str) -> int:
     run = runs.find(folder)
     config = load(run.config)
     task = _task(config)
-    over = mesh.one()
-    state = _restored(run, config, task, over)
+    state = _trained(run, config, task)
     title = f"{run.folder} at step {int(state.step)}"
-    console.print(report.table({_kind(config): _test(task, state, over)}, _baselines(task), title))
+    console.print(report.table({_kind(config): _test(task, state)}, _baselines(task), title))
     return 0
 
 
@@ -120,7 +125,7 @@ def predict(folder: str, file: str) -> int:
     task = _task(config)
     if task.label is None:
         raise RunError(f"{run.folder}: the task {config.task} has no lines to label")
-    state = _restored(run, config, task, mesh.one())
+    state = _trained(run, config, task)
     try:
         labelled = task.label(state.params, Path(file))
     except DataError as error:
@@ -158,23 +163,46 @@ def _standing(run: Run) -> tuple[str, str]:
     return steps, "  ".join(f"{name} {report.number(value)}" for name, value in test.items())
 
 
-def _restored(run: Run, config: Config, task: Task, over: Mesh) -> TrainState:
-    """What the newest checkpoint holds."""
-    checkpoints = Checkpoints(run.checkpoints)
-    if checkpoints.latest() is None:
+def _trained(run: Run, config: Config, task: Task) -> TrainState:
+    state = _restored(run, config, task, Checkpoints(run.checkpoints), mesh.one())
+    if state is None:
         raise RunError(f"{run.folder} has no checkpoint yet; start it on with {_command('resume', run)}")
-    return checkpoints.restore(initial_state(task, config.train, over))
+    return state
+
+
+def _restored(run: Run, config: Config, task: Task, checkpoints: Checkpoints, over: Mesh) -> TrainState | None:
+    """What the newest whole checkpoint holds, with a warning for each newer one; None where none was written."""
+    step, wrong = checkpoints.newest()
+    if step is None:
+        if wrong:
+            faults = "".join(f"\n  {path}: {fault}" for path, fault in wrong.items())
+            raise RunError(
+                f"no checkpoint of {run.folder} is whole; to train from the start, `run` {run.config}{faults}"
+            )
+        return None
+    if mesh.leads():
+        for path, fault in wrong.items():
+            print(f"warning: {path} is not whole: {fault}; taking {checkpoints.path(step)}", file=sys.stderr)
+    return checkpoints.restore(step, initial_state(task, config.train, over))
 
 
 def _start(config: Config) -> tuple[Run, int]:
     task = _task(config)
     over = _over(config, task)
-    run = Run(Path(mesh.from_leader(lambda: str(runs.create(config.out, config.name, dumps(config)).folder))))
-    with _interrupt(run) as interrupted:
+    run = Run(Path(mesh.by_leader(lambda: str(runs.create(config.out, config.name, dumps(config)).folder))))
+    with _interrupt(run) as asked, _alone(run):
         state = initial_state(task, config.train, over)
         console.print(f"{run.folder}: {config.task} on {_devices(over)}")
         console.print(str(lstmjax.summary(state.params)))
-        return run, _train(run, config, task, Checkpoints(run.checkpoints), state, over, interrupted)
+        return run, _train(run, config, task, Checkpoints(run.checkpoints), state, over, asked)
+
+
+@contextlib.contextmanager
+def _alone(run: Run) -> Iterator[None]:
+    """`runs.alone`, of all processes that train together."""
+    with contextlib.ExitStack() as held:
+        mesh.by_leader(lambda: held.enter_context(runs.alone(run)) or "")
+        yield
 
 
 def _devices(over: Mesh) -> str:
@@ -190,7 +218,7 @@ def _train(
     checkpoints: Checkpoints,
     state: TrainState,
     over: Mesh,
-    interrupted: Callable[[], bool],
+    asked: Callable[[], int],
 ) -> int:
     with report.progress(config.train.steps, int(state.step)) as shown:
 
@@ -199,15 +227,15 @@ def _train(
                 runs.append(run.metrics, line)
             shown(line, rate)
 
-        hooks = Hooks(log=log, save=checkpoints.save, stop=lambda: mesh.any_process(interrupted()))
+        hooks = Hooks(log=log, save=checkpoints.save, stop=lambda: bool(mesh.greatest(asked())))
         try:
             outcome = train(task, config.train, state, hooks, over)
         except NonFiniteLoss as error:
             good = checkpoints.latest()
-            where = "there is none" if good is None else run.checkpoints / str(good)
+            where = "there is none" if good is None else checkpoints.path(good)
             raise RunError(
-                f"{run.folder}: {error}; the last good checkpoint: {where}. Start again with a lower "
-                f"--train.learning_rate or --train.clip"
+                f"{run.folder}: {error}; the config: {run.config}; the last good checkpoint: {where}. Start again with "
+                f"a lower --train.learning_rate or --train.clip"
             ) from None
     times = {"steps": outcome.steps, "compile_seconds": outcome.compile_seconds}
     if mesh.leads():
@@ -215,7 +243,7 @@ def _train(
     if not outcome.finished:
         console.print(f"stopped and saved at step {int(outcome.state.step)}; to go on:")
         console.print(f"  {_command('resume', run)}")
-        return INTERRUPTED
+        return mesh.greatest(asked())
     test = _test(task, outcome.state, over)
     if mesh.leads():
         _finish(run, config, task, outcome, test)
@@ -231,7 +259,8 @@ def _finish(run: Run, config: Config, task: Task, outcome: Outcome, test: dict[s
     if task.criterion:
         result["criterion_met"] = bool(criterion_met(task, state))
     rows = {_kind(config): test}
-    report.curve(run.curve, task, runs.read(run.metrics), rows, baselines, f"{run.folder.name}: {config.task}")
+    with runs.writing(run.curve):
+        report.curve(run.curve, task, runs.read(run.metrics), rows, baselines, f"{run.folder.name}: {config.task}")
     runs.write(run.result, json.dumps(result, indent=2, allow_nan=False) + "\n")
 
     console.print(report.table(rows, baselines, str(run.folder)))
@@ -293,20 +322,24 @@ def _command(name: str, run: Run) -> str:
 
 
 @contextlib.contextmanager
-def _interrupt(run: Run) -> Iterator[Callable[[], bool]]:
-    """Within, the first Ctrl-C only makes what is yielded true; the second stops at once and says how to go on."""
-    asked = False
+def _interrupt(run: Run) -> Iterator[Callable[[], int]]:
+    """Within, the first Ctrl-C or SIGTERM only makes what is yielded give the exit code; the second stops at once."""
+    code = 0
 
     def ask(signum, frame):
-        nonlocal asked
-        asked = True
-        signal.signal(signal.SIGINT, previous)
+        nonlocal code
+        code = SIGNALLED + signum
+        for number, handler in previous.items():
+            signal.signal(number, handler)
         print("stopping after this chunk; once more to stop at once", file=sys.stderr)
 
-    previous = signal.signal(signal.SIGINT, ask)
+    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in previous:
+        signal.signal(number, ask)
     try:
-        yield lambda: asked
+        yield lambda: code
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"stopped at once; to go on:\n  {_command('resume', run)}") from None
     finally:
-        signal.signal(signal.SIGINT, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -16,6 +16,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from experiments.runs import RunError
 from lstmjax import LSTMOptions, LSTMParams, sharding
 
 NAMED = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
@@ -142,19 +143,36 @@ def leads() -> bool:
     return jax.process_index() == 0
 
 
-def any_process(said: bool) -> bool:
-    """Whether any process says so; each must ask."""
+def greatest(number: int) -> int:
+    """Of the numbers that all processes say; each must ask."""
     if jax.process_count() == 1:
-        return said
-    return bool(np.any(multihost_utils.process_allgather(np.bool_(said))))
+        return number
+    return int(np.max(multihost_utils.process_allgather(np.int32(number))))
 
 
-def from_leader(make: Callable[[], str]) -> str:
-    """The text that the leading process makes; each must ask."""
+def by_leader(make: Callable[[], str]) -> str:
+    """The text that the leading process makes, or the error that it meets; each must ask."""
     if jax.process_count() == 1:
         return make()
-    filled = np.zeros(4096, np.uint8)
+    made, error = "", None
     if leads():
-        coded = make().encode()
-        filled[: len(coded)] = list(coded)
-    return bytes(multihost_utils.broadcast_one_to_all(filled)).rstrip(b"\0").decode()
+        try:
+            made = make()
+        except RunError as met:
+            error = met
+    failed, text = _broadcast(error is not None, str(error or made))
+    if error:
+        raise error
+    if failed:
+        raise RunError(text)
+    return text
+
+
+def _broadcast(flag: bool, text: str) -> tuple[bool, str]:
+    coded = text.encode()
+    size = int(multihost_utils.broadcast_one_to_all(np.int32(len(coded))))
+    sent = np.zeros(size + 1, np.uint8)
+    if leads():
+        sent[:] = [flag, *coded]
+    flagged, *coded = np.asarray(multihost_utils.broadcast_one_to_all(sent)).tolist()
+    return bool(flagged), bytes(coded).decode()

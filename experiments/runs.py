@@ -1,5 +1,7 @@
 """The folder of one run: what was asked, on what machine, and what came out."""
 
+import contextlib
+import fcntl
 import hashlib
 import importlib.metadata
 import json
@@ -7,6 +9,7 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,18 +56,21 @@ class Run:
     def checkpoints(self) -> Path:
         return self.folder / "checkpoints"
 
+    @property
+    def lock(self) -> Path:
+        return self.folder / "lock"
+
 
 def create(out: str, name: str, config: str) -> Run:
     """A new folder `out/name-NNN` with the resolved config and the environment in it."""
-    parent = Path(out)
+    parent, described = Path(out), {"config_sha256": _sha256(config.encode())} | environment()
     try:
         parent.mkdir(parents=True, exist_ok=True)
         run = _fresh(parent, name)
-        write(run.config, config)
-        described = {"config_sha256": _sha256(run.config)} | environment()
-        write(run.environment, json.dumps(described, indent=2) + "\n")
     except OSError as error:
         raise RunError(f"no folder for the run can be made in {out}: {error}") from None
+    write(run.environment, json.dumps(described, indent=2) + "\n")
+    write(run.config, config)  # last: a folder that has it has all
     return run
 
 
@@ -73,9 +79,35 @@ def find(folder: str) -> Run:
     if not run.config.is_file():
         known = ", ".join(str(r.folder) for r in all_runs(run.folder.parent)) or "none"
         raise RunError(f"{folder} is not a run: it has no config.toml; runs beside it: {known}")
-    if json.loads(run.environment.read_text())["config_sha256"] != _sha256(run.config):
+    if json.loads(run.environment.read_text())["config_sha256"] != _sha256(run.config.read_bytes()):
         raise RunError(f"{run.config} was changed after the run began; to train what it says now, `run` that file")
     return run
+
+
+@contextlib.contextmanager
+def alone(run: Run) -> Iterator[None]:
+    """Within, no other process trains in the folder. The system ends this with the process, however that ends."""
+    with writing(run.lock):
+        file = run.lock.open("a+", encoding="utf-8")
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read() or "another process"
+            raise RunError(
+                f"{run.folder} is being trained by {holder}; it can go on here when that has ended"
+            ) from None
+        except OSError as error:
+            raise RunError(
+                f"{run.lock} cannot be locked: {error.strerror}; --out must name a folder where files can be, so that "
+                f"no two processes train in one run"
+            ) from None
+        with writing(run.lock):
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {platform.node()}")
+            file.flush()
+        yield
 
 
 def differences(run: Run) -> dict[str, tuple]:
@@ -88,15 +120,25 @@ def all_runs(parent: Path) -> list[Run]:
     return [Run(path.parent) for path in sorted(parent.glob("*/config.toml"))]
 
 
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Where the system cannot write what is written within, the error names the path and the reason."""
+    try:
+        yield
+    except OSError as error:
+        raise RunError(f"{path} cannot be written: {error.strerror}") from None
+
+
 def write(path: Path, text: str) -> None:
     """Replaces the whole file at once, so that a kill leaves the old or the new one."""
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    with writing(path):
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
 
 
 def append(path: Path, line: dict) -> None:
-    with path.open("a", encoding="utf-8") as file:
+    with writing(path), path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
 
 
@@ -140,8 +182,8 @@ def _fresh(parent: Path, name: str) -> Run:
             number += 1
 
 
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 def _version(package: str) -> str | None:

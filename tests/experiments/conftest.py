@@ -23,10 +23,15 @@ def configs():
 
 @pytest.fixture(scope="session")
 def launch(tmp_path_factory):
-    """Starts `python -m experiments ...` in a folder, with warnings as errors; what one compiled, the others read."""
+    """Starts `python -m experiments ...`, or another program, in a folder; what one compiled, the others read.
+
+    Warnings are errors.
+    """
     compiled = str(tmp_path_factory.mktemp("compiled"))
 
-    def start(folder: Path, *arguments: object, **env: str) -> subprocess.Popen:
+    command = (sys.executable, "-m", "experiments")
+
+    def start(folder: Path, *arguments: object, program: tuple[str, ...] = command, **env: str) -> subprocess.Popen:
         settings = {
             "PYTHONPATH": str(ROOT),
             "PYTHONWARNINGS": "error",
@@ -35,7 +40,7 @@ def launch(tmp_path_factory):
         }
         settings["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
         return subprocess.Popen(
-            [sys.executable, "-m", "experiments", *map(str, arguments)],
+            [*program, *map(str, arguments)],
             cwd=folder,
             env=os.environ | settings | env,
             stdout=subprocess.PIPE,

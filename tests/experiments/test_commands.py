@@ -51,7 +51,8 @@ def whole(tmp_path_factory, call):
 def final_state(run):
     config = load(run.config)
     start = initial_state(commands._task(config), config.train)
-    return Checkpoints(run.checkpoints).restore(start)
+    checkpoints = Checkpoints(run.checkpoints)
+    return checkpoints.restore(checkpoints.steps()[0], start)
 
 
 def assert_same_end(run, other):
@@ -270,7 +271,8 @@ def test_sweep_over_bases_and_seeds_gives_the_means_of_each_base(configs, call, 
 def tagged(tmp_path_factory, configs, call, written):
     """The folder in which a run has learned tags of the written corpus."""
     folder = tmp_path_factory.mktemp("tagged")
-    code, _, err = call(folder, "run", configs / "swda.toml", "--train.steps", "2", LSTMJAX_DATA=str(written))
+    steps = ("--train.steps=2", *(f"--train.{name}-every=1" for name in ("log", "evaluate", "save")))
+    code, _, err = call(folder, "run", configs / "swda.toml", *steps, LSTMJAX_DATA=str(written))
     assert code == 0, err
     return folder
 
@@ -283,6 +285,21 @@ def test_predict_prints_each_line_with_its_tag_and_probability(tagged, call, wri
     assert [line for _, _, line in lines] == ["A|so w7 ?", "B|never heard of ☃ .", "A|"]
     assert {tag for tag, _, _ in lines} <= {"q", "s"}
     assert all(0 < float(probability) < 1 for _, probability, _ in lines)
+
+
+def test_predict_warns_of_a_damaged_checkpoint_apart_from_what_it_prints(
+    tagged, monkeypatch, capsys, written, tmp_path
+):
+    monkeypatch.setenv("LSTMJAX_DATA", str(written))
+    shutil.copytree(tagged / "runs", tmp_path / "runs")
+    run = runs.Run(tmp_path / "runs" / "swda-001")
+    (run.checkpoints / "2" / "default.json").touch()
+    (tmp_path / "talk.txt").write_text("A|so w7 ?\n")
+    assert main(["predict", str(run.folder), str(tmp_path / "talk.txt")]) == 0
+    out, err = capsys.readouterr()
+    assert len(out.splitlines()) == 1
+    assert err.startswith(f"warning: {run.checkpoints / '2'} is not whole: default.json is not as SHA256SUMS has it; ")
+    assert err.endswith(f"taking {run.checkpoints / '1'}\n")
 
 
 @pytest.mark.parametrize(
@@ -335,7 +352,7 @@ def test_ctrl_c_before_the_first_step_stops_after_the_first_chunk(launch, tmp_pa
     (tmp_path / "long.toml").write_text(LONG)
     run = runs.Run(tmp_path / "runs" / "long-001")
     process = launch(tmp_path, "run", "long.toml", **ANEW)
-    wait_for(run.checkpoints.exists, process)
+    wait_for(run.lock.exists, process)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
@@ -350,12 +367,20 @@ def test_second_ctrl_c_stops_at_once_and_says_how_to_go_on(capsys, monkeypatch):
     def stopped_twice():
         with commands._interrupt(run) as interrupted:
             signal.raise_signal(signal.SIGINT)
-            assert interrupted()
+            assert interrupted() == 130
             signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(commands, "show", stopped_twice)
     assert main(["list"]) == 130
     assert "python -m experiments resume runs/a-001" in capsys.readouterr().err
+
+
+def test_sigterm_asks_for_another_exit_code_once():
+    with commands._interrupt(runs.Run(Path("runs/a-001"))) as asked:
+        assert asked() == 0
+        signal.raise_signal(signal.SIGTERM)
+        assert asked() == 143
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
 def test_changed_config_is_not_resumed(whole, call, tmp_path):

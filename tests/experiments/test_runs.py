@@ -1,6 +1,9 @@
 """The run's folder: never clobbered, never torn."""
 
+import errno
 import json
+import os
+import platform
 import subprocess
 
 import pytest
@@ -68,6 +71,34 @@ def test_truncate_drops_later_lines_and_the_torn_one(tmp_path):
     runs.truncate(path, 20)
     assert path.read_bytes() == b"".join(before[:2])
     assert [p.name for p in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+def test_folder_is_held_by_one(tmp_path):
+    run = runs.create(str(tmp_path), "a", "")
+    with runs.alone(run):
+        holder = f"process {os.getpid()} on {platform.node()}"
+        with pytest.raises(runs.RunError, match=f"a-001 is being trained by {holder}; "), runs.alone(run):
+            pass
+    with runs.alone(run):
+        pass
+
+
+def test_folder_that_cannot_be_locked_is_refused(tmp_path, monkeypatch):
+    """As on a network's file system that knows no locks, which cannot be had here."""
+
+    def refuse(file, how):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(runs.fcntl, "flock", refuse)
+    run = runs.create(str(tmp_path), "a", "")
+    with pytest.raises(runs.RunError, match="lock cannot be locked: No locks available; --out"), runs.alone(run):
+        pass
+
+
+def test_file_that_cannot_be_written_is_named_with_the_reason(tmp_path):
+    (tmp_path / "full").symlink_to("/dev/full")
+    with pytest.raises(runs.RunError, match="full cannot be written: No space left on device"):
+        runs.append(tmp_path / "full", {"step": 1})
 
 
 def test_folder_that_is_no_run_is_answered_with_those_that_are(tmp_path):
