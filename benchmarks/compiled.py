@@ -364,7 +364,7 @@ def _of_tpu(folder: Path, time: int) -> Program:
 
 
 def _estimates(profile: Path, lines: list[str]) -> dict[str, int]:
-    """Cycles of each instruction.
+    """Cycles of each instruction; those of products alone where there is no profile.
 
     The profile names one of those that are alike. It has 0 for a product that reads its arguments from the device's
     memory; there the estimate by which the compiler chose that product's tiles counts.
@@ -375,7 +375,7 @@ def _estimates(profile: Path, lines: list[str]) -> dict[str, int]:
 
     named = {line[1:].split(" ")[0]: line for line in lines}
     profiled = {}
-    for path in profile.iterdir():
+    for path in profile.iterdir() if profile.exists() else ():
         for name, cycles in re.findall(r'hlo_op_name: "(.*?)"\s+estimated_cycles: (\d+)', path.read_text()):
             profiled[name] = int(cycles)
     alike = {kind(named[name]): cycles for name, cycles in profiled.items() if name in named}

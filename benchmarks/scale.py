@@ -27,6 +27,7 @@ from lstmjax import LSTMOptions, lstm, sharding
 
 EXCHANGES = "all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute"
 SLICES = {8: "v5e:2x4", 16: "v5e:4x4", 64: "v5e:8x8", 256: "v5e:16x16"}
+LAYOUTS = (16, 1, 16), (4, 4, 4)  # of data, of units, and sequences in a batch, on 16 devices
 MEMORY = 16 * 2**30  # bytes of a v5e
 OPERATIONS = 4 * 2 * 128 * 128  # of a v5e in a cycle: four units of 128 * 128 multiplications and additions
 ROWS, TIME, UNITS = 32, 512, 2048  # sequences for each part of the batch, their steps, and units and inputs
@@ -37,7 +38,7 @@ class Cost:
     """Of one device; all but `memory` for one step of the LSTM, forward and against time.
 
     Args:
-        cycles: at the peak of its matrix units; as compiled, of the two loops and what stands ahead of them and behind.
+        cycles: of products, at the peak of the matrix units; as compiled, the estimates by which products are tiled.
         exchanged: bytes of h that a step gathers, and of its gradient that a step scatters.
         memory: bytes of params, their gradients, and what is kept between the two loops and used behind them.
     """
@@ -95,8 +96,8 @@ def swda() -> None:
     """Print what the training step of configs/swda.toml takes, data and units divided over 16 chips."""
     print(f"jax {jax.__version__}, configs/swda.toml on v5e 4x4; GiB of each of 16 devices, which has 16\n")
     print("| data x model, sequences | params and data | temporary | exchanges in loops |\n| --- | --- | --- | --- |")
-    for data, parts, batch in ((16, 1, 16), (4, 4, 4)):
-        said = json.loads(compiled._apart("swda_", [data, parts, batch], module="scale").splitlines()[-1])
+    for data, parts, batch in LAYOUTS:
+        said = compile_swda(data, parts, batch)
         loops = "; ".join(", ".join(f"{n} {kind}" for kind, n in loop.items()) for loop in said["loops"]) or "none"
         sizes = f"{said['arguments'] / 2**30:.2f} | {said['temporary'] / 2**30:.2f}"
         print(f"| {data} x {parts}, {batch} | {sizes} | {loops} |", flush=True)
@@ -105,8 +106,7 @@ def swda() -> None:
 def compile_lstm(devices: int, data: int, parts: int, time: int = TIME) -> dict[str, Any]:
     """What the compiler makes of a value and its gradient, in a process of its own."""
     with tempfile.TemporaryDirectory() as folder:
-        profile = f"--xla_jf_dump_static_llo_profile_to={folder}/profile"
-        said = compiled._apart("lstm_", [devices, data, parts, time, folder], module="scale", LIBTPU_INIT_ARGS=profile)
+        said = compiled._apart("lstm_", [devices, data, parts, time, folder], module="scale")
         program = compiled._of_tpu(Path(folder), time)
         loops, outside = collectives((Path(folder) / "program.hlo").read_text())
     steps = [loop.steps for loop in program.loops]
@@ -116,6 +116,11 @@ def compile_lstm(devices: int, data: int, parts: int, time: int = TIME) -> dict[
         "loops": each,
         "outside": outside,
     }
+
+
+def compile_swda(data: int, parts: int, batch: int) -> dict[str, Any]:
+    """What the compiler makes of the training step of the config, in a process of its own."""
+    return json.loads(compiled._apart("swda_", [data, parts, batch], module="scale").splitlines()[-1])
 
 
 def lstm_(devices: int, data: int, parts: int, time: int, folder: str) -> None:

@@ -20,6 +20,10 @@ INPUTS, UNITS = 3, 4
 BATCHES = [(), (3,), (2, 3), (2, 1, 3)]
 
 every_implementation = pytest.mark.parametrize("implementation", list(lstm.IMPLEMENTATIONS))
+long_for_a_kernel = pytest.mark.parametrize(
+    "implementation",
+    [pytest.param(name, marks=[pytest.mark.slow] * (name == "pallas_tpu")) for name in lstm.IMPLEMENTATIONS],
+)
 
 
 def example(seed, batch, time, *, lengths, resets, dtype=np.float32):
@@ -141,14 +145,14 @@ def test_finite_differences(implementation, return_sequences, x64):
     check_grads(call, (cast(arrays, jnp.float64),), order=1, modes=["rev"], atol=1e-7, rtol=1e-7)
 
 
-@every_implementation
+@long_for_a_kernel
 def test_forward_mode_and_second_order(implementation, x64):
     arrays, times = example(4, (2,), 4, lengths=True, resets=True, dtype=np.float64)
     call = partial(run, **times, implementation=implementation)
     check_grads(call, (cast(arrays, jnp.float64),), order=2, modes=["fwd", "rev"], atol=1e-6, rtol=1e-6)
 
 
-@every_implementation
+@long_for_a_kernel
 def test_second_order_through_segments(implementation, x64):
     arrays, times = example(4, (2,), 7, lengths=True, resets=True, dtype=np.float64)
     arrays = cast(arrays, jnp.float64)
@@ -177,7 +181,7 @@ def test_gradient_of_gradient(implementation, x64):
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-9), actual, expected)
 
 
-@every_implementation
+@long_for_a_kernel
 @settings(max_examples=20)
 @given(data=st.data())
 def test_any_lengths_resets_direction_and_batch(implementation, data):
@@ -410,7 +414,7 @@ def test_unroll_changes_nothing(implementation, unroll):
     jax.tree.map(partial(np.testing.assert_allclose, rtol=0, atol=1e-6), call(unroll=unroll), call())
 
 
-@every_implementation
+@long_for_a_kernel
 def test_remat_changes_nothing(implementation):
     arrays, times = example(15, (2,), 7, lengths=True, resets=True)
     arrays = cast(arrays, jnp.float32)
@@ -563,7 +567,7 @@ def test_non_finite_inputs_of_valid_steps_propagate(implementation):
     assert np.isnan(h[0]).all()
 
 
-@every_implementation
+@long_for_a_kernel
 @pytest.mark.parametrize("checkpoint", [False, 250])
 def test_half_precision_gradients_do_not_drift_with_time(implementation, checkpoint):
     """The weights' gradients add up over time in float32: their error is that of rounding the terms and the sum."""

@@ -1,13 +1,21 @@
 import pathlib
 import re
 
-README = pathlib.Path(__file__).parent.parent / "README.md"
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+def run(file):
+    names = {}
+    exec("\n".join(re.findall(r"```python\n(.*?)```", (ROOT / file).read_text(), flags=re.DOTALL)), names)
+    return names
 
 
 def test_examples_run_and_give_the_shapes_they_say():
-    blocks = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
-    names = {}
-    exec("\n".join(blocks), names)
+    names = run("README.md")
     expected = {"prediction": (8, 1), "y": (8, 3), "tokens": (2, 3, 4), "words_in": (2, 3), "utterances_in": (2,)}
     expected |= {"ys": (2, 3, 64), "tags": (2, 3), "score": (2,), "loss": (2,)}
     assert {name: names[name].shape for name in expected} == expected
+
+
+def test_the_example_of_many_devices_runs():
+    assert run("docs/scale.md")["ys"].shape == (4, 10, 16)

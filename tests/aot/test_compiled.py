@@ -2,10 +2,11 @@
 
 import functools
 import importlib.util
+import os
 
 import pytest
 
-from benchmarks import compiled
+from benchmarks import compiled, scale
 
 pytestmark = pytest.mark.aot
 WEIGHTS = compiled.UNITS, 4 * compiled.UNITS
@@ -118,3 +119,23 @@ def test_a_gradient_by_kernels_compiles_to_no_loop(case):
     found = compiled.program("v6e", "gradient", case, (64, 16, 128, 256), **compiled.KERNEL)
     assert not found.loops
     assert found.outside
+
+
+@pytest.mark.parametrize(("data", "parts"), [(8, 1), (2, 4)])
+def test_a_step_over_many_devices_exchanges_as_the_formula_says(data, parts):
+    needs("v5e")
+    made, model = scale.compile_lstm(8, data, parts), scale.model(data, parts)
+    assert made["loops"] == ([{"reduce-scatter": 1}, {"all-gather": 1}] if parts > 1 else [])
+    assert tuple(made["exchanged"]) == model.exchanged
+    assert made["outside"]["all-reduce"] > 0
+    assert 0.75 * made["memory"] < model.memory < made["memory"] < scale.MEMORY
+    assert model.cycles < made["cycles"]
+
+
+def test_the_update_of_dialogue_acts_fits_a_slice():
+    needs("v5e")
+    if "LSTMJAX_DATA" not in os.environ:
+        pytest.skip("LSTMJAX_DATA names no folder with swda")
+    for sizes in scale.LAYOUTS:
+        said = scale.compile_swda(*sizes)
+        assert 0 < said["arguments"] + said["temporary"] < scale.MEMORY

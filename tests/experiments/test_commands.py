@@ -205,6 +205,7 @@ def written(tmp_path_factory):
 CONFIGS = sorted(p.name for p in (Path(__file__).parents[2] / "configs").glob("*.toml"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CONFIGS)
 def test_config_runs(name, configs, call, tmp_path, written, monkeypatch):
     if name.startswith(("conll2000", "swda")):

@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+pytestmark = [pytest.mark.slow, pytest.mark.training]
 DEVICES = 4
 ARGUMENTS = ["--train.log-every", "1", "--train.evaluate-every", "5", "--train.save-every", "5", "--model.units", "8"]
 
