@@ -95,17 +95,18 @@ def test_a_state_that_goes_on_is_divided_too(monkeypatch):
 def test_a_checkpoint_is_restored_onto_other_meshes(tmp_path):
     task = TASKS["airline"]()
     _, lines = trained(task, (1, 1))
-    state, gone, folder = None, [], tmp_path / "c"
+    checkpoints, gone = Checkpoints(tmp_path / "c"), []
     for sizes, until in (((2, 2), 20), ((2, 1), 35), ((1, 1), 50)):
-        options = dataclasses.replace(OPTIONS, evaluate_every=1)
-        if state is not None:
-            state = Checkpoints(folder).restore(initial_state(task, options, mesh.make(mesh.Options(*sizes))))
-        seen: list[dict] = []
         over = mesh.make(mesh.Options(*sizes))
-        hooks = Hooks(log=lambda line, rate, seen=seen: seen.append(line), save=Checkpoints(folder).save,
-                      stop=lambda seen=seen, until=until: seen[-1]["step"] == until)  # fmt: skip
-        state = train(task, options, state or initial_state(task, options, over), hooks, over).state
-        gone += seen
+        state, step = initial_state(task, OPTIONS, over), checkpoints.latest()
+        if step is not None:
+            state = checkpoints.restore(step, state)
+        hooks = Hooks(
+            log=lambda line, rate: gone.append(line),
+            save=checkpoints.save,
+            stop=lambda until=until: gone[-1]["step"] == until,
+        )
+        train(task, OPTIONS, state, hooks, over)
     assert [line["step"] for line in gone] == list(range(1, 51))
     np.testing.assert_allclose([line["loss"] for line in gone], [line["loss"] for line in lines], rtol=1e-5)
 

@@ -46,6 +46,8 @@ def ended(processes):
 
 
 def lines(folder):
+    if not (folder / "metrics.jsonl").exists():
+        return []
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines() if line.endswith("}")]
 
 
@@ -71,6 +73,40 @@ def test_several_processes_train_as_one_does(start, alone, tmp_path, count, size
         assert line == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.parametrize("sizes", [(8, 1), (1, 8), (2, 4)])
+def test_eight_devices_train_as_one_does(call, configs, alone, tmp_path, sizes):
+    words = ["run", configs / "airline.toml", "--train.steps", 50, *ARGUMENTS]
+    words += ["--mesh.data", sizes[0], "--mesh.model", sizes[1]]
+    code, said, err = call(tmp_path, *words, XLA_FLAGS="--xla_force_host_platform_device_count=8")
+    assert (code, err) == (0, "")
+    assert f"{sizes[0]} x {sizes[1]} cpu" in said
+    for line, expected in zip(lines(tmp_path / "runs/airline-001"), alone, strict=True):
+        assert line == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_run_goes_on_on_fewer_devices(launch, configs, tmp_path):
+    """From 8 to 2 to 1, each time told to stop on the way."""
+    losses = {}
+    for name, sizes in (("alone", [(1, 1)]), ("fewer", [(4, 2), (2, 1), (1, 1)])):
+        folder = tmp_path / f"runs/{name}-001"
+        for number, (data, model) in enumerate(sizes):
+            about = ["run", configs / "airline.toml", "--train.steps", 2000, *ARGUMENTS, "--name", name]
+            words = [*(["resume", folder] if number else about), "--mesh.data", data, "--mesh.model", model]
+            devices = f"--xla_force_host_platform_device_count={data * model}"
+            process = launch(tmp_path, *words, XLA_FLAGS=devices)
+            before = len(lines(folder)) if number else 0
+            while number < len(sizes) - 1 and len(lines(folder)) <= before + 20:
+                assert process.poll() is None, process.stderr.read()
+                time.sleep(0.01)
+            if number < len(sizes) - 1:
+                process.terminate()
+            codes, _, errors = ended([process])
+            assert codes == [143 if number < len(sizes) - 1 else 0], errors
+        losses[name] = [line["loss"] for line in lines(folder)]
+    assert losses["fewer"][:60] == pytest.approx(losses["alone"][:60], rel=1e-5)
+    assert losses["fewer"] == pytest.approx(losses["alone"], rel=1e-3)
+
+
 def test_one_is_killed_and_all_go_on(start, tmp_path):
     """At a random step: the others end, and once resumed the run is the same, bit for bit."""
     for name in ("whole", "killed"):
@@ -79,7 +115,7 @@ def test_one_is_killed_and_all_go_on(start, tmp_path):
         if name == "killed":
             folder = tmp_path / "runs/killed-001"
             until = random.Random(7).randrange(15, 45)
-            while not (folder / "metrics.jsonl").exists() or len(lines(folder)) < until:
+            while len(lines(folder)) < until:
                 assert all(process.poll() is None for process in processes), [p.stderr.read() for p in processes]
                 time.sleep(0.01)
             victim, survivor = random.Random(7).sample(processes, 2)
@@ -101,7 +137,7 @@ def test_one_is_killed_and_all_go_on(start, tmp_path):
 def test_one_is_told_to_stop_and_all_do(start, tmp_path):
     processes = start(2, "run", "--mesh.data", 4, steps=5000)
     folder = tmp_path / "runs/airline-001"
-    while not (folder / "metrics.jsonl").exists() or len(lines(folder)) < 5:
+    while len(lines(folder)) < 5:
         assert all(process.poll() is None for process in processes), [p.stderr.read() for p in processes]
         time.sleep(0.01)
     processes[1].terminate()
