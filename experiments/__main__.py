@@ -22,6 +22,10 @@ def main(argv: list[str]) -> int:
     try:
         if "--distributed" in argv:
             argv = [word for word in argv if word != "--distributed"]
+            if argv[:1] not in (["run"], ["sweep"], ["resume"]):
+                raise ConfigError(
+                    f"--distributed is of run, sweep and resume, not of {' '.join(argv[:1]) or 'nothing'}"
+                )
             _join()
         match argv:
             case ["run", config, *overrides] if not config.startswith("-"):

@@ -44,20 +44,18 @@ class Checkpoints:
         step = int(state.step)
         folder, partial = self.path(step), self.folder / f"{step}{PARTIAL}"
 
-        def clear() -> str:
+        def clear() -> None:
             with _writing(folder):
                 self.folder.mkdir(exist_ok=True)
                 for left in self.folder.glob(f"*{PARTIAL}*"):
                     shutil.rmtree(left)
-            return ""
 
-        def name() -> str:
+        def name() -> None:
             with _writing(folder):
                 (partial / SUMS).write_text(_sums(partial), encoding="utf-8")
                 partial.rename(folder)
                 for old in map(self.path, self.steps()[self._keep :]):
                     shutil.rmtree(old.rename(old.with_name(old.name + PARTIAL)))
-            return ""
 
         mesh.by_leader(clear)
         with _writing(folder):

@@ -54,6 +54,8 @@ def sweep(path: str, overrides: list[str]) -> int:
         if code:
             return code
         started.append((folder, choice))
+    if not mesh.leads():
+        return 0
     results = [json.loads(folder.result.read_text()) for folder, _ in started]
     columns = ["run", *started[0][1], "sequences", *results[0]["test"]]
     table = Table(*columns, title=f"sweep {path}", title_justify="left")
@@ -101,11 +103,10 @@ def resume(folder: str, overrides: list[str]) -> int:
         return _train(run, config, task, checkpoints, state, over, asked)
 
 
-def _go_back(run: Run, checkpoints: Checkpoints, step: int) -> str:
+def _go_back(run: Run, checkpoints: Checkpoints, step: int) -> None:
     """Drops what was written after a step."""
     checkpoints.set_aside(after=step)
     runs.truncate(run.metrics, step)
-    return ""
 
 
 def evaluate(folder: str) -> int:
@@ -173,6 +174,8 @@ def _trained(run: Run, config: Config, task: Task) -> TrainState:
 def _restored(run: Run, config: Config, task: Task, checkpoints: Checkpoints, over: Mesh) -> TrainState | None:
     """What the newest whole checkpoint holds, with a warning for each newer one; None where none was written."""
     step, wrong = checkpoints.newest()
+    if (found := mesh.greatest(step or 0)) != (step or 0):
+        raise RunError(f"{checkpoints.folder}: another process finds step {found} there; all must see one folder")
     if step is None:
         if wrong:
             faults = "".join(f"\n  {path}: {fault}" for path, fault in wrong.items())
@@ -189,7 +192,7 @@ def _restored(run: Run, config: Config, task: Task, checkpoints: Checkpoints, ov
 def _start(config: Config) -> tuple[Run, int]:
     task = _task(config)
     over = _over(config, task)
-    run = Run(Path(mesh.by_leader(lambda: str(runs.create(config.out, config.name, dumps(config)).folder))))
+    run = Run(Path(mesh.by_leader(lambda: runs.create(config.out, config.name, dumps(config)).folder)))
     with _interrupt(run) as asked, _alone(run):
         state = initial_state(task, config.train, over)
         console.print(f"{run.folder}: {config.task} on {_devices(over)}")
@@ -201,7 +204,7 @@ def _start(config: Config) -> tuple[Run, int]:
 def _alone(run: Run) -> Iterator[None]:
     """`runs.alone`, of all processes that train together."""
     with contextlib.ExitStack() as held:
-        mesh.by_leader(lambda: held.enter_context(runs.alone(run)) or "")
+        mesh.by_leader(lambda: held.enter_context(runs.alone(run)))
         yield
 
 
@@ -223,8 +226,7 @@ def _train(
     with report.progress(config.train.steps, int(state.step)) as shown:
 
         def log(line: dict, rate: float) -> None:
-            if mesh.leads():
-                runs.append(run.metrics, line)
+            mesh.by_leader(lambda: runs.append(run.metrics, line))
             shown(line, rate)
 
         hooks = Hooks(log=log, save=checkpoints.save, stop=lambda: bool(mesh.greatest(asked())))
@@ -238,15 +240,13 @@ def _train(
                 f"a lower --train.learning_rate or --train.clip"
             ) from None
     times = {"steps": outcome.steps, "compile_seconds": outcome.compile_seconds}
-    if mesh.leads():
-        runs.append(run.timings, times | {"train_seconds": outcome.train_seconds})
+    mesh.by_leader(lambda: runs.append(run.timings, times | {"train_seconds": outcome.train_seconds}))
     if not outcome.finished:
         console.print(f"stopped and saved at step {int(outcome.state.step)}; to go on:")
         console.print(f"  {_command('resume', run)}")
         return mesh.greatest(asked())
     test = _test(task, outcome.state, over)
-    if mesh.leads():
-        _finish(run, config, task, outcome, test)
+    mesh.by_leader(lambda: _finish(run, config, task, outcome, test))
     return 0
 
 
@@ -295,6 +295,8 @@ def _task(config: Config) -> Task:
 
 def _over(config: Config, task: Task) -> Mesh:
     """The mesh that the config asks for, if the task can be divided over it."""
+    if mesh.by_leader(lambda: dumps(config)) != dumps(config):
+        raise ConfigError(f"{config.name}: the leading process was given another config; all must be given the same")
     try:
         params = jax.eval_shape(task.init, jax.random.key(0))
         mesh.check(config.mesh, config.train.batch, params)

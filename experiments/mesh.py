@@ -150,17 +150,17 @@ def greatest(number: int) -> int:
     return int(np.max(multihost_utils.process_allgather(np.int32(number))))
 
 
-def by_leader(make: Callable[[], str]) -> str:
-    """The text that the leading process makes, or the error that it meets; each must ask."""
+def by_leader(make: Callable[[], object]) -> str:
+    """What the leading process makes, as text, or the error that it meets; each must ask."""
     if jax.process_count() == 1:
-        return make()
-    made, error = "", None
+        return str(make())
+    text, error = "", None
     if leads():
         try:
-            made = make()
-        except RunError as met:
-            error = met
-    failed, text = _broadcast(error is not None, str(error or made))
+            text = str(make())
+        except Exception as met:
+            text, error = str(met), met
+    failed, text = _broadcast(error is not None, text)
     if error:
         raise error
     if failed:

@@ -150,6 +150,35 @@ def test_one_is_told_to_stop_and_all_do(start, tmp_path):
     assert all("no option but --mesh.data and --mesh.model can change" in error for error in errors)
 
 
+def test_an_error_of_the_first_ends_all(start, tmp_path):
+    processes = start(2, "run", "--mesh.data", 4, steps=5000)
+    folder = tmp_path / "runs/airline-001"
+    while len(lines(folder)) < 5:
+        assert all(process.poll() is None for process in processes), [p.stderr.read() for p in processes]
+        time.sleep(0.01)
+    (folder / "metrics.jsonl").rename(folder / "aside")
+    (folder / "metrics.jsonl").mkdir()
+    codes, _, errors = ended(processes)
+    assert codes == [1, 1]
+    assert all("metrics.jsonl cannot be written: Is a directory" in error for error in errors)
+
+
+def test_a_sweep_of_several_processes(start, configs, tmp_path):
+    (tmp_path / "two.toml").write_text(
+        f'base = "{configs / "airline.toml"}"\n[train]\nsteps = 20\n[mesh]\ndata = 4\n[sweep.train]\nseed = [0, 1]\n'
+    )
+    codes, said, errors = ended(start(2, "sweep", "two.toml"))
+    assert codes == [0, 0], errors
+    assert "mean" in said[0]
+    assert "mean" not in said[1]
+
+
+@pytest.mark.parametrize("command", ["evaluate", "list"])
+def test_commands_that_one_process_runs(call, tmp_path, command):
+    code, _, err = call(tmp_path, command, "runs/a", "--distributed")
+    assert (code, err) == (2, f"error: --distributed is of run, sweep and resume, not of {command}\n")
+
+
 def test_no_cluster_is_found(call, tmp_path, configs):
     code, _, err = call(tmp_path, "run", configs / "airline.toml", "--distributed")
     assert code == 2
