@@ -8,6 +8,7 @@ import dataclasses
 import difflib
 import itertools
 import json
+import math
 import tomllib
 import typing
 from pathlib import Path
@@ -46,6 +47,13 @@ class Config:
     def __post_init__(self):
         if not self.name or Path(self.name).name != self.name:
             raise ValueError(f"name is {self.name!r}; it must be the name of a folder, without any / in it")
+        for name in ("name", "out"):
+            if not getattr(self, name).isprintable():
+                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be of printable characters")
+        for part in ("data", "model", "train"):
+            for name, value in vars(getattr(self, part)).items():
+                if isinstance(value, float) and not math.isfinite(value):
+                    raise ValueError(f"{part}.{name} is {value}; it must be a finite number")
 
 
 def load(path: str | Path, overrides: list[str] | None = None) -> Config:
@@ -108,16 +116,16 @@ def dumps(config: Config) -> str:
 
 def _read(path: Path, above: tuple[Path, ...] = ()) -> tuple[Table, dict]:
     """The merged table of a file and its bases, and which file each leaf was last written in."""
-    if path.resolve() in above:
-        chain = " -> ".join(str(p) for p in [*above, path.resolve()])
-        raise ConfigError(f"{path}: its base leads back to itself: {chain}")
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         near = sorted(str(p) for p in path.parent.glob("*.toml")) if path.parent.is_dir() else []
         raise ConfigError(f"there is no config {path}{_nearest(str(path), near)}") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: cannot be read as TOML: {error}") from None
+    if path.resolve() in above:
+        chain = " -> ".join(str(p) for p in [*above, path.resolve()])
+        raise ConfigError(f"{path}: its base leads back to itself: {chain}")
     base = table.pop("base", None)
     origins = {keys: str(path) for keys in _leaves(table)}
     return (table, origins) if base is None else _over(base, table, origins, path, above)
@@ -125,7 +133,7 @@ def _read(path: Path, above: tuple[Path, ...] = ()) -> tuple[Table, dict]:
 
 def _over(base: Any, table: Table, origins: dict, path: Path, above: tuple[Path, ...] = ()) -> tuple[Table, dict]:
     """The table of `path` merged over its base."""
-    if not isinstance(base, str):
+    if not isinstance(base, str) or not base:
         raise ConfigError(f"{path}: base is {base!r}; it must be the name of a TOML file")
     under, under_origins = _read(path.parent / base, (*above, path.resolve()))
     return _merge(under, table), under_origins | origins

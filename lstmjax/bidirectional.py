@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
-from lstmjax import checks, lstm
+from lstmjax import cell, checks, lstm
 from lstmjax.lstm import LSTMState
 from lstmjax.regularize import Dropout
 
@@ -66,7 +66,7 @@ def init(key: Array, inputs: int, units: int, **options: Any) -> BidirectionalPa
     >>> params.backward.w_x.shape
     (2, 12)
     """
-    forward, backward = jax.random.split(key)
+    forward, backward = jax.random.split(checks.key(key))
     return BidirectionalParams(
         forward=lstm.init(forward, inputs, units, **options),
         backward=lstm.init(backward, inputs, units, **options),
@@ -123,7 +123,7 @@ def apply(
     """
     checks.instance("params", params, BidirectionalParams, "bidirectional.init")
     for name in ("forward", "backward"):
-        checks.instance(f"params.{name}", getattr(params, name), lstm.LSTMParams, "lstm.init")
+        cell.check_matrices(f"params.{name}", getattr(params, name))
     if state is not None:
         checks.instance("state", state, BidirectionalState, "bidirectional.initial_state")
     if merge is not None:
@@ -132,7 +132,7 @@ def apply(
             lengths = f"{params.forward.outputs} and {params.backward.outputs}"
             raise ValueError(f"merge={merge!r} needs halves with outputs of one length; got {lengths}.")
     reverse = checks.boolean("reverse", reverse)
-    keys = (None, None) if key is None else jax.random.split(key)
+    keys = (None, None) if key is None else jax.random.split(checks.key(key))
     halves = zip((params.forward, params.backward), state or (None, None), (reverse, not reverse), keys, strict=True)
     (forward, forward_state), (backward, backward_state) = [
         lstm.apply(

@@ -24,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from lstmjax import checks
 from lstmjax.options import ACTIVATIONS, LSTMOptions
 from lstmjax.regularize import Dropout, Masks
 
@@ -112,6 +113,15 @@ class LSTMParams:
     def gates(self) -> int:
         """Number of gates with weights: 4, or 3 where input and forget gate are coupled."""
         return self.w_x.shape[1] // self.units
+
+
+def check_matrices(name: str, params: Any) -> None:
+    """Raise unless the matrices are there, which tell how many inputs, units and outputs there are."""
+    checks.instance(name, params, LSTMParams, "lstm.init")
+    checks.weights(f"{name}.w_x", params.w_x, "inputs", "4*units")
+    checks.weights(f"{name}.w_h", params.w_h, "units", "4*units")
+    if params.w_projection is not None:
+        checks.weights(f"{name}.w_projection", params.w_projection, "units", "projection")
 
 
 def merged(params: LSTMParams) -> LSTMParams:

@@ -44,8 +44,9 @@ def log_partition(implementation, transitions, emissions, length):
 
 
 def marginals(implementation, transitions, emissions, length):
-    """The derivative of log Z in the emissions."""
-    return jax.grad(log_partition, argnums=2)(implementation, transitions, emissions, length)
+    """The derivative of log Z in the emissions; 0 at padding, even where that derivative is NaN."""
+    slopes = jax.grad(log_partition, argnums=2)(implementation, transitions, emissions, length)
+    return jnp.where(jnp.arange(len(emissions))[:, None] < length, slopes, 0)
 
 
 def decode(transitions, emissions, length):

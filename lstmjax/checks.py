@@ -5,20 +5,33 @@ from typing import Any
 
 import jax
 import jax.core
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import checkify
 
+LARGEST = 2**31 - 1  # of the integers in which JAX counts
+
 
 def positive_int(name: str, value: Any) -> int:
-    """Return `value` as an int, or raise unless it is an integer of at least 1."""
+    """Return `value` as an int, or raise unless it is an integer of at least 1, and no larger than JAX can count."""
     try:
         number = operator.index(value)
     except TypeError:
         number = 0
     if number < 1 or isinstance(value, bool):
         raise ValueError(f"{name} must be an integer of at least 1, got {value!r}.")
+    if number > LARGEST:
+        raise ValueError(f"{name} must be at most {LARGEST}, got {value!r}.")
     return number
+
+
+def size(name: str, value: Any) -> None:
+    """Raise unless `value` is an integer of at least 0, or left open by `jax.export`."""
+    if jax.export.is_symbolic_dim(value):
+        return
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or not 0 <= value <= LARGEST:
+        raise ValueError(f"{name} must be an integer from 0 to {LARGEST}, got {value!r}.")
 
 
 def boolean(name: str, value: Any) -> bool:
@@ -30,9 +43,12 @@ def boolean(name: str, value: Any) -> bool:
 
 def number(name: str, value: Any) -> float:
     """Return `value` as a float, or raise unless it is a real number."""
-    if isinstance(value, bool | np.bool_) or not isinstance(value, int | float | np.number):
+    if isinstance(value, bool | np.bool_) or not isinstance(value, int | float | np.integer | np.floating):
         raise TypeError(f"{name} must be a number, got {value!r}.")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError as error:
+        raise ValueError(f"{name} must be a number that a float can hold.") from error
 
 
 def name(name: str, value: Any, meaning: str) -> None:
@@ -59,6 +75,8 @@ def rate(name: str, value: Any) -> float:
 
 def floating_dtype(name: str, dtype: Any) -> Any:
     """Raise unless `dtype` is a floating type."""
+    if dtype is None or isinstance(dtype, jax.Array):
+        raise TypeError(f"{name} must be a floating type such as jnp.float32, got {type(dtype).__name__}.")
     try:
         dtype = jnp.dtype(dtype)
     except TypeError as error:
@@ -79,31 +97,50 @@ def at_least_float32(dtype: Any) -> Any:
 
 def drawn(name: str, initializer: Any, key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
     """Call an initializer in at least float32, since some cannot draw narrower; raise if its shape is off."""
-    array = initializer(key, shape, at_least_float32(dtype))
-    if jnp.shape(array) != shape:
-        raise ValueError(f"{name} must return shape {shape}, which it was called with; got {jnp.shape(array)}.")
-    return jnp.asarray(array, dtype)
+    if not callable(initializer):
+        raise TypeError(f"{name} must be a function (key, shape, dtype) -> array; got {initializer!r}.")
+    array = floating(f"what {name} returns", initializer(key, shape, at_least_float32(dtype)))
+    if array.shape != shape:
+        raise ValueError(f"{name} must return shape {shape}, which it was called with; got {array.shape}.")
+    return array.astype(dtype)
+
+
+def key(value: Any) -> jax.Array:
+    """Return `value`, or raise unless it is one JAX random key, typed or as `jax.random.PRNGKey` makes it."""
+    if isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
+        if value.shape:
+            raise ValueError(f"key must be one key, got an array of shape {value.shape}. Map over keys with jax.vmap.")
+        return value
+    try:
+        if not jax.random.wrap_key_data(value).shape:
+            return value
+    except (TypeError, ValueError):
+        pass
+    raise TypeError(f"key must be a JAX random key, such as jax.random.key(0); got {_told(value)}.")
 
 
 def floating(name: str, array: Any) -> jax.Array:
-    """Return `array` as a JAX array, or raise unless its dtype is floating."""
-    array = _array(name, array)
-    if not jnp.issubdtype(array.dtype, jnp.floating):
+    """Return `array` as a JAX array, or raise unless its dtype is floating and of at least 16 bits."""
+    array = asarray(name, array)
+    if not jnp.issubdtype(array.dtype, jnp.floating) or array.dtype.itemsize < 2:
+        dtype = "a dtype of at least 16 bits" if jnp.issubdtype(array.dtype, jnp.floating) else "a floating dtype"
         raise TypeError(
-            f"{name} must have a floating dtype, got {array.dtype.name} {array.shape}. "
-            "Convert it with .astype(jnp.float32)."
+            f"{name} must have {dtype}, got {array.dtype.name} {array.shape}. Convert it with .astype(jnp.float32)."
         )
     return array
 
 
 def shape(name: str, array: Any, expected: tuple[int, ...], meaning: str) -> None:
     """Raise unless `array` has exactly the expected shape."""
-    if jnp.shape(array) != expected:
-        raise ValueError(f"{name} must have shape {expected} ({meaning}), got {jnp.shape(array)}.")
+    found = array.shape if hasattr(array, "shape") else asarray(name, array).shape
+    if found != expected:
+        raise ValueError(f"{name} must have shape {expected} ({meaning}), got {found}.")
 
 
 def weights(name: str, array: Any, *axes: str) -> jax.Array:
-    """Return a parameter as a JAX array, or raise unless it is floating and has just these axes."""
+    """Return a parameter as a JAX array, or raise unless it is a floating array, no list, with just these axes."""
+    if not hasattr(array, "shape"):
+        raise TypeError(f"{name} must be an array, got {type(array).__name__}.")
     array = floating(name, array)
     if array.ndim != len(axes):
         hint = " Map over stacked parameters with jax.vmap." if array.ndim > len(axes) else ""
@@ -143,7 +180,7 @@ def integers(name: str, value: Any, low: int, high: int, meaning: str) -> jax.Ar
     Values are read where they are concrete and all on this process. Under a transformation they are not,
     and only a caller that runs under `jax.experimental.checkify` is told.
     """
-    array = _array(name, value)
+    array = asarray(name, value)
     if not jnp.issubdtype(array.dtype, jnp.integer):
         raise TypeError(
             f"{name} must be integers, got {array.dtype.name} {array.shape}. Convert with .astype(jnp.int32)."
@@ -168,7 +205,7 @@ def lengths(value: Any, batch: tuple[int, ...], time: int, owner: str = "xs") ->
 
 def booleans(name: str, value: Any, meaning: str) -> jax.Array:
     """Return `value` as a bool array, or raise; `meaning` says what True means."""
-    array = _array(name, value)
+    array = asarray(name, value)
     if array.dtype != jnp.bool_:
         raise TypeError(
             f"{name} must be bool, {meaning}; got {array.dtype.name} {array.shape}. Convert it with .astype(bool)."
@@ -185,18 +222,24 @@ def resets(value: Any, batch: tuple[int, ...], time: int) -> jax.Array:
 
 def common_leading_axes(arrays: list[Any], count: int, axes: str) -> tuple[int, ...]:
     """Return the first `count` axes that all arrays share, or raise."""
-    shapes = [jnp.shape(array) for array in arrays]
+    shapes = [asarray("every argument", array).shape for array in arrays]
     leading = {shape[:count] for shape in shapes}
     if len(leading) != 1 or len(shapes[0]) < count:
         raise ValueError(f"arguments must all begin with the same axes [{axes}]; got shapes {shapes}.")
     return leading.pop()
 
 
-def _array(name: str, value: Any) -> jax.Array:
+def asarray(name: str, value: Any) -> jax.Array:
+    """Return `value` as a JAX array of any dtype, or raise."""
     try:
         return jnp.asarray(value)
-    except (TypeError, ValueError) as error:
-        raise TypeError(f"{name} must be an array, got {type(value).__name__}.") from error
+    except (TypeError, ValueError, OverflowError) as error:
+        raise TypeError(f"{name} must be an array, got {_told(value)}.") from error
+
+
+def _told(value: Any) -> str:
+    kind, dtype = type(value).__name__, getattr(value, "dtype", None)
+    return kind if dtype is None else f"{kind} of {dtype} {getattr(value, 'shape', '')}"
 
 
 # checkify cannot map a check over no examples, so that a `jax.vmap` over none replaces what is checked by True.

@@ -69,7 +69,7 @@ def init(
     inputs, units = checks.positive_int("inputs", inputs), checks.positive_int("units", units)
     kernel = checks.positive_int("kernel", kernel)
     dtype = checks.floating_dtype("dtype", dtype)
-    w_key, bias_key = jax.random.split(key)
+    w_key, bias_key = jax.random.split(checks.key(key))
     return Conv1DParams(
         w=checks.drawn("w_init", w_init, w_key, (kernel, inputs, units), dtype),
         bias=checks.drawn("bias_init", bias_init, bias_key, (units,), dtype),
@@ -116,12 +116,7 @@ def apply(
     >>> apply(params, xs, causal=False, lengths=3)[:, 0]
     Array([3., 5., 3., 0., 0.], dtype=float32)
     """
-    checks.instance("params", params, Conv1DParams, "conv1d.init")
-    w, bias = (
-        checks.weights("params.w", params.w, "kernel", "inputs", "units"),
-        checks.weights("params.bias", params.bias, "units"),
-    )
-    checks.shape("params.bias", bias, w.shape[2:], "units, the last axis of params.w")
+    w, bias = check("params", params)
     stride, dilation = checks.positive_int("stride", stride), checks.positive_int("dilation", dilation)
     causal = checks.boolean("causal", causal)
     xs = checks.floating("xs", xs)
@@ -135,6 +130,15 @@ def apply(
         return padding.fill(ys, None if lengths is None else output_lengths(lengths, stride))
 
     return placement.automatic(run, len(batch))((w, bias), xs, lengths)
+
+
+def check(name: str, params: Any) -> tuple[Array, Array]:
+    """Return w and bias, or raise unless these are the weights of one convolution, which fit each other."""
+    checks.instance(name, params, Conv1DParams, "conv1d.init")
+    w = checks.weights(f"{name}.w", params.w, "kernel", "inputs", "units")
+    bias = checks.weights(f"{name}.bias", params.bias, "units")
+    checks.shape(f"{name}.bias", bias, w.shape[2:], f"units, the last axis of {name}.w")
+    return w, bias
 
 
 def output_lengths(lengths: Integer[ArrayLike, "*batch"], stride: int) -> Int[Array, "*batch"]:
@@ -173,8 +177,10 @@ def receptive_field(kernel: int, dilations: Sequence[int] = (1,), strides: Seque
     >>> receptive_field(kernel=3, dilations=(1, 2, 4, 8))
     31
     """
+    if not isinstance(dilations, Sequence):
+        raise ValueError(f"dilations must be numbers, one for each convolution; got {dilations!r}.")
     strides = (1,) * len(dilations) if strides is None else strides
-    if len(strides) != len(dilations):
+    if not isinstance(strides, Sequence) or len(strides) != len(dilations):
         raise ValueError(f"strides must be {len(dilations)} numbers, one for each dilation; got {strides!r}.")
     span = checks.positive_int("kernel", kernel) - 1
     field, apart = 1, 1
@@ -188,6 +194,8 @@ def _convolve(w, bias, xs, stride, dilation, causal):
     dtype = jnp.result_type(w, bias, xs)
     wide = checks.at_least_float32(dtype)
     *batch, time, inputs = xs.shape
+    if isinstance(time, int):
+        dilation = min(dilation, 2 * max(time, 1))  # rows still further apart would meet as many zeros
     outside = (w.shape[0] - 1) * dilation
     left = outside if causal else outside // 2
     padded = jnp.pad(xs.astype(dtype).reshape(math.prod(batch), time, inputs), ((0, 0), (left, outside - left), (0, 0)))

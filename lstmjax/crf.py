@@ -92,7 +92,7 @@ def init(
     """
     tags = checks.positive_int("tags", tags)
     dtype = checks.floating_dtype("dtype", dtype)
-    start_key, transitions_key, end_key = jax.random.split(key, 3)
+    start_key, transitions_key, end_key = jax.random.split(checks.key(key), 3)
     return CRFParams(
         start=checks.drawn("start_init", start_init, start_key, (tags,), dtype),
         transitions=checks.drawn("transitions_init", transitions_init, transitions_key, (tags, tags), dtype),
@@ -121,13 +121,14 @@ def bio(names: Sequence[str]) -> Allowed:
            [ True,  True,  True],
            [ True,  True,  True]])
     """
-    pairs = [(name, "") if name == "O" else tuple(name.split("-", 1)) for name in names]
-    for name, pair in zip(names, pairs, strict=True):
-        if name != "O" and (len(pair) != 2 or pair[0] not in ("B", "I", "E", "S")):
-            raise ValueError(f"names must be 'O', or begin with 'B-', 'I-', 'E-' or 'S-'; got {name!r}.")
-    if not pairs:
+    if not isinstance(names, Sequence) or isinstance(names, str | bytes):
+        raise TypeError(f"names must be a list of the names of tags; got {names!r}.")
+    if not names:
         raise ValueError("names must be those of at least 1 tag, got none.")
-    marks, kinds = np.array(pairs).T
+    for name in names:
+        if not isinstance(name, str) or (name != "O" and name[:2] not in ("B-", "I-", "E-", "S-")):
+            raise ValueError(f"names must be 'O', or begin with 'B-', 'I-', 'E-' or 'S-'; got {name!r}.")
+    marks, kinds = np.array([(name[0], name[2:]) for name in names]).T
     opened, continues = np.isin(marks, ("B", "I")), np.isin(marks, ("I", "E"))
     same = opened[:, None] & continues & (kinds[:, None] == kinds)
     closed = ~opened | (not np.isin(marks, ("E", "S")).any())  # where a segment may end
@@ -286,7 +287,7 @@ def sample(
     Array([0, 1], dtype=int32)
     """
     arrays = _checked(params, emissions, lengths, allowed)
-    return _map(chain.sample, arrays, jax.random.split(key, arrays[2].shape))
+    return _map(chain.sample, arrays, jax.random.split(checks.key(key), arrays[2].shape))
 
 
 def _chosen(implementation):
@@ -300,7 +301,7 @@ def _checked(params, emissions, lengths, allowed):
     size = len(checks.weights("params.transitions", params.transitions, "from", "to"))
     shapes = {"start": (size,), "transitions": (size, size), "end": (size,)}
     for name, shape in shapes.items():
-        checks.floating(f"params.{name}", getattr(params, name))
+        checks.weights(f"params.{name}", getattr(params, name), *("tags",) * len(shape))
         checks.shape(f"params.{name}", getattr(params, name), shape, "the tags of params.transitions")
     emissions = checks.floating("emissions", emissions)
     checks.features("emissions", emissions, size, "*batch, time, tags", "params.transitions has that many tags")
@@ -327,7 +328,8 @@ def _path(tags, transitions, emissions, lengths):
     checks.shape("tags", tags, emissions.shape[:-1], "[*batch, time] of emissions")
     valid = padding.valid(lengths, emissions.shape[-2])
     known = not any(isinstance(array, jax.core.Tracer) for array in (tags, valid))
-    tags = np.where(np.asarray(valid), tags, 0) if known else jnp.where(valid, tags, 0)  # padding is not looked at
+    where, zeros = (np.where, np.zeros_like) if known else (jnp.where, jnp.zeros_like)
+    tags = where(np.asarray(valid) if known else valid, tags, zeros(tags))  # padding is not looked at
     return checks.integers("tags", tags, 0, len(transitions) - 1, "the tags of params.transitions")
 
 

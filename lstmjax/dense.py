@@ -52,7 +52,7 @@ def init(
     """
     inputs, units = checks.positive_int("inputs", inputs), checks.positive_int("units", units)
     dtype = checks.floating_dtype("dtype", dtype)
-    w_key, bias_key = jax.random.split(key)
+    w_key, bias_key = jax.random.split(checks.key(key))
     return DenseParams(
         w=checks.drawn("w_init", w_init, w_key, (inputs, units), dtype),
         bias=checks.drawn("bias_init", bias_init, bias_key, (units,), dtype),

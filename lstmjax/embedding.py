@@ -49,7 +49,7 @@ def init(
     """
     shape = checks.positive_int("vocabulary", vocabulary), checks.positive_int("features", features)
     dtype = checks.floating_dtype("dtype", dtype)
-    return EmbeddingParams(table=checks.drawn("table_init", table_init, key, shape, dtype))
+    return EmbeddingParams(table=checks.drawn("table_init", table_init, checks.key(key), shape, dtype))
 
 
 def apply(params: EmbeddingParams, tokens: Integer[ArrayLike, "*batch"]) -> Float[Array, "*batch features"]:

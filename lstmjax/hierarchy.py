@@ -97,7 +97,7 @@ def init(
     vocabularies = _lowest("vocabulary", vocabulary, count, above=None)
     directions = _each("bidirectional", bidirectional, count)
     levels, code = [], 0
-    for number, level_key in enumerate(jax.random.split(key, count)):
+    for number, level_key in enumerate(jax.random.split(checks.key(key), count)):
         encoder_key, table_key = jax.random.split(level_key)
         width = 0 if code and widths[number] == 0 else checks.positive_int(f"inputs[{number}]", widths[number])
         table = None
@@ -166,6 +166,7 @@ def apply(
     for name in arguments:
         checks.one_of("an argument of hierarchy.apply", name, ARGUMENTS)
     checks.one_of("merge", merge, MERGES)
+    return_sequences = checks.boolean("return_sequences", return_sequences)
     codes = [checks.one_of(f"code[{number}]", name, CODES) for number, name in enumerate(_each("code", code, count))]
     dropouts = _each("dropout", dropout, count)
     keys = _keys(key, dropouts)
@@ -188,7 +189,7 @@ def apply(
 
 
 def encode(
-    encoder: LSTMParams | BidirectionalParams | StackParams,
+    params: LSTMParams | BidirectionalParams | StackParams,
     xs: Float[ArrayLike, "*batch time inputs"],
     *,
     lengths: Integer[ArrayLike, "*batch"] | None = None,
@@ -199,7 +200,7 @@ def encode(
     """Make one vector of each sequence.
 
     Args:
-        encoder: LSTMParams, BidirectionalParams or StackParams.
+        params: LSTMParams, BidirectionalParams or StackParams.
         xs: sequences [*batch, time, inputs], floating.
         lengths: valid steps of each sequence, integers [*batch].
         code: "final", "last", "max" or "mean", as in `apply`.
@@ -224,7 +225,7 @@ def encode(
     checks.one_of("code", code, CODES)
     checks.one_of("merge", merge, MERGES)
     pool = CODES[code]
-    ys, _ = stack.apply(encoder, xs, lengths=lengths, return_sequences=pool is not None, merge=merge, **arguments)
+    ys, _ = stack.apply(params, xs, lengths=lengths, return_sequences=pool is not None, merge=merge, **arguments)
     return ys if pool is None else pool(ys, lengths=lengths)
 
 
@@ -250,8 +251,9 @@ def _keys(key: Array | None, dropouts: tuple[Any, ...]) -> Sequence[Array | None
     """One for each level that has a use for it; for every level where none has, which is then refused."""
     if key is None:
         return (None,) * len(dropouts)
-    useless = [rates is None and any(dropouts) for rates in dropouts]
-    return [None if no else k for no, k in zip(useless, jax.random.split(key, len(dropouts)), strict=True)]
+    some = any(rates is not None for rates in dropouts)
+    useless = [rates is None and some for rates in dropouts]
+    return [None if no else k for no, k in zip(useless, jax.random.split(checks.key(key), len(dropouts)), strict=True)]
 
 
 def _lowest(name: str, value: Any, count: int, above: Any) -> tuple[Any, ...]:
@@ -271,7 +273,8 @@ def _own(levels: tuple[LevelParams, ...], tokens: tuple[Any, ...]) -> tuple[list
                 raise ValueError(f"{name} must be an array, which {whose} reads; got None.")
             own.append(None)
             continue
-        array = given if reads_tokens else checks.floating(name, given)
+        array = given if hasattr(given, "shape") else checks.asarray(name, given)
+        array = array if reads_tokens else checks.floating(name, array)
         features = () if reads_tokens else array.shape[-1:]
         if number == 0:
             axes = jnp.shape(array)[: jnp.ndim(array) - len(features)]
@@ -289,9 +292,10 @@ def _own(levels: tuple[LevelParams, ...], tokens: tuple[Any, ...]) -> tuple[list
 
 def _check_inputs(number: int, encoder: Any, xs: Any, codes: Any, merge: str) -> None:
     """Raise where a level's encoder was made for other vectors; what is no encoder at all, `stack.apply` refuses."""
-    layer = encoder.layers[0] if isinstance(encoder, StackParams) and encoder.layers else encoder
+    stacked = isinstance(encoder, StackParams) and isinstance(encoder.layers, tuple | list) and encoder.layers
+    layer = encoder.layers[0] if stacked else encoder
     layer = layer.forward if isinstance(layer, BidirectionalParams) else layer
-    if not isinstance(layer, LSTMParams) or jnp.ndim(layer.w_x) != 2:
+    if not isinstance(layer, LSTMParams) or getattr(layer.w_x, "ndim", 0) != 2 or getattr(layer.w_h, "ndim", 0) != 2:
         return
     own, below = (0 if array is None else array.shape[-1] for array in (xs, codes))
     if layer.inputs != own + below:

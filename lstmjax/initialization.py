@@ -9,7 +9,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from lstmjax import checks
-from lstmjax.cell import LSTMNorm, LSTMParams, LSTMState
+from lstmjax.cell import LSTMNorm, LSTMParams, LSTMState, check_matrices
 
 
 def init(
@@ -77,13 +77,15 @@ def init(
     gates = 3 if checks.boolean("coupled", coupled) else 4
     if checks.boolean("layer_norm", layer_norm) and units == 1:
         raise ValueError("layer_norm=True needs units above 1: a single c less its mean is always 0.")
-    x_keys, h_keys, bias_keys, peephole_keys, (projection_key, chrono_key, *_) = jax.random.split(key, (5, 4))
+    x_keys, h_keys, bias_keys, peephole_keys, (projection_key, chrono_key, *_) = jax.random.split(
+        checks.key(key), (5, 4)
+    )
 
     def draw(keys, name, initializer, *shape, count=gates):
         blocks = [checks.drawn(name, initializer, key, shape, dtype) for key in keys[:count]]
         return jnp.concatenate(blocks, axis=-1)
 
-    first_bias = _first_bias(chrono_key, units, gates, bias, forget_bias, chrono)
+    first_bias = _first_bias(chrono_key, units, gates, bias, forget_bias, chrono, dtype)
     b, w_peephole, w_projection, norm, initial = None, None, None, None, None
     if bias:
         b = draw(bias_keys, "bias_init", bias_init, units) + first_bias.astype(dtype)
@@ -121,27 +123,35 @@ def initial_state(params: LSTMParams, batch: tuple[int, ...] = ()) -> LSTMState:
         LSTMState of [*batch, units]; h is [*batch, projection] where it is projected.
 
     Raises:
-        TypeError: batch is not a tuple.
+        TypeError: batch is not a tuple; ValueError: one of integers of at least 0.
 
     >>> initial_state(init(jax.random.key(0), inputs=2, units=3), batch=(8,)).h.shape
     (8, 3)
     """
-    checks.instance("params", params, LSTMParams, "lstm.init")
+    check_matrices("params", params)
     if not isinstance(batch, tuple):
         raise TypeError(f"batch must be a tuple of sizes such as (8,), or () for one sequence; got {batch!r}.")
+    for size in batch:
+        checks.size("each of batch", size)
     dtype = jnp.result_type(params.w_h)
     wide = checks.at_least_float32(dtype)
     if params.initial is None:
         return LSTMState(h=jnp.zeros((*batch, params.outputs), dtype), c=jnp.zeros((*batch, params.units), wide))
+    checks.instance("params.initial", params.initial, LSTMState, "lstm.init")
+    for name, size in (("h", params.outputs), ("c", params.units)):
+        leaf = checks.weights(f"params.initial.{name}", getattr(params.initial, name), name)
+        checks.shape(f"params.initial.{name}", leaf, (size,), "those of params.w_h")
     initial = LSTMState(h=jnp.asarray(params.initial.h, dtype), c=jnp.asarray(params.initial.c, wide))
     return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (*batch, *leaf.shape)), initial)
 
 
-def _first_bias(key, units, gates, bias, forget_bias, chrono) -> Float[Array, " gates"]:
+def _first_bias(key, units, gates, bias, forget_bias, chrono, dtype) -> Float[Array, " gates"]:
     """What is added to the biases of i, [f], g, o."""
     forget_bias = None if forget_bias is None else checks.number("forget_bias", forget_bias)
-    if chrono is not None and not checks.number("chrono", chrono) > 2:
-        raise ValueError(f"chrono must be above 2, the steps that a dependency may span; got {chrono!r}.")
+    if forget_bias is not None and not abs(forget_bias) <= float(jnp.finfo(dtype).max):
+        raise ValueError(f"forget_bias must be a finite number in {dtype.name}; got {forget_bias!r}.")
+    if chrono is not None and not 2 < checks.number("chrono", chrono) <= float(jnp.finfo(jnp.float32).max):
+        raise ValueError(f"chrono must be above 2, and finite, the steps that a dependency may span; got {chrono!r}.")
     if chrono is not None and forget_bias is not None:
         raise ValueError(f"forget_bias={forget_bias} and chrono={chrono} both set the forget gate's bias: give one.")
     if not checks.boolean("bias", bias) and (chrono or forget_bias):

@@ -65,7 +65,7 @@ def step(
         x, state, _ = _checked_step(params, x, state, options, dropout)
     try:
         return _step(params, x, state, options, dropout)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         if named := _refused(_checked_step, params, x, state, options, dropout):
             raise named from None
         raise
@@ -137,7 +137,7 @@ def apply(
     static = reverse, return_sequences, options, dropout, implementation, unroll, segments
     try:
         return _apply(params, xs, (state, lengths, resets, key), static)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         if named := _refused(_checked, params, xs, state, lengths, resets, key, options, dropout, implementation):
             raise named from None
         raise
@@ -332,11 +332,8 @@ def _check(params: Any, name: str, x: Any, axes: str, options: Any) -> Array:
 
 def check(params: LSTMParams) -> None:
     """Raise unless these are the weights of one LSTM, which fit each other."""
-    checks.instance("params", params, LSTMParams, "lstm.init")
-    checks.weights("params.w_x", params.w_x, "inputs", "4*units")
-    checks.weights("params.w_h", params.w_h, "units", "4*units")
+    cell.check_matrices("params", params)
     if params.w_projection is not None:
-        checks.weights("params.w_projection", params.w_projection, "units", "projection")
         shape = params.units, params.outputs
         checks.shape("params.w_projection", params.w_projection, shape, "units, projection: the rows of params.w_h")
     units, hidden = params.units, "units" if params.w_projection is None else "projection"
@@ -373,6 +370,8 @@ def _check_dropout(dropout: Any, key: Any) -> Dropout:
             raise ValueError("key has no use without dropout: pass dropout=Dropout(...), or no key.")
         return Dropout()
     checks.instance("dropout", dropout, Dropout, "Dropout(...)")
+    if key is not None:
+        checks.key(key)
     if dropout.between_layers:
         raise ValueError(
             f"Dropout(between_layers={dropout.between_layers!r}) needs layers: use stack.apply, or outputs= for one."

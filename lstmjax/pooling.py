@@ -54,6 +54,7 @@ def max_over_windows(
     window = checks.positive_int("window", window)
     stride = window if stride is None else checks.positive_int("stride", stride)
     time = xs.shape[-2]
+    window = min(window, max(time, 1))  # beyond the end there is nothing
     steps = -(-time // stride)
     start = max(steps - 1, 0) * stride  # of the last window
     ends = [(0, 0)] * (xs.ndim - 2) + [(0, max(start + window - time, 0)), (0, 0)]

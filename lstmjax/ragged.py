@@ -170,13 +170,23 @@ def _steps(sequences: list[Any], dtype: DTypeLike | None) -> np.ndarray:
         shapes = {piece.shape[1:] for piece in pieces}
     except ValueError:
         shapes = _shapes(step for sequence in sequences for step in sequence)
+    except TypeError as error:
+        raise TypeError("sequences must hold steps that are numbers or arrays of them.") from error
     if len(shapes) > 1:
         raise ValueError(f"sequences must hold steps of one shape; got {sorted(shapes)}.")
     steps = np.concatenate(pieces) if pieces else np.zeros(0, np.float32)
+    if dtype is None and not _is_number(steps.dtype):
+        raise TypeError(f"sequences must hold bools, integers or floats; got {steps.dtype.name}.")
     if dtype is None:
         kind = next((kind for kind in KINDS if jnp.issubdtype(steps.dtype, kind)), None)
         dtype = KINDS.get(kind, steps.dtype)
-    return _held("sequences", steps, np.dtype(dtype))
+    try:
+        dtype = np.dtype(dtype)
+    except TypeError as error:
+        raise TypeError(f"dtype must be that of an array; got {dtype!r}.") from error
+    if not _is_number(dtype):
+        raise TypeError(f"dtype must be of bools, integers or floats; got {dtype.name}.")
+    return _held("sequences", steps, dtype)
 
 
 def _shapes(steps: Iterable[Any]) -> set[tuple[int, ...]]:
@@ -194,7 +204,7 @@ def _filled(real: np.ndarray, steps: np.ndarray, fill: Any) -> np.ndarray:
 
 def _held(name: str, values: np.ndarray, dtype: np.dtype) -> np.ndarray:
     """Values as `dtype`, or an error where that is to change them; floats alone may be rounded."""
-    if not any(jnp.issubdtype(values.dtype, kind) for kind in KINDS):
+    if not _is_number(values.dtype):
         raise TypeError(f"{name} must hold bools, integers or floats; got {values.dtype.name}.")
     with np.errstate(all="ignore"):
         held = values.astype(dtype)
@@ -205,8 +215,15 @@ def _held(name: str, values: np.ndarray, dtype: np.dtype) -> np.ndarray:
     return held
 
 
+def _is_number(dtype: np.dtype) -> bool:
+    return any(jnp.issubdtype(dtype, kind) for kind in KINDS)
+
+
 def _lengths(lengths: Any) -> np.ndarray:
-    lengths = np.asarray(lengths)
+    try:
+        lengths = np.asarray(lengths)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"lengths must be an array of integers; got {type(lengths).__name__}.") from error
     if not np.issubdtype(lengths.dtype, np.integer) and lengths.size:
         raise TypeError(f"lengths must be integers; got {lengths.dtype.name}.")
     if not lengths.size or lengths.min() < 0:

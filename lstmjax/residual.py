@@ -86,7 +86,7 @@ def init(
             shortcut=conv(shortcut, inputs, units, 1) if inputs != units or stride != 1 else None,
         )
 
-    keys = jax.random.split(key, len(units))
+    keys = jax.random.split(checks.key(key), len(units))
     return tuple(map(block, keys, (inputs, *units), units, strides))
 
 
@@ -132,6 +132,8 @@ def apply(
     checks.instance("params", params, tuple, "residual.init")
     for i, block in enumerate(params):
         checks.instance(f"params[{i}]", block, ResidualParams, "residual.init")
+        for name in ("first", "second", *(("shortcut",) if block.shortcut is not None else ())):
+            conv1d.check(f"params[{i}].{name}", getattr(block, name))
     blocks = len(params)
     if not blocks:
         raise ValueError("params must have at least one block, got ().")
@@ -144,6 +146,8 @@ def apply(
     checks.features("xs", xs, inputs, "*batch, time, inputs", "params[0].first.w has that many in its second axis")
     *batch, time, _ = xs.shape
     lengths = None if lengths is None else checks.lengths(lengths, tuple(batch), time)
+    if key is not None:
+        checks.key(key)
 
     def run(params, xs, lengths, key):
         # Causal, so that what is computed on padding reaches no valid step: zeros at both ends are enough.

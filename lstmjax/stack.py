@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Integer
 
 from lstmjax import bidirectional as two_ways
-from lstmjax import checks, lstm, padding, pooling, regularize
+from lstmjax import cell, checks, lstm, padding, pooling, regularize
 from lstmjax.bidirectional import BidirectionalParams
 from lstmjax.lstm import LSTMParams
 from lstmjax.options import LSTMOptions
@@ -63,7 +63,7 @@ def init(
     checks.one_of("merge", merge, [name for name in two_ways.MERGES if name])
     make = two_ways.init if checks.boolean("bidirectional", bidirectional) else lstm.init
     layers = []
-    for layer_key, layer_units in zip(jax.random.split(key, len(units)), units, strict=True):
+    for layer_key, layer_units in zip(jax.random.split(checks.key(key), len(units)), units, strict=True):
         layers.append(make(layer_key, inputs, layer_units, **options))
         inputs = outputs(layers[-1], merge)
     return StackParams(tuple(layers))
@@ -72,8 +72,10 @@ def init(
 def initial_state(params: Any, batch: tuple[int, ...] = ()) -> Any:
     """Make the state before the first step: a tuple of the layers' own; see `lstm.initial_state`."""
     if isinstance(params, StackParams):
-        return tuple(initial_state(layer, batch) for layer in params.layers)
-    return _module(params).initial_state(params, batch)
+        return tuple(initial_state(layer, batch) for layer in _layers(params))
+    if isinstance(params, BidirectionalParams):
+        return two_ways.initial_state(params, batch)
+    return lstm.initial_state(params, batch)
 
 
 def step(
@@ -107,14 +109,17 @@ def step(
     (8, 3)
     """
     checks.instance("params", params, StackParams, "stack.init")
+    for number, layer in enumerate(_layers(params)):
+        if isinstance(layer, BidirectionalParams):
+            raise ValueError(f"params.layers[{number}] is bidirectional: its backward half needs the whole sequence.")
+    _check_layers(params, "concat")
     _check_state(params, state)
     _check_residual(params, residual_from, "concat", True)
+    _check_dropout(params, dropout)
     y = checks.floating("x", x)
     dropout = _of_layer(dropout, first=False, last=False)
     states = []
     for number, (layer, layer_state) in enumerate(zip(params.layers, state, strict=True)):
-        if isinstance(layer, BidirectionalParams):
-            raise ValueError(f"params.layers[{number}] is bidirectional: its backward half needs the whole sequence.")
         x, (y, after) = y, lstm.step(layer, y, layer_state, options=options, dropout=dropout)
         y = y + x.astype(y.dtype) if _is_residual(number, residual_from) else y
         states.append(after)
@@ -179,12 +184,14 @@ def apply(
         raise ValueError("merge=None gives pairs, which a stack cannot hand on; take 'concat', 'sum', 'mul' or 'ave'.")
     _check_layers(params, merge)
     _check_residual(params, residual_from, merge, return_sequences)
+    _check_dropout(params, dropout)
     state = (None,) * len(params.layers) if state is None else _check_state(params, state)
     below, return_sequences = checks.floating("xs", xs), checks.boolean("return_sequences", return_sequences)
     if residual_from == 0 and lengths is not None:
         below = padding.fill(below, checks.lengths(lengths, below.shape[:-2], below.shape[-2]))
-    keys = [(None, None)] * len(params.layers) if key is None else jax.random.split(key, (len(params.layers), 2))
-    last = len(params.layers) - 1
+    count = len(params.layers)
+    keys = [(None, None)] * count if key is None else jax.random.split(checks.key(key), (count, 2))
+    last = count - 1
     states = []
     for number, (layer, layer_state, (layer_key, between)) in enumerate(zip(params.layers, state, keys, strict=True)):
         sequences = return_sequences or number < last
@@ -245,13 +252,6 @@ def _apply_layer(params, xs, state, merge, **arguments):
     return lstm.apply(params, xs, state, **arguments)
 
 
-def _module(params: Any) -> Any:
-    if isinstance(params, BidirectionalParams):
-        return two_ways
-    checks.instance("a layer", params, LSTMParams, "lstm.init (or bidirectional.init)")
-    return lstm
-
-
 def _is_residual(number: int, residual_from: int | None) -> bool:
     return residual_from is not None and number >= residual_from
 
@@ -265,7 +265,6 @@ def _of_layer(dropout, *, first, last):
     """The rates of one layer: what lies between layers is not in them."""
     if dropout is None:
         return None
-    checks.instance("dropout", dropout, Dropout, "Dropout(...)")
     return dataclasses.replace(
         dropout,
         inputs=dropout.inputs if first else 0.0,
@@ -284,8 +283,12 @@ def _dropped(xs, dropout, key):
 def _layers(params: StackParams) -> tuple[Any, ...]:
     if not isinstance(params.layers, tuple | list) or not params.layers:
         raise TypeError(f"params.layers must be a tuple of at least one layer; got {params.layers!r}.")
-    for layer in params.layers:
-        _module(layer)
+    for number, layer in enumerate(params.layers):
+        name = f"params.layers[{number}]"
+        two = isinstance(layer, BidirectionalParams)
+        halves = {f"{name}.{way}": getattr(layer, way) for way in ("forward", "backward")} if two else {name: layer}
+        for place, half in halves.items():
+            cell.check_matrices(place, half)
     return tuple(params.layers)
 
 
@@ -313,6 +316,17 @@ def _check_state(params: StackParams, state: Any) -> tuple[Any, ...]:
             f"it; got {type(state).__name__}{f' of {len(state)}' if isinstance(state, tuple | list) else ''}."
         )
     return tuple(state)
+
+
+def _check_dropout(params: StackParams, dropout: Any) -> None:
+    if dropout is None:
+        return
+    checks.instance("dropout", dropout, Dropout, "Dropout(...)")
+    if dropout.between_layers and len(params.layers) == 1:
+        raise ValueError(
+            f"Dropout(between_layers={dropout.between_layers!r}) needs at least 2 layers, and params has 1: use "
+            "outputs= for what it puts out."
+        )
 
 
 def _check_residual(params: StackParams, residual_from: Any, merge: str, return_sequences: bool) -> None:

@@ -50,7 +50,7 @@ def look_back(
     """
     steps, horizon = checks.positive_int("steps", steps), checks.positive_int("horizon", horizon)
     stride = checks.positive_int("stride", stride)
-    series = jnp.asarray(series)
+    series = checks.asarray("series", series)
     if series.ndim < 2:
         raise ValueError(
             f"series must have axes [*batch, samples, features], got shape {series.shape}. For a single feature add "
@@ -97,7 +97,7 @@ def stateful_batches(
     [[0, 50, 100], [10, 60, 110]]
     """
     rows, steps = checks.positive_int("rows", rows), checks.positive_int("steps", steps)
-    sequence = jnp.asarray(sequence)
+    sequence = checks.asarray("sequence", sequence)
     if sequence.ndim < 1 or len(sequence) < rows * steps:
         raise ValueError(
             f"sequence must have at least rows * steps = {rows} * {steps} samples in its first axis, got shape "
@@ -148,7 +148,9 @@ def truncated(apply: Callable[..., tuple[Array, Any]], steps: int) -> Callable[.
         return_sequences: bool = True,
         **options: Any,
     ) -> tuple[Array, Any]:
-        xs = jnp.asarray(xs)
+        xs = checks.asarray("xs", xs)
+        reverse = checks.boolean("reverse", reverse)
+        return_sequences = checks.boolean("return_sequences", return_sequences)
         if xs.ndim < 2:
             raise ValueError(f"xs must have axes [*batch, time, inputs], at least 2 of them; got shape {xs.shape}.")
         batch, time = xs.shape[:-2], xs.shape[-2]

@@ -15,7 +15,7 @@ def sigmoid(x):
 
 
 def relu(x):
-    return np.where(x.real > 0, x, 0)
+    return np.where(x.real <= 0, 0, x)  # NaN stays
 
 
 def hard_sigmoid(x):
@@ -50,6 +50,10 @@ ACTIVATIONS = {
     "hard_sigmoid": hard_sigmoid,
     "keras2_hard_sigmoid": keras2_hard_sigmoid,
 }
+
+
+def kept(rate, old, new):
+    return rate * old + (1 - rate) * new if np.any(rate) else new  # 0 * inf would be NaN
 
 
 def normalised(z, scale):
@@ -116,7 +120,7 @@ def step(
         new_h = new_h @ w_projection
     if projection_clip is not None:
         new_h = clip(new_h, -projection_clip, projection_clip)
-    return zoneout_h * h + (1 - zoneout_h) * new_h, zoneout_c * c + (1 - zoneout_c) * new_c
+    return kept(zoneout_h, h, new_h), kept(zoneout_c, c, new_c)
 
 
 def apply(
@@ -184,6 +188,7 @@ MERGES = {
     "sum": np.add,
     "mul": np.multiply,
     "ave": lambda f, b: 0.5 * f + 0.5 * b,
+    None: lambda f, b: (f, b),
 }
 
 

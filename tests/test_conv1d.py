@@ -287,6 +287,15 @@ def test_lengths_above_time_count_as_time_under_jit():
     np.testing.assert_allclose(ys, conv1d.apply(params, xs), rtol=1e-6)
 
 
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("kernel", [2, 3, 4])
+def test_a_dilation_beyond_all_steps_needs_no_memory(kernel, causal):
+    params = conv1d.init(jax.random.key(0), 2, 3, kernel=kernel)
+    xs = jax.random.normal(jax.random.key(1), (4, 2))
+    ys = conv1d.apply(params, xs, dilation=2**31 - 1, causal=causal)
+    np.testing.assert_array_equal(ys, conv1d.apply(params, xs, dilation=8, causal=causal))
+
+
 def test_init():
     params = conv1d.init(KEY, inputs=300, units=200, kernel=5, dtype=jnp.bfloat16)
     assert params.w.shape == (5, 300, 200)

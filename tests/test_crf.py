@@ -508,6 +508,14 @@ def test_init():
     np.testing.assert_array_equal(params.end, 0)
 
 
+@pytest.mark.parametrize("implementation", crf.IMPLEMENTATIONS)
+def test_marginals_of_padding_are_0_even_beside_nan(implementation):
+    params = CRFParams(start=jnp.array([jnp.nan, 0.0]), transitions=jnp.zeros((2, 2)), end=jnp.zeros(2))
+    found = crf.marginals(params, jnp.zeros((4, 2)), lengths=2, implementation=implementation)
+    assert np.isnan(found[:2]).all()
+    assert not found[2:].any()
+
+
 def test_refusals(untyped):
     params, emissions = float32(example(3, 2))
     tags = np.zeros((2, TIME), int)

@@ -228,6 +228,18 @@ def test_a_second_call_compiles_nothing():
         jax.monitoring.unregister_event_duration_listener(listen)
 
 
+def test_a_window_beyond_all_steps_needs_no_memory():
+    xs = jax.random.normal(jax.random.key(0), (2, 5, 3))
+    for stride in (1, 2, None):
+        ys = pooling.max_over_windows(xs, 2**31 - 1, stride=stride)
+        np.testing.assert_array_equal(ys, pooling.max_over_windows(xs, 6, stride=stride))
+
+
+def test_8_bits_have_no_infinity_and_are_refused(untyped):
+    with pytest.raises(TypeError, match="xs must have a dtype of at least 16 bits, got float8_e4m3fn"):
+        pooling.global_max(jnp.ones((2, 3), jnp.float8_e4m3fn))
+
+
 def test_refusals(untyped):
     xs = jnp.ones((2, TIME, FEATURES))
     for name in ("window", "stride"):

@@ -268,6 +268,10 @@ class TestRefusals:
     def test_initial_state(self):
         with pytest.raises(TypeError, match=r"must be LSTMParams, as lstm\.init .*; got NoneType"):
             stack.initial_state(None)
+        with pytest.raises(TypeError, match=r"params\.layers\[1\] must be LSTMParams.*; got NoneType"):
+            stack.initial_state(StackParams((PARAMS.layers[0], None)))
+        with pytest.raises(TypeError, match=r"params\.layers must be a tuple of at least one layer; got 3"):
+            stack.initial_state(StackParams(3))
 
     @pytest.mark.parametrize(
         ("arguments", "error", "text"),
@@ -326,6 +330,12 @@ class TestRefusals:
             ({"xs": jnp.ones((4, 5, 2))}, ValueError, "xs must have 3 features in its last axis"),
             ({"xs": XS.astype(int), "residual_from": 0}, TypeError, "xs must have a floating dtype, got int32"),
             ({"implementation": "cudnn"}, ValueError, "implementation must be one of"),
+            ({"dropout": Dropout(inputs=0.5), "key": 3}, TypeError, "key must be a JAX random key, .*; got int"),
+            (
+                {"params": StackParams(PARAMS.layers[:1]), "dropout": Dropout(between_layers=0.5), "key": KEY},
+                ValueError,
+                r"Dropout\(between_layers=0\.5\) needs at least 2 layers, and params has 1",
+            ),
         ],
     )
     def test_apply(self, arguments, error, text):
@@ -337,6 +347,17 @@ class TestRefusals:
         [
             ({"params": PARAMS.layers[0]}, TypeError, r"params must be StackParams, as stack\.init .*; got LSTMParams"),
             ({"params": BOTH}, ValueError, r"params\.layers\[0\] is bidirectional: its backward half needs the whole"),
+            (
+                {"params": StackParams((PARAMS.layers[0], WIDER.layers[1]))},
+                ValueError,
+                r"params\.layers\[1\] must have 3 inputs, which layer 0 puts out; got 4",
+            ),
+            ({"params": StackParams(3)}, TypeError, r"params\.layers must be a tuple of at least one layer; got 3"),
+            (
+                {"params": StackParams(PARAMS.layers[:1]), "state": STATE[:1], "dropout": Dropout(between_layers=0.5)},
+                ValueError,
+                "needs at least 2 layers",
+            ),
             (
                 {"state": STATE[:1]},
                 TypeError,
@@ -373,7 +394,7 @@ ONE, TWO = ([make.init(KEY, 3, units) for units in (2, 4)] for make in (lstm, bi
             (TWO[1], bidirectional.init(KEY, 8, 4), bidirectional.init(KEY, 4, 4)),
             r"layers\[2\] must have 8 inputs, which layer 1 puts out with merge='concat'; got 4",
         ),
-        ((ONE[1], lstm.LSTMParams(None, None, None)), r"params\.w_x must be"),
+        ((ONE[1], lstm.LSTMParams(None, None, None)), r"layers\[1\]\.w_x must be"),
         ((StackParams(tuple(ONE)),), "must be LSTMParams.*; got StackParams"),
         ((), "at least one layer"),
     ],

@@ -22,11 +22,25 @@ NOTES = 88
 def load() -> dict[str, list[np.ndarray]]:
     """Of "train", "validation" and "test", each chorale as [steps, 88] of 0 and 1."""
     path = files.required(FILE, SOURCE)
-    content = scipy.io.loadmat(path)
+    try:
+        content = scipy.io.loadmat(path)
+    except Exception as error:  # of any kind: what a file that is none makes of the parser is not told
+        raise DataError(f"{path} cannot be read as a MATLAB file ({error!r:.200}); it should be {SOURCE}") from error
     missing = [name for name in SPLITS.values() if name not in content]
     if missing:
         raise DataError(f"{path} holds no {', '.join(missing)}; it should be {SOURCE}")
-    return {split: [_checked(roll, str(path)) for roll in content[name][0]] for split, name in SPLITS.items()}
+    return {
+        split: [_checked(roll, str(path)) for roll in _cells(content[name], str(path))]
+        for split, name in SPLITS.items()
+    }
+
+
+def _cells(split: np.ndarray, path: str) -> np.ndarray:
+    if split.dtype != object or split.ndim != 2 or not split.size or len(split) != 1:
+        raise DataError(
+            f"{path}: a split must be a row of chorales; got {split.dtype} {split.shape}. It should be {SOURCE}"
+        )
+    return split[0]
 
 
 def _checked(roll: np.ndarray, path: str) -> np.ndarray:

@@ -51,8 +51,8 @@ def _read(path: Path) -> list[Sentence]:
             before, chunk = rows[-2][2] if rows[1:] else "O", rows[-1][2]
             if chunk.startswith("I-") and chunk[2:] != before[2:]:
                 raise DataError(
-                    f"{path}, line {number}: {line!r} goes on with a chunk, but {before} comes before it; a chunk must "
-                    f"begin with B-{chunk[2:]}. It should be {SOURCE}"
+                    f"{path}, line {number}: {files.shown(line)!r} goes on with a chunk, but {files.shown(before)} "
+                    f"comes before it; a chunk must begin with B-{files.shown(chunk[2:])}. It should be {SOURCE}"
                 )
         elif rows:
             sentences.append(Sentence(*map(tuple, zip(*rows, strict=True))))
@@ -66,7 +66,7 @@ def _columns(line: str, path: Path, number: int) -> list[str]:
     columns = line.split()
     if len(columns) != 3 or not CHUNK.fullmatch(columns[2]):
         raise DataError(
-            f"{path}, line {number}: {line!r} must be a word, its part of speech and its chunk, such as B-NP, I-NP or "
-            f"O, with spaces between; it should be {SOURCE}"
+            f"{path}, line {number}: {files.shown(line)!r} must be a word, its part of speech and its chunk, such "
+            f"as B-NP, I-NP or O, with spaces between; it should be {SOURCE}"
         )
     return columns

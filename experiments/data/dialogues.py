@@ -84,8 +84,9 @@ def plain(path: Path) -> Conversation:
     for number, columns in split:
         if len(columns) not in (2, *TAGS):
             raise DataError(
-                f"{path}, line {number}: {'|'.join(columns)!r} has {len(columns)} columns; it must be speaker|text, as "
-                f"other lines are, or a line of a corpus, speaker|text|tag or speaker|text|basic|general|full"
+                f"{path}, line {number}: {files.shown('|'.join(columns))!r} has {len(columns)} columns; it must be "
+                f"speaker|text, as other lines are, or a line of a corpus, speaker|text|tag or "
+                f"speaker|text|basic|general|full"
             )
     speakers, texts = zip(*((speaker.strip(), text.strip()) for _, (speaker, text, *_) in split), strict=True)
     return Conversation(path.stem, speakers, texts)
@@ -104,6 +105,7 @@ def _paths(root: Path) -> dict[str, list[Path]]:
         names = [name for line in files.lines(root / file) if (name := line.strip())]
         for name in names:
             if name not in by_name:
+                name = files.shown(name)
                 raise DataError(f"{root / file} names {name}, but none of {', '.join(FOLDERS.values())} has {name}.txt")
             if name in taken:
                 raise DataError(f"{root / file} names {name}, which is in {taken[name]} already; splits share nothing")
@@ -124,14 +126,16 @@ def _columns(line: str, path: Path, number: int, column: str) -> tuple[str, str,
     speaker, *rest = (part.strip() for part in line.split("|"))
     names = TAGS.get(len(rest) + 1)
     if names is None:
-        raise DataError(f"{path}, line {number}: {line!r} has {len(rest) + 1} columns; it must be {_layouts()}")
+        raise DataError(
+            f"{path}, line {number}: {files.shown(line)!r} has {len(rest) + 1} columns; it must be {_layouts()}"
+        )
     if column not in names:
         raise DataError(
             f"{path}, line {number}: column is {column!r}; a line of {len(rest) + 1} columns has {' and '.join(names)}"
         )
     tag = rest[1 + names.index(column)]
     if not tag:
-        raise DataError(f"{path}, line {number}: {line!r} has no {column}; it must be {_layouts()}")
+        raise DataError(f"{path}, line {number}: {files.shown(line)!r} has no {column}; it must be {_layouts()}")
     return speaker, rest[0], tag
 
 

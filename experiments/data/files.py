@@ -4,6 +4,8 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+LONGEST = 200  # characters of a line in an error
+
 
 class DataError(RuntimeError):
     pass
@@ -32,10 +34,22 @@ def required(name: str, source: str, found: Callable[[Path], bool] = Path.is_fil
     return path
 
 
+def text(path: Path, encoding: str) -> str:
+    """What a text file says."""
+    try:
+        return path.read_text(encoding)
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is no text in {encoding.removesuffix('-sig').upper()}: {error}") from None
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from None
+
+
 def lines(path: Path) -> list[str]:
     """The lines of a text file, without their ends; an empty file has none."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is no text in UTF-8: {error}") from None
-    return text.removesuffix("\n").split("\n") if text else []
+    whole = text(path, "utf-8-sig")
+    return whole.removesuffix("\n").split("\n") if whole else []
+
+
+def shown(line: str) -> str:
+    """What an error quotes of a line: the beginning of a long one."""
+    return line if len(line) <= LONGEST else f"{line[:LONGEST]}..."

@@ -1,6 +1,7 @@
 """Tiny Shakespeare: 1,115,394 characters of plays in modern type, 65 of them different."""
 
 from experiments.data import files
+from experiments.data.files import DataError
 
 FILE = "tinyshakespeare/input.txt"
 SOURCE = (
@@ -10,4 +11,8 @@ SOURCE = (
 
 
 def load() -> str:
-    return files.required(FILE, SOURCE).read_text(encoding="ascii")
+    path = files.required(FILE, SOURCE)
+    text = files.text(path, "ascii")
+    if not text:
+        raise DataError(f"{path} is empty; it should be {SOURCE}")
+    return text

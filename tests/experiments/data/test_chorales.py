@@ -65,6 +65,25 @@ def test_file_without_a_split_is_refused(folder, rolls):
         chorales.load()
 
 
+@pytest.mark.parametrize("content", [b"", b"text", b"\0" * 200])
+def test_other_files_are_refused(folder, content):
+    path = folder / chorales.FILE
+    path.parent.mkdir()
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"JSB_Chorales\.mat cannot be read as a MATLAB file \(.*\); it should be"):
+        chorales.load()
+
+
+@pytest.mark.parametrize("split", [np.zeros((2, 88)), np.empty((1, 0), object), "text"])
+def test_splits_without_chorales_are_refused(folder, rolls, split):
+    write(folder, rolls)
+    content = scipy.io.loadmat(folder / chorales.FILE)
+    content = {name: content[name] for name in chorales.SPLITS.values()}
+    scipy.io.savemat(folder / chorales.FILE, content | {"traindata": split})
+    with pytest.raises(DataError, match="a split must be a row of chorales"):
+        chorales.load()
+
+
 def test_real_file_if_it_is_here(monkeypatch):
     monkeypatch.undo()
     if files.locate(chorales.FILE) is None:

@@ -1,0 +1,59 @@
+"""Every public function with one or two arguments that it should not have been given."""
+
+import jax
+import numpy as np
+import pytest
+from fuzz import hostile
+from fuzz.calls import CALLS
+from fuzz.cases import check_refusal, fuzz
+from hypothesis import strategies as st
+
+TOLERANCE = {"float16": 2e-2, "bfloat16": 1e-1}  # of values that half precision has rounded at every step
+
+
+@st.composite
+def hostile_arguments(draw, arguments):
+    replaced = draw(st.lists(st.sampled_from(list(arguments)), min_size=1, max_size=2, unique=True))
+    return {name: draw(hostile.values(arguments[name])) for name in replaced}
+
+
+def check(call, replaced):
+    arguments = call.arguments | replaced
+    try:
+        actual = call.function(**arguments)
+    except Exception as error:
+        check_refusal(error, list(arguments))
+        return
+    if call.expected is not None:
+        with np.errstate(all="ignore"):
+            check_result(actual, call.expected(**arguments), arguments)
+
+
+def check_result(actual, expected, arguments):
+    if expected is None:
+        return
+    actual = jax.tree.leaves(actual)
+    expected = jax.tree.leaves(expected, is_leaf=lambda leaf: leaf is None)
+    dtypes = [str(a.dtype) for a in actual] + [str(getattr(leaf, "dtype", "")) for leaf in jax.tree.leaves(arguments)]
+    tolerance = max(TOLERANCE.get(dtype, 1e-4) for dtype in dtypes)
+    assert len(actual) == len(expected)
+    for a, e in zip(actual, expected, strict=True):
+        if e is not None:
+            assert a.shape == e.shape
+            np.testing.assert_allclose(np.asarray(a, e.dtype), e, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_the_call_itself_is_right(name):
+    call = CALLS[name]
+    with np.errstate(all="ignore"):
+        actual = call.function(**call.arguments)
+        if call.expected is not None:
+            check_result(actual, call.expected(**call.arguments), call.arguments)
+
+
+@pytest.mark.parametrize("name", CALLS)
+@fuzz(percent=1.0, data=st.data())
+def test_hostile_arguments_are_refused_or_served(name, data):
+    call = CALLS[name]
+    check(call, data.draw(hostile_arguments(call.arguments), label="replaced"))
