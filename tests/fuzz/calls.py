@@ -93,7 +93,8 @@ def steps(lengths, time):
 
 def arguments_of(options, dropout):
     given = dataclasses.asdict(options)
-    given.pop("precision")
+    for name in ("precision", "units_axis"):  # of how, not of what
+        given.pop(name)
     if dropout is not None:
         given |= {"zoneout_h": dropout.zoneout_h, "zoneout_c": dropout.zoneout_c}
     return given

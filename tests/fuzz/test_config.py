@@ -81,8 +81,8 @@ def folder(tmp_path_factory):
 
 def same(one, other):
     """Equality in which NaN, wherever it is let in, is NaN."""
-    values = [[*dataclasses.asdict(part).values()] for part in (one.data, one.model, one.train)]
-    others = [[*dataclasses.asdict(part).values()] for part in (other.data, other.model, other.train)]
+    values = [[*dataclasses.asdict(part).values()] for part in (one.data, one.model, one.train, one.mesh)]
+    others = [[*dataclasses.asdict(part).values()] for part in (other.data, other.model, other.train, other.mesh)]
     return (one.task, one.name, one.out, values) == (other.task, other.name, other.out, others)
 
 
