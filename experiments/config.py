@@ -8,13 +8,13 @@ import dataclasses
 import difflib
 import itertools
 import json
-import math
 import tomllib
 import typing
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
+import numpy as np
 import tyro
 
 from experiments import tasks
@@ -23,6 +23,9 @@ from experiments.models import MODELS, Model
 from experiments.train import Train
 
 Table = dict[str, Any]
+
+
+FLOAT32 = float(np.finfo(np.float32).max)
 
 
 class ConfigError(ValueError):
@@ -52,8 +55,8 @@ class Config:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; it must be of printable characters")
         for part in ("data", "model", "train"):
             for name, value in vars(getattr(self, part)).items():
-                if isinstance(value, float) and not math.isfinite(value):
-                    raise ValueError(f"{part}.{name} is {value}; it must be a finite number")
+                if isinstance(value, float) and not abs(value) <= FLOAT32:
+                    raise ValueError(f"{part}.{name} is {value}; it must be a number of float32, at most {FLOAT32:.5g}")
 
 
 def load(path: str | Path, overrides: list[str] | None = None) -> Config:

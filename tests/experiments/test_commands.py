@@ -1,6 +1,7 @@
 """The command line as a user meets it: every config runs, and what was stopped goes on as if it never was."""
 
 import json
+import math
 import shutil
 import signal
 import time
@@ -8,9 +9,10 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import optax
 import pytest
 
-from experiments import commands, runs
+from experiments import commands, runs, train
 from experiments.__main__ import main
 from experiments.checkpoint import Checkpoints
 from experiments.config import load
@@ -339,14 +341,13 @@ def test_loss_that_is_no_number_ends_the_run_with_the_step_and_the_remedy(config
     assert "lower --train.learning_rate" in err
 
 
-def test_parameters_that_are_no_numbers_are_not_saved(configs, call, tmp_path):
+def test_parameters_that_are_no_numbers_are_not_saved(configs, tmp_path, monkeypatch, capsys):
     """The loss before the first update is finite; only the parameters after it are not."""
+    monkeypatch.setattr(train, "_optimizer", lambda options: optax.scale(math.nan))
     every = [f"--train.{name}-every=1" for name in ("log", "evaluate", "save")]
-    rates = ("--train.learning-rate", "inf", "--train.steps", "1")
-    code, _, err = call(tmp_path, "run", configs / "airline.toml", *every, *rates)
-    assert code == 1
-    assert "not all parameters are finite after step 1" in err
-    assert Checkpoints(tmp_path / "runs" / "airline-001" / "checkpoints").latest() is None
+    assert main(["run", str(configs / "airline.toml"), f"--out={tmp_path}", "--train.steps=1", *every]) == 1
+    assert "not all parameters are finite after step 1" in capsys.readouterr().err
+    assert Checkpoints(tmp_path / "airline-001" / "checkpoints").latest() is None
 
 
 def test_ctrl_c_before_the_first_step_stops_after_the_first_chunk(launch, tmp_path):

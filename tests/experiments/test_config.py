@@ -114,7 +114,11 @@ MISTAKES = {
         AIRLINE.replace("[model]", "[model]\nforget_bias = nan"),
         ["a.toml", "model.forget_bias is nan"],
     ),
-    "no learning rate": (AIRLINE + "learning_rate = inf\n", ["a.toml", "train.learning_rate is inf", "finite"]),
+    "no learning rate": (AIRLINE + "learning_rate = inf\n", ["a.toml", "train.learning_rate is inf", "float32"]),
+    "more than float32": (
+        AIRLINE + "learning_rate = 1e39\n",
+        ["a.toml", "learning_rate is 1e+39", "at most 3.4028e+38"],
+    ),
     "no character": ('name = "a\\u0000"\n' + AIRLINE, ["a.toml", "name is 'a\\x00'", "printable"]),
     "long number": (AIRLINE + f"seed = {'1' * 5000}\n", ["a.toml", "cannot be read as TOML", "4300 digits"]),
     "depth": (AIRLINE + f"seed = {'[' * 5000}\n", ["a.toml", "cannot be read as TOML"]),

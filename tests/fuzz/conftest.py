@@ -20,7 +20,7 @@ def pytest_runtest_call(item):
 
 def pytest_terminal_summary(terminalreporter):
     reports = [r for of in terminalreporter.stats.values() for r in of if getattr(r, "when", None) == "call"]
-    counts = {r.nodeid: count for r in reports for name, count in r.user_properties if name == "fuzz cases"}
+    counts = {r.nodeid: count for r in reports for name, count in r.user_properties if name == "fuzz cases" and count}
     if not counts:
         return
     terminalreporter.section("fuzz cases")
