@@ -145,11 +145,17 @@ def step(
     masks: Masks,
 ) -> LSTMState:
     """Compute one step of one sequence, from parameters and x in one dtype; sums and c are as wide as state.c."""
-    z = projected(params, input_product(params.w_x, x, state.c.dtype))
-    z += recurred(params, recurrent_product(params.w_h, state, masks, options.units_axis))
-    m, c = pointwise(params, z, state.c, options, masks)
+    m, c = pointwise(params, preactivations(params, x, state, options, masks), state.c, options, masks)
     h = clipped(output_product(params.w_projection, m.astype(x.dtype), c.dtype), options.projection_clip)
     return zoned_out(LSTMState(h=h.astype(x.dtype), c=c), state, dropout, masks)
+
+
+def preactivations(
+    params: LSTMParams, x: Float[Array, " inputs"], state: LSTMState, options: LSTMOptions, masks: Masks
+) -> Float[Array, " gates"]:
+    """N(x W_x) + N(h W_h) + b, without peepholes."""
+    z = projected(params, input_product(params.w_x, x, state.c.dtype))
+    return z + recurred(params, recurrent_product(params.w_h, state, masks, options.units_axis))
 
 
 def projected(params: LSTMParams, z: Float[Array, "*batch gates"]) -> Float[Array, "*batch gates"]:
@@ -171,6 +177,19 @@ def pointwise(
     masks: Masks,
 ) -> tuple[Float[Array, " units"], Float[Array, " units"]]:
     """From pre-activations and the c before to o * tanh(c) and c: what happens unit by unit."""
+    *_, o, c = gates(params, z, c, options, masks)
+    shown = c if params.norm is None else normalised(c, params.norm.c_scale) + params.norm.c_bias.astype(c.dtype)
+    return o * ACTIVATIONS[options.output_activation or options.activation](shown), c
+
+
+def gates(
+    params: LSTMParams,
+    z: Float[Array, " gates"],
+    c: Float[Array, " units"],
+    options: LSTMOptions,
+    masks: Masks,
+) -> tuple[Float[Array, " units"], ...]:
+    """From pre-activations and the c before to i, f, g, o and the c after."""
     act, recurrent_activation = ACTIVATIONS[options.activation], ACTIVATIONS[options.recurrent_activation]
     clip, coupled = options.preactivation_clip, z.size == 3 * c.size
     if params.w_peephole is None and (options.activation, options.recurrent_activation) == ("tanh", "sigmoid"):
@@ -189,9 +208,7 @@ def pointwise(
     if masks.candidate is not None:
         g = g * masks.candidate.astype(g.dtype)
     c = clipped(f * c + i * g, options.cell_clip)
-    o = gate(z_o, p_o, c)
-    shown = c if params.norm is None else normalised(c, params.norm.c_scale) + params.norm.c_bias.astype(c.dtype)
-    return o * ACTIVATIONS[options.output_activation or options.activation](shown), c
+    return i, f, g, gate(z_o, p_o, c), c
 
 
 def zoned_out(after: LSTMState, before: LSTMState, dropout: Dropout, masks: Masks) -> LSTMState:

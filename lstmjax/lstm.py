@@ -132,13 +132,13 @@ def apply(
     unroll = None if unroll is None else checks.positive_int("unroll", unroll)
     segments = 0
     if lengths is not None or checkpoint is not False or not _are_arrays(xs, state, resets):
-        xs, state, lengths, resets = _checked(params, xs, state, lengths, resets, key, options, dropout, implementation)
+        xs, state, lengths, resets = checked(params, xs, state, lengths, resets, key, options, dropout, implementation)
         segments = _segments(checkpoint, xs.shape[-2])
     static = reverse, return_sequences, options, dropout, implementation, unroll, segments
     try:
         return _apply(params, xs, (state, lengths, resets, key), static)
     except (TypeError, ValueError, OverflowError):
-        if named := _refused(_checked, params, xs, state, lengths, resets, key, options, dropout, implementation):
+        if named := _refused(checked, params, xs, state, lengths, resets, key, options, dropout, implementation):
             raise named from None
         raise
 
@@ -170,12 +170,12 @@ def explain(
     dropout = _check_dropout(arguments.get("dropout"), key)
     *batch, time, _ = jnp.shape(xs)
 
-    def promoted():
-        checked, start, *_ = _checked(params, xs, state, None, None, key, options, dropout, implementation)
+    def prepared():
+        inputs, start, *_ = checked(params, xs, state, None, None, key, options, dropout, implementation)
         masks = regularize.draw(dropout, key, params, tuple(batch), time)
-        return *_promote(params, checked, start, options)[:2], masks
+        return *promoted(params, inputs, start, options)[:2], masks
 
-    params, xs, masks = jax.eval_shape(promoted)
+    params, xs, masks = jax.eval_shape(prepared)
     whys = {name: _refusal(name, params, xs, options, dropout, masks) for name in IMPLEMENTATIONS}
     chosen = implementation if implementation != "auto" else next(name for name, why in whys.items() if why is None)
     asked = None if implementation == "auto" else f"implementation={implementation!r} was asked for"
@@ -192,7 +192,7 @@ def _step(params, x, state, options, dropout):
         single = jax.vmap(single, in_axes=(None, 0, 0))
 
     def run(params, x, state):
-        params, x, state = _promote(params, x, state, options)
+        params, x, state = promoted(params, x, state, options)
 
         def whole(params, state, initial, masks, x, clock=None):
             del initial, masks, clock
@@ -210,7 +210,7 @@ def _apply(params, xs, arrays, static):
     """Check and run: while it is traced, and so once for all calls with the same shapes and dtypes."""
     state, lengths, resets, key = arrays
     reverse, return_sequences, options, dropout, implementation, unroll, segments = static
-    xs, state, _, resets = _checked(params, xs, state, None, resets, key, options, dropout, implementation)
+    xs, state, _, resets = checked(params, xs, state, None, resets, key, options, dropout, implementation)
     dropout = _check_dropout(dropout, key)
     *batch, time, _ = xs.shape
 
@@ -241,7 +241,7 @@ def _read(params, xs, state, clock, masks, *, dropout, return_sequences, options
     """Run over xs [*batch, time, inputs] in the order in which they stand."""
     options = dataclasses.replace(options, units_axis=placement.units_axis(options.units_axis))
     initial = initial_state(params)
-    params, xs, state = _promote(params, xs, state, options)
+    params, xs, state = promoted(params, xs, state, options)
     if implementation == "auto":
         call = params, xs, options, dropout, masks
         implementation = next(name for name in IMPLEMENTATIONS if _refusal(name, *call) is None)
@@ -419,7 +419,7 @@ def _checked_step(params, x, state, options, dropout):
     return x, _check_state(params, state, x.shape[:-1]), _check_dropout(dropout, None)
 
 
-def _checked(params, xs, state, lengths, resets, key, options, dropout, implementation):
+def checked(params, xs, state, lengths, resets, key, options, dropout, implementation):
     """The arrays that `_apply` takes, or an error that names the argument at fault."""
     xs = _check(params, "xs", xs, "*batch, time, inputs", options)
     *batch, time, _ = xs.shape
@@ -441,7 +441,7 @@ def _check_state(params: LSTMParams, state: Any, batch: tuple[int, ...]) -> LSTM
     return state
 
 
-def _promote(
+def promoted(
     params: LSTMParams, x: Array, state: LSTMState, options: LSTMOptions
 ) -> tuple[LSTMParams, Array, LSTMState]:
     """Bring all to one dtype, the common one if options name none, and c to at least float32."""

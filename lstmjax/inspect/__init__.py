@@ -1,0 +1,5 @@
+"""Seeing into an LSTM: what it holds, and what happens in it at every step."""
+
+from lstmjax.inspect.tables import summary as summary
+from lstmjax.inspect.traces import Trace as Trace
+from lstmjax.inspect.traces import trace as trace

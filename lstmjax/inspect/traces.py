@@ -1,0 +1,138 @@
+"""What happens inside: every gate, c and h at every step."""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import ArrayLike, Bool, Float, Integer
+
+from lstmjax import cell, lstm, recurrence, stack
+from lstmjax.bidirectional import BidirectionalParams
+from lstmjax.lstm import LSTMParams
+from lstmjax.options import LSTMOptions
+from lstmjax.regularize import Dropout, Masks
+from lstmjax.stack import StackParams
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class Trace:
+    """What an LSTM computes at every step, each [*batch, time, units] and 0 on padding.
+
+    Args:
+        i: input gate, what is written.
+        f: forget gate, what is kept.
+        g: candidate, what would be written.
+        o: output gate, what is shown.
+        c: cell state, f * c_{t-1} + i * g.
+        h: hidden state, o * tanh(c), which is the output; [*batch, time, projection] where it is projected.
+    """
+
+    i: Any
+    f: Any
+    g: Any
+    o: Any
+    c: Any
+    h: Any
+
+
+class BidirectionalTrace(NamedTuple):
+    """The traces of two LSTMs.
+
+    Args:
+        forward: Trace.
+        backward: Trace, whose values stand at the step that was read.
+    """
+
+    forward: Trace
+    backward: Trace
+
+
+def trace(
+    params: LSTMParams | BidirectionalParams | StackParams,
+    xs: Float[ArrayLike, "*batch time inputs"],
+    state: Any = None,
+    *,
+    lengths: Integer[ArrayLike, "*batch"] | None = None,
+    resets: Bool[ArrayLike, "*batch time"] | None = None,
+    reverse: bool = False,
+    residual_from: int | None = None,
+    merge: str = "concat",
+    options: LSTMOptions = LSTMOptions(),
+    dropout: Dropout | None = None,
+) -> Any:
+    """Compute what `apply` does, and keep every gate, c and h.
+
+    Args:
+        params: LSTMParams, BidirectionalParams or StackParams.
+        xs: input sequences [*batch, time, inputs], floating.
+        state: what the `apply` of such params starts from; None for its `initial_state`.
+        lengths: valid steps of each sequence, integers [*batch].
+        resets: bool [*batch, time]; where True, the state returns to the initial one before that step is read.
+        reverse: read valid steps last to first; each step's values still stand at that step.
+        residual_from: as in `stack.apply`.
+        merge: what a bidirectional layer hands to the next one: "concat", "sum", "mul" or "ave".
+        options: LSTMOptions.
+        dropout: what the LSTM was trained with: zoneout counts by its expectation, all else is off.
+
+    Returns:
+        A Trace; a BidirectionalTrace for two directions; for a stack a tuple of these, one for each layer.
+
+    Raises:
+        ValueError, TypeError: what `apply` raises.
+
+    >>> params = lstm.init(jax.random.key(0), inputs=1, units=3)
+    >>> seen = trace(params, jnp.array([[1.0], [2.0], [3.0], [4.0]]))
+    >>> seen.f.shape
+    (4, 3)
+    >>> bool(jnp.allclose(seen.c[1], seen.f[1] * seen.c[0] + seen.i[1] * seen.g[1]))
+    True
+    """
+    arguments = {"lengths": lengths, "resets": resets, "reverse": reverse, "options": options}
+    stack.apply(params, xs, state, residual_from=residual_from, merge=merge, dropout=dropout, **arguments)  # checks
+    dropout = dropout or Dropout()
+    arguments["dropout"] = Dropout(zoneout_h=dropout.zoneout_h, zoneout_c=dropout.zoneout_c)
+    if not isinstance(params, StackParams):
+        return _of_layer(params, xs, state, **arguments)
+    traces = []
+    for number, layer in enumerate(params.layers):
+        start = None if state is None else state[number]
+        traces.append(_of_layer(layer, xs, start, **arguments))
+        one, residual = StackParams((layer,)), residual_from is not None and number >= residual_from
+        xs, _ = stack.apply(
+            one,
+            xs,
+            None if start is None else (start,),
+            residual_from=0 if residual else None,
+            merge=merge,
+            **arguments,
+        )
+    return tuple(traces)
+
+
+def _of_layer(params, xs, state, *, reverse, **arguments):
+    if isinstance(params, LSTMParams):
+        return _of_lstm(params, xs, state, reverse=reverse, **arguments)
+    halves = zip((params.forward, params.backward), state or (None, None), (reverse, not reverse), strict=True)
+    return BidirectionalTrace(*(_of_lstm(half, xs, at, reverse=way, **arguments) for half, at, way in halves))
+
+
+def _of_lstm(params, xs, state, *, lengths, resets, reverse, options, dropout):
+    xs, state, lengths, resets = lstm.checked(params, xs, state, lengths, resets, None, options, dropout, "scan")
+    options = dataclasses.replace(options, units_axis=None)
+    initial = lstm.initial_state(params)
+    params, xs, state = lstm.promoted(params, xs, state, options)
+    params = cell.merged(params)
+    clock = recurrence.read_by(lengths, resets, xs.shape[-2], reverse=reverse, unroll=1)
+
+    def single(before, x, _):
+        z = cell.preactivations(params, x[0], before, options, Masks())
+        i, f, g, o, _ = cell.gates(params, z, before.c, options, Masks())
+        after = cell.step(params, x[0], before, options, dropout, Masks())
+        return after, Trace(i=i, f=f, g=g, o=o, c=after.c, h=after.h)
+
+    xs = recurrence.in_order(xs, reverse, axis=-2)
+    _, _, seen = recurrence.forward(single, state, initial, xs, Masks(), Masks(), clock, return_sequences=False)
+    seen = jax.tree.map(lambda leaf: recurrence.where(clock.valid, leaf), seen)
+    return jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, -2), recurrence.in_order(seen, reverse))
