@@ -1,5 +1,6 @@
 """The CRF against an enumeration of all paths in float64 NumPy."""
 
+import dataclasses
 import itertools
 import re
 from functools import cache, partial
@@ -443,6 +444,19 @@ def test_non_finite_emissions_of_valid_steps_propagate():
         assert np.isnan(result[0, 0]).any()
         assert np.isfinite(result[1]).all()
         assert np.isfinite(result[0, 1:]).all()
+
+
+@pytest.mark.parametrize("place", ["emissions", "transitions"])
+def test_a_path_that_is_not_allowed_does_not_hide_what_is_not_finite(place):
+    params, emissions = float32(example(2, 3))
+    if place == "emissions":
+        emissions = emissions.at[:, 0, 0].set(jnp.nan)
+    else:
+        params = dataclasses.replace(params, transitions=params.transitions.at[0, 0].set(jnp.nan))
+    allowed = crf.Allowed(
+        start=np.ones(2, bool), transitions=np.array([[True, True], [True, False]]), end=np.ones(2, bool)
+    )
+    assert np.isnan(crf.log_likelihood(params, emissions, np.ones((3, TIME), int), allowed=allowed)).all()
 
 
 def test_a_tag_out_of_range_gives_nan_under_jit():

@@ -261,18 +261,17 @@ def test_checkpoints_of_another_seed_are_not_resumed(call, stopped, tmp_path):
     assert stopped.metrics.read_bytes() == before
 
 
-@pytest.mark.parametrize(("limit", "path"), [(5000, "checkpoints/"), (1, "metrics.jsonl")])
-def test_file_that_may_not_grow_ends_the_run_and_costs_no_checkpoint(whole, launch, call, run, limit, path):
+@pytest.mark.parametrize("limit", [5000, 1])
+def test_file_that_may_not_grow_ends_the_run_and_costs_no_checkpoint(whole, launch, call, run, limit):
+    """Threads that TensorStore leaves behind may complain too, at any time: one line is the run's own."""
     folder, found = run.folder.parents[1], Checkpoints(run.checkpoints)
     with ended(launch(folder, "run", "a.toml", **ANEW)) as process:
         seen = wait_for(found.latest, process)
         resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
         _, err = process.communicate()
     assert process.returncode == 1
-    last = err.splitlines()[-1]
-    assert last.startswith(f"error: runs/a-001/{path}")
-    assert last.endswith(" cannot be written: File too large")
-    assert "Traceback" not in err
+    (last,) = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert re.fullmatch(r"error: runs/a-001/(metrics.jsonl|checkpoints/\d+) cannot be written: File too large", last)
     newest, wrong = found.newest()
     assert newest >= seen
     assert not wrong
