@@ -15,6 +15,8 @@ import test_variants as variants
 
 from lstmjax import Dropout, blocks, export, lstm
 
+pytestmark = pytest.mark.slow
+
 KEY = jax.random.key(0)
 TIMES = [0, 1, 3, 7, 8, 11]  # none, one, an iteration of 3 and of 7, two of 4, and two of 4 with a rest of 3
 

@@ -16,6 +16,8 @@ from jax.sharding import PartitionSpec
 from lstmjax import Dropout, LSTMOptions, LSTMState, bidirectional, lstm, stack
 from lstmjax.kernels import standin, tpu
 
+pytestmark = pytest.mark.slow
+
 KEY = jax.random.key(0)
 INPUTS, UNITS = 3, 5
 same = partial(jax.tree.map, partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5))

@@ -88,6 +88,7 @@ def test_run_leaves_all_that_is_needed_to_judge_and_repeat_it(whole):
     assert [set(t) for t in seconds] == [{"steps", "compile_seconds", "train_seconds"}]
 
 
+@pytest.mark.slow
 def test_kill_9_then_resume_ends_bit_for_bit_where_the_whole_run_does(whole, launch, call, tmp_path):
     (tmp_path / "long.toml").write_text(LONG)
     run = runs.Run(tmp_path / "runs" / "long-001")
@@ -129,6 +130,7 @@ save_every = 200
 """
 
 
+@pytest.mark.slow
 def test_kill_9_does_not_break_what_is_carried_from_batch_to_batch(launch, call, tmp_path, monkeypatch):
     monkeypatch.setenv("LSTMJAX_DATA", str(tmp_path))
     path = tmp_path / shakespeare.FILE

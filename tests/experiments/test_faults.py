@@ -19,7 +19,7 @@ from experiments import runs
 from experiments.checkpoint import PARTIAL, Checkpoints
 from experiments.runs import Run
 
-pytestmark = pytest.mark.training
+pytestmark = [pytest.mark.slow, pytest.mark.training]
 
 # A kill may tear the file of a compiled program.
 ANEW = {"JAX_ENABLE_COMPILATION_CACHE": "false"}
