@@ -26,9 +26,9 @@ def log_likelihood(implementation, transitions, emissions, length, tags):
     scores = _step_scores(transitions, emissions, length, tags)
     possible = (scores != -jnp.inf).all()
     relative = emissions - jnp.where(possible, scores, 0)[:, None]
-    unknown = sum(jnp.isnan(array).any() for array in (transitions, emissions, scores))
-    otherwise = jnp.where(unknown, jnp.nan, -jnp.inf)
-    return jnp.where(possible, -log_partition(implementation, transitions, relative, length), otherwise)
+    log_p = -log_partition(implementation, transitions, relative, length)
+    otherwise = jnp.where(jnp.isnan(log_p) | jnp.isnan(scores).any(), jnp.nan, -jnp.inf)
+    return jnp.where(possible, log_p, otherwise)
 
 
 def _step_scores(transitions, emissions, length, tags):

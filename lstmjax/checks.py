@@ -99,7 +99,13 @@ def drawn(name: str, initializer: Any, key: jax.Array, shape: tuple[int, ...], d
     """Call an initializer in at least float32, since some cannot draw narrower; raise if its shape is off."""
     if not callable(initializer):
         raise TypeError(f"{name} must be a function (key, shape, dtype) -> array; got {initializer!r}.")
-    array = floating(f"what {name} returns", initializer(key, shape, at_least_float32(dtype)))
+    try:
+        array = initializer(key, shape, at_least_float32(dtype))
+    except TypeError as error:
+        raise TypeError(
+            f"{name} must be a function (key, shape, dtype) -> array; called so it raised: {error}"
+        ) from error
+    array = floating(f"what {name} returns", array)
     if array.shape != shape:
         raise ValueError(f"{name} must return shape {shape}, which it was called with; got {array.shape}.")
     return array.astype(dtype)

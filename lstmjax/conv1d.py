@@ -138,6 +138,8 @@ def check(name: str, params: Any) -> tuple[Array, Array]:
     w = checks.weights(f"{name}.w", params.w, "kernel", "inputs", "units")
     bias = checks.weights(f"{name}.bias", params.bias, "units")
     checks.shape(f"{name}.bias", bias, w.shape[2:], f"units, the last axis of {name}.w")
+    if not len(w):
+        raise ValueError(f"{name}.w must have a kernel of at least 1 step; got shape {w.shape}.")
     return w, bias
 
 

@@ -194,6 +194,8 @@ def _shapes(steps: Iterable[Any]) -> set[tuple[int, ...]]:
         return {np.shape(step) for step in steps}
     except ValueError as error:
         raise ValueError("sequences must hold steps that are numbers or arrays; got a list of lists.") from error
+    except TypeError as error:
+        raise TypeError("sequences must hold steps that are numbers or arrays of them.") from error
 
 
 def _filled(real: np.ndarray, steps: np.ndarray, fill: Any) -> np.ndarray:

@@ -337,6 +337,8 @@ def test_refusals(untyped):
         conv1d.apply(np.ones(3), xs)
     with pytest.raises(ValueError, match=r"params\.w must have axes \[kernel, inputs, units\], got shape \(3, 2\)"):
         conv1d.apply(Conv1DParams(params.w[0], params.bias), xs)
+    with pytest.raises(ValueError, match=r"params\.w must have a kernel of at least 1 step; got shape \(0, 3, 2\)"):
+        conv1d.apply(Conv1DParams(params.w[:0], params.bias), xs)
     with pytest.raises(ValueError, match=r"params\.bias must have shape \(2,\) \(units, the last axis of params\.w\)"):
         conv1d.apply(Conv1DParams(params.w, jnp.ones(3)), xs)
     with pytest.raises(ValueError, match=r"xs must have 3 features in its last axis, because params\.w has that many"):

@@ -300,6 +300,10 @@ class TestRefusals:
             ValueError, match=r"w_x_init must return shape \(2, 3\), which it was called with; got \(7, 7\)"
         ):
             lstm.init(KEY, 2, 3, w_x_init=lambda key, shape, dtype: jnp.ones((7, 7), dtype))
+        with pytest.raises(
+            TypeError, match=r"w_h_init must be a function \(key, shape, dtype\) -> array; .* raised: len"
+        ):
+            lstm.init(KEY, 2, 3, w_h_init=len)
         with pytest.raises(ValueError, match=r"bias_init must return shape \(3,\), .* got \(\)"):
             lstm.init(KEY, 2, 3, bias_init=lambda key, shape, dtype: 0.0)
         with pytest.raises(ValueError, match=r"w_peephole_init must return shape \(3,\), .* got \(9,\)"):

@@ -246,6 +246,8 @@ def test_codes_by_buckets_put_back_are_those_of_one_padded_array():
         ([["a"]], TypeError, r"sequences must hold bools, integers or floats; got str"),
         ([[1j]], TypeError, r"sequences must hold bools, integers or floats; got complex128"),
         ([[None]], TypeError, r"sequences must hold bools, integers or floats; got object"),
+        ([[jax.random.key(0)]], TypeError, r"sequences must hold steps that are numbers or arrays of them"),
+        ([[1, 2], [0, jax.random.key(0)]], TypeError, r"sequences must hold steps that are numbers or arrays of them"),
         ([[2**70]], TypeError, r"sequences must hold bools, integers or floats; got object"),
     ],
 )

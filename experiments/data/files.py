@@ -1,5 +1,6 @@
 """Where data files are looked for: the folder that LSTMJAX_DATA names, then the user's cache."""
 
+import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -34,14 +35,28 @@ def required(name: str, source: str, found: Callable[[Path], bool] = Path.is_fil
     return path
 
 
+def content(path: Path) -> bytes:
+    """What a file holds."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from None
+
+
+def known(content: bytes, name: str, sha256: str, remedy: str) -> bytes:
+    """These bytes, if they are the ones with this sum."""
+    digest = hashlib.sha256(content).hexdigest()
+    if digest != sha256:
+        raise DataError(f"{name} is not the known file: its sha256 is {digest}, and should be {sha256}; {remedy}")
+    return content
+
+
 def text(path: Path, encoding: str) -> str:
     """What a text file says."""
     try:
-        return path.read_text(encoding)
+        return content(path).decode(encoding).replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is no text in {encoding.removesuffix('-sig').upper()}: {error}") from None
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}") from None
 
 
 def lines(path: Path) -> list[str]:

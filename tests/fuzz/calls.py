@@ -239,8 +239,8 @@ class Paths:
                     scores + start[paths[:, 0]] + moves[paths[:, :-1], paths[:, 1:]].sum(axis=1) + end[paths[:, -1]]
                 )
                 parts = emissions[b][np.arange(length), paths], start[paths[:, :1]], moves[paths[:, :-1], paths[:, 1:]]
-                no = [(part == forbidden).any(axis=1) for part in (*parts, end[paths[:, -1:]])]
-                no = np.any(no, axis=0) & ~np.isnan(parts[0]).any(axis=1)
+                parts = np.concatenate([*parts, end[paths[:, -1:]]], axis=1)
+                no = (parts == forbidden).any(axis=1) & ~np.isnan(parts).any(axis=1)
                 scores = np.where(no, forbidden, scores)  # whatever else may be infinite
             self.of[b] = paths, scores
 
@@ -279,7 +279,8 @@ def likelihood(params, emissions, tags, *, lengths=None, allowed=None, **_):
     def of(b, paths, scores):
         path = np.asarray(tags)[b][: paths.shape[1]]
         score = scores[(paths == path).all(axis=1)][0]
-        return score if score == -np.inf else score - log_sum(scores)
+        total = log_sum(scores)
+        return score if score == -np.inf and not np.isnan(total) else score - total
 
     return Paths(params, emissions, lengths, allowed).each(of)
 

@@ -70,7 +70,7 @@ def _reshaped(draw, array):
     if array.ndim:
         axis = draw(st.integers(0, array.ndim - 1))
         ways += [
-            lambda a: np.take(a, 0, axis),
+            lambda a: np.take(a, 0, axis) if a.shape[axis] else a,
             lambda a: np.delete(a, range(a.shape[axis]), axis),
             lambda a: np.concatenate([a, a], axis),
             lambda a: np.delete(a, 0, axis) if a.shape[axis] else a,
@@ -84,7 +84,9 @@ def _retyped(draw, array):
     with np.errstate(all="ignore"):
         if kind == "M8[D]":
             return np.zeros(array.shape, kind)
-        return np.asarray(np.real(array)).astype(jnp.dtype(kind) if kind not in ("object", "str") else kind)
+        if kind in ("object", "str"):
+            return array.astype(object).astype(kind)
+        return np.asarray(np.real(array)).astype(jnp.dtype(kind))
 
 
 def _filled(draw, array):

@@ -2,12 +2,10 @@
 
 import gzip
 import hashlib
-import io
 import pickle
 
 import numpy as np
 import pytest
-import scipy.io
 from fuzz.cases import fuzz
 from hypothesis import strategies as st
 
@@ -161,35 +159,6 @@ def test_shakespeare(root, content):
     assert text == content.decode("ascii").replace("\r\n", "\n").replace("\r", "\n")
 
 
-def matlab(**splits):
-    file = io.BytesIO()
-    scipy.io.savemat(file, splits)
-    return file.getvalue()
-
-
-def rolls(*shapes, kind=np.uint8):
-    cell = np.empty((1, len(shapes)), object)
-    for number, shape in enumerate(shapes):
-        cell[0, number] = (np.arange(np.prod(shape)).reshape(shape) % 2).astype(kind)
-    return cell
-
-
-SPLITS = {name: rolls((3, 88), (2, 88)) for name in chorales.SPLITS.values()}
-CHORALES = [
-    matlab(**SPLITS),
-    matlab(**(SPLITS | {"traindata": np.zeros((2, 88))})),
-    matlab(**(SPLITS | {"traindata": rolls((1, 88))})),
-    matlab(**(SPLITS | {"traindata": rolls((3, 87))})),
-    matlab(**(SPLITS | {"traindata": "text"})),
-    matlab(**(SPLITS | {"traindata": 3.0})),
-    matlab(**(SPLITS | {"traindata": np.zeros((0, 0))})),
-    matlab(**(SPLITS | {"traindata": {"a": 1}})),
-    matlab(**(SPLITS | {"traindata": rolls((3, 88), kind=float) + np.array([[0.5]], object)})),
-    matlab(traindata=rolls((3, 88))),
-    matlab(),
-]
-
-
 @st.composite
 def cut_or_flipped(draw, whole):
     content = draw(st.sampled_from(whole))
@@ -198,26 +167,6 @@ def cut_or_flipped(draw, whole):
         byte = bytes([draw(st.integers(0, 255))])
         content = draw(st.sampled_from([content[:at], content[:at] + byte + content[at + 1 :], content + byte]))
     return content
-
-
-@fuzz(percent=2, content=cut_or_flipped(CHORALES) | st.binary(max_size=200))
-def test_chorales(root, content):
-    path = root / chorales.FILE
-    path.parent.mkdir(exist_ok=True)
-    path.write_bytes(content)
-    try:
-        splits = chorales.load()
-    except DataError as error:
-        check_refusal(error, path)
-        return
-    assert set(splits) == {"train", "validation", "test"}
-    for rolls in splits.values():
-        assert rolls
-        for roll in rolls:
-            assert roll.ndim == 2
-            assert roll.shape[1] == 88
-            assert len(roll) > 1
-            assert set(np.unique(roll)) <= {0, 1}
 
 
 def images(*sizes, wide=784, kind=np.float32):

@@ -76,7 +76,7 @@ def test_every_other_name_is_refused(name):
 def test_file_with_another_sha256_is_not_read(folder, monkeypatch):
     folder.write_bytes(folder.read_bytes() + b"x")
     monkeypatch.setattr(mnist, "unpickle", lambda content: pytest.fail("read before it was known"))
-    with pytest.raises(DataError, match=r"mnist\.pkl\.gz is not the known MNIST file: its sha256 is"):
+    with pytest.raises(DataError, match=r"mnist\.pkl\.gz is not the known file: its sha256 is"):
         mnist.load()
 
 
