@@ -70,10 +70,35 @@ def run(params: Any, xs: Float[np.ndarray, "time inputs"], reverse: bool = False
     """
     parts: list[Part] = []
     for number, halves in enumerate(sources.cells(params)):
-        made = [_read(number, half, xs, reverse != bool(way)) for way, half in enumerate(halves)]
+        made = [read(number, half, xs, reverse != bool(way)) for way, half in enumerate(halves)]
         xs = np.concatenate([part.steps.h for part in made], axis=-1)
         parts += made
     return parts
+
+
+def read(layer: int, params: LSTMParams, xs: Float[np.ndarray, "time inputs"], reverse: bool) -> Part:
+    """Run one LSTM, the equations of this module."""
+    w_x, w_h, bias = (
+        np.asarray(params.w_x, np.float64),
+        np.asarray(params.w_h, np.float64),
+        np.zeros(params.w_x.shape[1]),
+    )
+    for term in (params.bias, params.bias_h, params.offset):
+        bias = bias if term is None else bias + np.asarray(term, np.float64)
+    h = c = np.zeros(params.units)
+    if params.initial is not None:
+        h, c = np.asarray(params.initial.h, np.float64), np.asarray(params.initial.c, np.float64)
+    empty = Steps(np.empty((len(xs), bias.size)), *(np.empty((len(xs), params.units)) for _ in "ifgoch"))
+    part = Part(layer, reverse, w_x, w_h, bias, h, c, xs, empty)
+    for t in part.order:
+        z = xs[t] @ w_x + h @ w_h + bias
+        z_i, z_f, z_g, z_o = np.split(z, 4)
+        i, f, g, o = sigmoid(z_i), sigmoid(z_f), np.tanh(z_g), sigmoid(z_o)
+        c = f * c + i * g
+        h = o * np.tanh(c)
+        for kept, value in zip(part.steps, (z, i, f, g, o, c, h), strict=True):
+            kept[t] = value
+    return part
 
 
 def differences(parts: list[Part], params: Any, xs: Float[np.ndarray, "time inputs"]) -> tuple[float, float, str]:
@@ -113,27 +138,3 @@ def flat(tree: Any) -> list[Any]:
 def sigmoid(z: Float[np.ndarray, "*axes"]) -> Float[np.ndarray, "*axes"]:
     """1 / (1 + exp(-z)), which does not overflow."""
     return (1 + np.tanh(z / 2)) / 2
-
-
-def _read(layer: int, params: LSTMParams, xs: np.ndarray, reverse: bool) -> Part:
-    w_x, w_h, bias = (
-        np.asarray(params.w_x, np.float64),
-        np.asarray(params.w_h, np.float64),
-        np.zeros(params.w_x.shape[1]),
-    )
-    for term in (params.bias, params.bias_h, params.offset):
-        bias = bias if term is None else bias + np.asarray(term, np.float64)
-    h = c = np.zeros(params.units)
-    if params.initial is not None:
-        h, c = np.asarray(params.initial.h, np.float64), np.asarray(params.initial.c, np.float64)
-    empty = Steps(np.empty((len(xs), bias.size)), *(np.empty((len(xs), params.units)) for _ in "ifgoch"))
-    part = Part(layer, reverse, w_x, w_h, bias, h, c, xs, empty)
-    for t in part.order:
-        z = xs[t] @ w_x + h @ w_h + bias
-        z_i, z_f, z_g, z_o = np.split(z, 4)
-        i, f, g, o = sigmoid(z_i), sigmoid(z_f), np.tanh(z_g), sigmoid(z_o)
-        c = f * c + i * g
-        h = o * np.tanh(c)
-        for kept, value in zip(part.steps, (z, i, f, g, o, c, h), strict=True):
-            kept[t] = value
-    return part

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
+from lstmjax.explain import sources
 from lstmjax.explain.equations import Part
 from lstmjax.explain.sources import Example
 
@@ -68,8 +69,8 @@ def _lines(example: Example, parts: list[Part]) -> Iterator[str]:
     sizes = f"{counted(inputs, 'input')}, {counted(units, 'unit')}, {counted(time, 'step')}"
     yield f"AN LSTM, WORKED OUT: {sizes}"
     if example.params_file or example.data_file:
-        sources = [("weights", example.params_file), ("data", example.data_file)]
-        yield "  " + ", ".join(f"{name} of {path}" for name, path in sources if path)
+        paths = [("weights", example.params_file), ("data", example.data_file)]
+        yield "  " + ", ".join(f"{name} of {path}" for name, path in paths if path)
     if example.params_file is None:
         yield "  The weights are random ones, rounded so that they can be followed by hand; a trained LSTM has others."
     yield ""
@@ -90,6 +91,9 @@ def _lines(example: Example, parts: list[Part]) -> Iterator[str]:
         counts = [4 * part.h.size * (len(part.w_x) + part.h.size + 1) for part in parts]
         yield ""
         yield f"PARAMETERS OF ALL: {' + '.join(map(str, counts))} = {sum(counts)}"
+    if said := sources.remark(example.params):
+        yield ""
+        yield said
     yield ""
     yield from _results(parts)
 
@@ -231,7 +235,8 @@ def _results(parts: list[Part]) -> Iterator[str]:
         title = f"{_title(part, parts).lower()}: " if len(parts) > 1 else ""
         yield f"    {title}h {(h.size,)} = {_vector(h, number)}"
         yield f"    {title}c {(c.size,)} = {_vector(c, number)}"
-    yield "  h of the state is what return_sequences=False gives, so two of the things that come back are equal;"
+    whose = "of the last layer's state" if stacked else "of the state"
+    yield f"  h {whose} is what return_sequences=False gives, so two of the things that come back are equal;"
     yield "  c is in no output. To go on where this ended, hand state to the next apply."
 
 

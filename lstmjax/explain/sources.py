@@ -88,6 +88,19 @@ def cells(params: LSTMParams | BidirectionalParams | StackParams) -> list[list[L
     return [[one.forward, one.backward] if isinstance(one, BidirectionalParams) else [one] for one in layers]
 
 
+def remark(params: LSTMParams | BidirectionalParams | StackParams) -> str:
+    """What to say where params are not as many as the formula has: without biases, with two, or with a learned state.
+
+    >>> remark(defaults.network(inputs=1, units=3))
+    ''
+    """
+    counted = sum(4 * half.units * (half.inputs + half.units + 1) for half in itertools.chain(*cells(params)))
+    held = sum(leaf.size for leaf in jax.tree.leaves(params))
+    if held == counted:
+        return ""
+    return f"These params hold {held} numbers: with no bias, a second one or a learned initial state, not {counted}."
+
+
 def read_params(path: str) -> LSTMParams | BidirectionalParams | StackParams:
     """Load what `lstmjax.files.save` wrote, if it is of cells that the equations here are of.
 
