@@ -24,7 +24,7 @@ from lstmjax.inspect import trace
 DIRECTIONS = ("forward", "reverse", "bidirectional")
 SCRIPTS = ("equations.js", "drawing.js", "page.js")
 LARGEST = {"inputs": 32, "units": 32, "steps": 100, "layers": 8}  # of what is read from files
-SIZES = [(1, 1, 4), (2, 3, 5), (4, 8, 12), (3, 2, 6), (1, 5, 1), (2, 4, 8), (3, 6, 3), (4, 1, 7), (1, 8, 2)]
+SIZES = [(1, 1, 4), (2, 3, 5), (4, 8, 12)]  # inputs, units and steps of what is checked with 1, 2 and 3 layers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,8 +108,7 @@ def _checked(example: Example, start: Configuration, directions: tuple[str, ...]
         for direction, steps in itertools.product(directions, lengths):
             chosen.append(dataclasses.replace(start, direction=direction, steps=steps))
     else:
-        kinds = itertools.product(range(1, defaults.LAYERS + 1), directions)
-        for (layers, direction), (inputs, units, steps) in zip(kinds, SIZES, strict=True):
+        for direction, (layers, (inputs, units, steps)) in itertools.product(directions, enumerate(SIZES, 1)):
             if example.data_file:
                 inputs, steps = start.inputs, start.steps
             chosen.append(Configuration(inputs, units, steps, layers, direction))

@@ -46,72 +46,85 @@ const heading = (text, attributes = {}) => element("th", {scope: "col", ...attri
 const rowHeading = (text, attributes = {}) => element("th", {scope: "row", ...attributes}, text);
 const cell = (text, attributes = {}) => element("td", attributes, text);
 
-const COLUMN = 86, ROW = 76, LEFT = 92, BOX = 58, BOX_HEIGHT = 46;
+const COLUMN = 96, ROW = 80, LEFT = 92, BOX = 56, BOX_HEIGHT = 46, ASIDE = 15;
 
-// Columns are steps, rows are LSTMs, the first layer lowest; `chosen` is told of the box that is clicked.
+// Columns are steps, rows are LSTMs, the first layer lowest; the halves of a layer stand aside, so that what both read
+// passes the lower one, and what the lower one gives passes the upper. `chosen` is told of the box that is clicked.
 function unrolled({parts}, state, chosen) {
-  const time = parts[0].xs.length, last = parts[parts.length - 1].layer;
-  const height = parts.length * ROW + 132, width = LEFT + time * COLUMN + 24;
-  const x = (t) => LEFT + t * COLUMN + COLUMN / 2;
-  const y = (row) => height - 62 - (row + 1) * ROW + ROW / 2;
+  const time = parts[0].xs.length, top = parts[parts.length - 1].layer;
+  const height = parts.length * ROW + 118, width = LEFT + time * COLUMN + 24;
+  const middle = (t) => LEFT + t * COLUMN + COLUMN / 2;
+  const floor = (row) => height - 52 - row * ROW; // under the row; what a layer reads and gives meets there
+  const level = (row) => floor(row) - ROW / 2;
+  const most = Math.max(...parts.flatMap((part) => part.steps.flatMap((step) => step.h.map(Math.abs))));
+  const aside = (part) => (part.halves === 1 ? 0 : part.half ? ASIDE : -ASIDE);
   const picture = shape("svg", {width, height, viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": told(parts, state)});
   picture.append(shape("defs", {}, ["", "-now"].map((kind) => shape("marker",
     {id: `arrow${kind}`, viewBox: "0 0 8 8", refX: 7, refY: 4, markerWidth: 7, markerHeight: 7, orient: "auto-start-reverse"},
     shape("path", {d: "M0 0.6 L8 4 L0 7.4 Z", class: `arrowhead${kind}`})))));
-  picture.append(shape("rect", {x: x(state.t) - COLUMN / 2 + 3, y: 4, width: COLUMN - 6, height: height - 8, rx: 10, class: "now"}));
+  picture.append(shape("rect", {x: middle(state.t) - COLUMN / 2 + 3, y: 4, width: COLUMN - 6, height: height - 8, rx: 10, class: "now"}));
 
-  const line = (x1, y1, x2, y2, now) => picture.append(shape("line",
-    {x1, y1, x2, y2, class: now ? "wire now-wire" : "wire", "marker-end": `url(#arrow${now ? "-now" : ""})`}));
-  const text = (at, level, words, kind = "") => picture.append(shape("text", {x: at, y: level, class: kind}, words));
+  const wire = (points, now, arrow = true) => picture.append(shape("polyline", {points: points.map((point) => point.join(",")).join(" "),
+    class: now ? "wire now-wire" : "wire", "marker-end": arrow ? `url(#arrow${now ? "-now" : ""})` : null}));
+  const text = (x, y, words, kind) => picture.append(shape("text", {x, y, class: kind}, words));
 
-  const top = y(parts.length - 1) - BOX_HEIGHT / 2;
   for (let t = 0; t < time; t++) {
-    line(x(t), height - 40, x(t), y(0) + BOX_HEIGHT / 2 + 2, t === state.t);
-    for (let row = 1; row < parts.length; row++) {
-      line(x(t), y(row - 1) - BOX_HEIGHT / 2, x(t), y(row) + BOX_HEIGHT / 2 + 2, t === state.t);
+    const now = t === state.t, x = middle(t);
+    text(x, height - 24, `x${subscript(t + 1)}`, "name");
+    text(x, height - 9, shown(parts[0].xs[t]), "tiny");
+    wire([[x, height - 40], [x, floor(0)]], now, false);
+    for (const part of parts.filter((one) => one.halves > 1 && !one.half)) {
+      const y = floor(parts.indexOf(part));
+      picture.append(shape("circle", {cx: x, cy: y, r: 3.5, class: now ? "joint now-joint" : "joint"}));
     }
-    text(x(t), height - 24, `x${subscript(t + 1)}`, "name");
-    text(x(t), height - 9, shown(parts[0].xs[t]), "tiny");
-    const ends = parts.filter((part) => part.layer === last && part.order[time - 1] === t);
-    if (state.return_sequences || ends.length) {
-      line(x(t), top, x(t), top - 22, t === state.t);
-      text(x(t), top - 28, state.return_sequences ? `y${subscript(t + 1)}` : "ys", "name");
-      if (!state.return_sequences && ends[0].halves > 1) text(x(t), 12, ends[0].half ? "backward" : "forward", "tiny");
-    }
+    parts.forEach((part, row) => {
+      const base = floor(row - part.half), roof = floor(row - part.half + part.halves), at = x + aside(part);
+      const past = x + aside(part) * 2.2, bottom = level(row) + BOX_HEIGHT / 2 + 2, lid = level(row) - BOX_HEIGHT / 2;
+      wire(part.half ? [[x, base], [past, base - 9], [past, bottom]] : [[x, base], [at, base - 7], [at, bottom]], now);
+      const ends = part.order[time - 1] === t, last = part.layer === top;
+      if (last && !state.return_sequences && !ends) return;
+      wire(part.half || part.halves === 1 ? [[at, lid], [at, roof + 7], [x, roof]] : [[past, lid], [past, roof + 9], [x, roof]], now, false);
+      if (!last) return;
+      wire([[x, roof], [x, roof - 18]], now);
+      text(x, roof - 24, state.return_sequences ? `y${subscript(t + 1)}` : "ys", "name");
+      if (!state.return_sequences && part.halves > 1 && time > 1) text(x, roof - 41, part.half ? "backward" : "forward", "tiny");
+    });
   }
   parts.forEach((part, row) => {
-    const name = [last ? `layer ${part.layer + 1}` : "", part.halves > 1 ? (part.half ? "backward" : "forward") : ""].filter(Boolean);
+    const name = [top ? `layer ${part.layer + 1}` : "", part.halves > 1 ? (part.half ? "backward" : "forward") : ""].filter(Boolean);
     if (!name.length) name.push("LSTM");
-    name.forEach((words, number) => text(10, y(row) + 4 + (number - (name.length - 1) / 2) * 16, words,
+    name.forEach((words, number) => text(10, level(row) + 4 + (number - (name.length - 1) / 2) * 16, words,
       row === state.part ? "row-name picked" : "row-name"));
-    for (let t = 0; t < time; t++) {
-      const position = part.order.indexOf(t);
+    part.order.forEach((t, position) => {
+      const way = part.reverse ? -1 : 1, x = middle(t) + aside(part);
       if (position) {
-        const from = x(part.order[position - 1]), way = part.reverse ? -1 : 1;
-        line(from + way * BOX / 2, y(row), x(t) - way * (BOX / 2 + 2), y(row), t === state.t);
+        const from = middle(part.order[position - 1]) + aside(part);
+        wire([[from + (way * BOX) / 2, level(row)], [x - way * (BOX / 2 + 2), level(row)]], t === state.t);
       }
-      picture.append(box(part, row, t));
-    }
+      picture.append(box(part, row, t, x));
+    });
   });
   return picture;
 
-  function box(part, row, t) {
+  function box(part, row, t, x) {
     const {h} = part.steps[t], many = Math.min(h.length, 8), size = Math.min(11, (BOX - 10) / many);
-    const left = x(t) - (many * size) / 2;
-    const picked = row === state.part;
+    const left = x - (many * size) / 2, picked = row === state.part;
     return shape("g", {class: "box", onclick: () => chosen(t, row)},
       shape("title", {}, `step ${t + 1}: h = ${vector(h)}`),
-      shape("rect", {x: x(t) - BOX / 2, y: y(row) - BOX_HEIGHT / 2, width: BOX, height: BOX_HEIGHT, rx: 9,
+      shape("rect", {x: x - BOX / 2, y: level(row) - BOX_HEIGHT / 2, width: BOX, height: BOX_HEIGHT, rx: 9,
         class: picked && t === state.t ? "body chosen" : "body"}),
-      shape("text", {x: x(t), y: y(row) - 4, class: "name"}, `h${subscript(t + 1)}`),
+      shape("text", {x, y: level(row) - 4, class: "name"}, `h${subscript(t + 1)}`),
       h.slice(0, many).map((value, unit) => shape("rect",
-        {x: left + unit * size + 0.5, y: y(row) + 5, width: size - 1, height: 11, rx: 1.5, style: `fill: ${tint(value)}`,
+        {x: left + unit * size + 0.5, y: level(row) + 5, width: size - 1, height: 11, rx: 1.5, style: `fill: ${tint(value, most)}`,
           class: picked && unit === state.unit ? "square picked" : "square"})));
   }
 
+  // As many numbers as fit under a column.
   function shown(values) {
-    const words = values.slice(0, 3).map((value) => minus(String(Number(value.toPrecision(3))))).join(", ");
-    return `[${words}${values.length > 3 ? ", \u2026" : ""}]`;
+    const words = values.map((value) => minus(String(Number(value.toPrecision(3)))));
+    let many = words.length;
+    while (many > 1 && words.slice(0, many).join(", ").length > (many < words.length ? 6 : 10)) many--;
+    return `[${words.slice(0, many).join(", ")}${many < words.length ? ", \u2026" : ""}]`;
   }
 }
 

@@ -2,6 +2,8 @@
 
 const data = JSON.parse(document.getElementById("data").textContent);
 const by = (id) => document.getElementById(id);
+const MEANINGS = {i: "input gate: what is written", f: "forget gate: what is kept", g: "candidate: what would be written",
+  o: "output gate: what is shown", c: "cell state: f \u00d7 c before + i \u00d7 g", h: "hidden state: o \u00d7 tanh(c)"};
 const LIMIT = 1e-5; // of the difference from lstmjax
 const state = {...data.start, t: 0, unit: 0, part: 0, return_sequences: true};
 let result = null, playing = null;
@@ -165,18 +167,24 @@ function renderValues(part) {
   ];
   fill("vectors", element("dl", {class: "vectors"}, vectors.map(([name, values, key]) => [
     element("dt", {class: "math"}, name),
-    element("dd", {id: `vector-${key}`, class: "number"}, vector(values, key === "x" ? short : fixed))])));
-  const meanings = {i: "input gate: what is written", f: "forget gate: what is kept", g: "candidate: what would be written",
-    o: "output gate: what is shown", c: "cell state: f \u00d7 c + i \u00d7 g", h: "hidden state: o \u00d7 tanh(c)"};
+    element("dd", {id: `vector-${key}`, class: "number"}, vector(values, key === "x" && !part.layer ? short : fixed))])));
   const most = {c: Math.max(1, ...part.steps.flatMap((one) => one.c.map(Math.abs)))};
-  const head = [heading(""), ...step.h.map((_, at) => element("th", {scope: "col", class: at === unit ? "picked" : ""},
-    element("button", {type: "button", "data-key": `unit-${at}`, "aria-pressed": String(at === unit),
-      onclick: () => set({unit: at})}, `unit ${at + 1}`)))];
-  const rows = [..."ifgoch"].map((name) => element("tr", {id: `row-${name}`},
-    rowHeading(element("span", {class: `gate gate-${name}`, title: meanings[name]}, name), {}),
-    step[name].map((value, at) => cell(fixed(value), {class: `number tinted${at === unit ? " picked" : ""}`,
-      style: `--tint: ${tint(value, most[name] || 1)}`}))));
-  fill("values-table", table(`Gates and states at step ${state.t + 1}`, head, rows, {class: "values"}));
+  const tables = [
+    ["values-table", `Gates and states of all units at step ${state.t + 1}`, step.h.map((_, at) => `unit ${at + 1}`), unit,
+      (name, at) => step[name][at], (at) => set({unit: at})],
+    ["course", `Gates and states of unit ${unit + 1} at all steps`, part.steps.map((_, at) => `step ${at + 1}`), state.t,
+      (name, at) => part.steps[at][name][unit], (at) => set({t: at})],
+  ];
+  by("course-unit").textContent = unit + 1;
+  for (const [id, caption, columns, picked, value, pick] of tables) {
+    const head = [cell(""), ...columns.map((words, at) => element("th", {scope: "col", class: at === picked ? "picked" : ""},
+      element("button", {type: "button", "data-key": `${id}-${at}`, "aria-pressed": String(at === picked), onclick: () => pick(at)}, words)))];
+    const rows = [..."ifgoch"].map((name) => element("tr", {id: `${id}-${name}`},
+      rowHeading(element("span", {class: `gate gate-${name}`, title: MEANINGS[name]}, name)),
+      columns.map((_, at) => cell(fixed(value(name, at)), {class: `number tinted${at === picked ? " picked" : ""}`,
+        style: `--tint: ${tint(value(name, at), most[name] || 1)}`}))));
+    fill(id, table(caption, head, rows, {class: "values"}));
+  }
   by("live").textContent = `Step ${state.t + 1} of ${part.xs.length}, unit ${unit + 1}: ` +
     [..."ifgoch"].map((name) => `${name} ${fixed(step[name][unit])}`).join(", ");
 }
@@ -187,7 +195,7 @@ function renderEquation(part) {
   const term = (text, kind = "") => element("span", {class: `term ${kind}`}, text);
   const lines = GATES.map((gate, number) => {
     const column = number * units + unit;
-    const terms = [...step.x.map((x, row) => term(`${short(x)}\u00b7${factor(part.w_x[row][column])}`, "of-x")),
+    const terms = [...step.x.map((x, row) => term(`${(part.layer ? fixed : short)(x)}\u00b7${factor(part.w_x[row][column])}`, "of-x")),
       ...step.before.h.map((h, row) => term(`${fixed(h)}\u00b7${factor(part.w_h[row][column])}`, "of-h")),
       term(factor(part.bias[column]), "of-b")];
     const squashed = gate === "g" ? "tanh" : "sigmoid";
@@ -323,7 +331,7 @@ function pressed(event) {
     const line = weightAt.line + way[0], column = weightAt.column + way[1];
     document.querySelector(`[data-key="weight-${line}-${column}"]`)?.focus();
     event.preventDefault();
-  } else if (way[1] && !event.target.closest("input:not([type=checkbox]), select")) {
+  } else if (way[1] && !event.target.closest("input:not([type=checkbox]), select, .sideways")) {
     set({t: state.t + way[1]});
     event.preventDefault();
   }
