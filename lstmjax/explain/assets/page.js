@@ -89,7 +89,7 @@ function renderControls() {
 
   function note(name, fixedBy) {
     by(`${name}-note`).hidden = !fixedBy;
-    by(`${name}-note`).textContent = fixedBy ? `as in ${fixedBy}` : "";
+    by(`${name}-note`).textContent = fixedBy ? `fixed by ${fixedBy}` : "";
   }
 }
 
