@@ -22,7 +22,7 @@ from lstmjax.explain.sources import Example
 from lstmjax.inspect import trace
 
 DIRECTIONS = ("forward", "reverse", "bidirectional")
-SCRIPTS = ("equations.js", "drawing.js", "page.js")
+SCRIPTS = ("equations.js", "drawing.js", "sections.js", "page.js")
 LARGEST = {"inputs": 32, "units": 32, "steps": 100, "layers": 8}  # of what is read from files
 SIZES = [(1, 1, 4), (2, 3, 5), (4, 8, 12)]  # inputs, units and steps of what is checked with 1, 2 and 3 layers
 

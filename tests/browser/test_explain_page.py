@@ -146,13 +146,15 @@ def test_it_opens_with_what_was_asked_for_and_is_checked(reader):
     assert "failed" not in check.get_attribute("class").split()
 
 
-@pytest.mark.parametrize("spoilt", ["ys", "states", "trace", "last", "weights", "none"])
+@pytest.mark.parametrize("spoilt", ["ys", "states", "trace", "last", "weights", "missing", "none"])
 def test_a_page_that_computes_something_else_says_so(open_page, page_file, tmp_path, spoilt):
     text = page_file.read_text()
     (data,) = re.findall(r'id="data">(.*)</script>', text)
     content = json.loads(data)
     if spoilt == "weights":
         content["tables"][0][0]["w_x"][0][0] += 0.01
+    elif spoilt == "missing":
+        content["checks"][0]["ys"].pop()
     elif spoilt == "none":
         content["checks"] = []
     else:
