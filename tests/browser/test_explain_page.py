@@ -343,6 +343,22 @@ def test_nothing_is_wider_than_the_window(open_page, page_file, width, scheme):
         assert not wide
 
 
+def test_what_is_picked_is_in_sight_on_a_phone(open_page, page_file):
+    reader = open_page(page_file, 390)
+    choose(reader, 1, 8, 12)
+    for step, unit in ((12, 8), (1, 1), (6, 4)):
+        slide(reader, "time", step)
+        reader.locator("#unit").select_option(label=str(unit))
+        for place, seen in (
+            ("#course", "#course th.picked"),
+            ("#values-table", "#values-table th.picked"),
+            ("#network", "#network .chosen"),
+        ):
+            outer, inner = reader.locator(place).bounding_box(), reader.locator(seen).bounding_box()
+            assert outer["x"] - 1 <= inner["x"]
+            assert inner["x"] + inner["width"] <= outer["x"] + outer["width"] + 1
+
+
 # WCAG 2: (L1 + 0.05) / (L2 + 0.05), of colours as the browser draws them.
 CONTRAST = """() => {
   const context = document.createElement("canvas").getContext("2d", {willReadFrequently: true});

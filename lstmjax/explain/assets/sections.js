@@ -4,7 +4,19 @@ const MEANINGS = {i: "input gate: what is written", f: "forget gate: what is kep
   o: "output gate: what is shown", c: "cell state: f \u00d7 c before + i \u00d7 g", h: "hidden state: o \u00d7 tanh(c)"};
 let weightAt = {line: 0, column: 0}; // the weight that the tab key reaches
 
-const fill = (id, ...children) => by(id).replaceChildren(...children.flat(Infinity));
+// New content at the place to which the reader had scrolled.
+function fill(id, ...children) {
+  const place = by(id), at = place.scrollLeft;
+  place.replaceChildren(...children.flat(Infinity));
+  place.scrollLeft = at;
+}
+
+// Scroll sideways no further than a column, from `left` to `right`, needs to be seen beside what stays at the left edge.
+function show(id, left, right, edge) {
+  const place = by(id);
+  place.scrollLeft = Math.max(Math.min(place.scrollLeft, left - edge), right - place.clientWidth);
+}
+
 const countOf = ({inputs, units}) => 4 * units * (inputs + units + 1);
 const total = () => result.parts.reduce((sum, part) => sum + countOf(part), 0);
 
@@ -60,10 +72,8 @@ function renderNetwork(part) {
     : state.direction === "reverse" ? "It is read from the last step to the first." : "It is read from the first step to the last.";
   fill("network-text", `${result.parts.length === 1 ? "One cell, drawn once for each step" : `${result.parts.length} cells, each drawn once for each step`}: ` +
     `the weights are the same at ${time === 1 ? "every step" : `all ${time} steps`}. ${way} What goes from box to box is h and c.`);
-  const place = by("network"), at = place.scrollLeft;
   fill("network", unrolled(result, state, (t, number) => set({t, part: number})));
-  const left = LEFT + state.t * COLUMN;
-  place.scrollLeft = left < at + LEFT ? left - LEFT : left + COLUMN > at + place.clientWidth ? left + COLUMN - place.clientWidth + 12 : at;
+  show("network", LEFT + state.t * COLUMN, LEFT + (state.t + 1) * COLUMN + 12, LEFT);
 }
 
 function renderValues(part) {
@@ -93,6 +103,8 @@ function renderValues(part) {
       columns.map((_, at) => cell(fixed(value(name, at)), {class: `number tinted${at === picked ? " picked" : ""}`,
         style: `--tint: ${tint(value(name, at), most[name] || 1)}`}))));
     fill(id, table(caption, head, rows, {class: "values"}));
+    const {offsetLeft, offsetWidth} = head[picked + 1];
+    show(id, offsetLeft, offsetLeft + offsetWidth, head[0].offsetWidth);
   }
   by("live").textContent = `Step ${state.t + 1} of ${part.xs.length}, unit ${unit + 1}: ` +
     [..."ifgoch"].map((name) => `${name} ${fixed(step[name][unit])}`).join(", ");
