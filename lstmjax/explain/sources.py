@@ -1,0 +1,189 @@
+"""What is worked through: the reader's own weights and data where they were given, and those of `defaults`."""
+
+import dataclasses
+import itertools
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Float
+
+from lstmjax import cell, files, stack
+from lstmjax.bidirectional import BidirectionalParams
+from lstmjax.explain import defaults
+from lstmjax.lstm import LSTMParams
+from lstmjax.options import LSTMOptions
+from lstmjax.stack import StackParams
+
+LARGEST = 1e6  # of a weight, and of a number in the data
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Example:
+    """What is worked through.
+
+    Args:
+        params: LSTMParams, BidirectionalParams or StackParams.
+        xs: data [time, inputs], float64.
+        params_file: where params came from; None for `defaults.network`.
+        data_file: where xs came from; None for `defaults.data`.
+    """
+
+    params: Any
+    xs: Float[np.ndarray, "time inputs"]
+    params_file: str | None = None
+    data_file: str | None = None
+
+
+def example(
+    inputs: int | None = None,
+    units: int | None = None,
+    steps: int | None = None,
+    params_file: str | None = None,
+    data_file: str | None = None,
+) -> Example:
+    """Bring sizes and files together.
+
+    Raises:
+        ValueError: a size that is not that of the files, and files that cannot be used, with the reason.
+        ImportError: params_file without safetensors.
+
+    >>> example(inputs=2).params.w_x.shape
+    (2, 12)
+    """
+    params = None if params_file is None else read_params(params_file)
+    xs = None if data_file is None else read_data(data_file)
+    if params is not None:
+        first = cells(params)[0][0]
+        units = _fixed("--units", units, first.units, f"the units of {params_file}")
+        inputs = _fixed("--inputs", inputs, first.inputs, f"the inputs of {params_file}")
+    if xs is not None:
+        time, features = xs.shape
+        if params is not None and features != inputs:
+            right = f"{inputs} numbers in a line, the inputs of {params_file}"
+            raise ValueError(f"--data {data_file} must have {right}; it has {features}.")
+        inputs = _fixed("--inputs", inputs, features, f"the numbers in a line of {data_file}")
+        if steps is not None and steps > time:
+            raise ValueError(f"--steps must be at most {time}, the lines of {data_file}; got {steps}.")
+        xs = xs[:steps]
+    inputs = inputs or 1
+    return Example(
+        defaults.network(inputs, units or 3) if params is None else params,
+        defaults.data(steps or 4, inputs) if xs is None else xs,
+        params_file,
+        data_file,
+    )
+
+
+def cells(params: LSTMParams | BidirectionalParams | StackParams) -> list[list[LSTMParams]]:
+    """The LSTMs of every layer, one of each direction.
+
+    >>> [len(halves) for halves in cells(stack.init(jax.random.key(0), 2, units=(4, 3), bidirectional=True))]
+    [2, 2]
+    """
+    layers = params.layers if isinstance(params, StackParams) else (params,)
+    return [[one.forward, one.backward] if isinstance(one, BidirectionalParams) else [one] for one in layers]
+
+
+def remark(params: LSTMParams | BidirectionalParams | StackParams) -> str:
+    """What to say where params are not as many as the formula has: without biases, with two, or with a learned state.
+
+    >>> remark(defaults.network(inputs=1, units=3))
+    ''
+    """
+    counted = sum(4 * half.units * (half.inputs + half.units + 1) for half in itertools.chain(*cells(params)))
+    held = sum(leaf.size for leaf in jax.tree.leaves(params))
+    if held == counted:
+        return ""
+    return f"These params hold {held} numbers: with no bias, a second one or a learned initial state, not {counted}."
+
+
+def read_params(path: str) -> LSTMParams | BidirectionalParams | StackParams:
+    """Load what `lstmjax.files.save` wrote, if it is of cells that the equations here are of.
+
+    Raises:
+        ValueError: no such file, a file that `files.load` refuses, or one of another cell.
+        ImportError: without safetensors.
+    """
+    try:
+        with jax.enable_x64(True):
+            params, options = files.load(path)
+    except OSError as error:
+        raise ValueError(f"--params {path} cannot be read: {error.strerror}.") from error
+    except files.FileError as error:
+        raise ValueError(f"--params {error}") from error
+    if not isinstance(params, LSTMParams | BidirectionalParams | StackParams):
+        kinds = "LSTMParams, BidirectionalParams or StackParams"
+        raise ValueError(f"--params {path} must hold {kinds}; it holds {type(params).__name__}.")
+    try:
+        stack.check(params)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"--params {path} is refused: {error}") from error
+    for half in itertools.chain(*cells(params)):
+        _check_cell(path, half)
+    standard = LSTMOptions()
+    if isinstance(options, LSTMOptions):
+        options = dataclasses.replace(options, precision=None, units_axis=None)
+    if options not in (None, standard):
+        raise ValueError(f"--params {path} must have the options of the standard cell; it has {options!r}.")
+    return params
+
+
+def read_data(path: str) -> Float[np.ndarray, "time inputs"]:
+    """Read one time step a line, numbers separated by commas or whitespace; empty lines count for nothing.
+
+    Raises:
+        ValueError: no such file, or one with something else; with the line.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise ValueError(f"--data {path} cannot be read: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"--data {path} must be a text of numbers; byte {error.start} is no UTF-8.") from error
+    rows: list[list[float]] = []
+    first = 0
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        where = f"--data {path}, line {number}"
+        row = [_number(where, text) for text in re.split(r"\s*,\s*|\s+", line.strip())]
+        if rows and len(row) != len(rows[0]):
+            raise ValueError(f"{where}: it must have {len(rows[0])} numbers, as line {first} has; got {len(row)}.")
+        first = first or number
+        rows.append(row)
+    if not rows:
+        raise ValueError(f"--data {path} must have at least one line of numbers; it has none.")
+    return np.array(rows)
+
+
+def _fixed(name: str, asked: int | None, right: int, meaning: str) -> int:
+    if asked not in (None, right):
+        raise ValueError(f"{name} must be {right}, {meaning}, or left out; got {asked}.")
+    return right
+
+
+def _number(where: str, text: str) -> float:
+    try:
+        value = math.nan if "_" in text else float(text)
+    except ValueError:
+        value = math.nan
+    if not abs(value) <= LARGEST:
+        shown = f"{text[:40]!r}" if text else "nothing between two commas"
+        raise ValueError(f"{where}: numbers from -{LARGEST:,.0f} to {LARGEST:,.0f} are right; got {shown}.")
+    return value
+
+
+def _check_cell(path: str, params: LSTMParams) -> None:
+    """The equations here are those of the standard cell, whose biases may be several or none."""
+    parts = {"peepholes": params.w_peephole, "a projection": params.w_projection, "layer norm": params.norm}
+    has = [name for name, part in parts.items() if part is not None]
+    if params.w_x.shape[1] == 3 * params.units:
+        has.append("coupled gates")
+    if has:
+        raise ValueError(f"--params {path} must be of the standard cell; it has {' and '.join(has)}.")
+    if any(not (np.abs(np.float64(leaf)) <= LARGEST).all() for leaf in jax.tree.leaves(cell.merged(params))):
+        raise ValueError(f"--params {path} must have numbers from -{LARGEST:,.0f} to {LARGEST:,.0f}; it has others.")

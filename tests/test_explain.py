@@ -1,0 +1,316 @@
+"""`python -m lstmjax.explain`: what it prints and what its page is given, beside what the library computes."""
+
+import dataclasses
+import json
+import re
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lstmjax import LSTMOptions, LSTMState, bidirectional, files, lstm, stack
+from lstmjax.explain import __main__ as command
+from lstmjax.explain import defaults, equations, page, sources
+from lstmjax.inspect import trace
+
+PRINTED = {"rtol": 0, "atol": 1e-6}
+
+
+@pytest.fixture
+def told(capsys):
+    """What the program prints, given these arguments."""
+
+    def told(*arguments):
+        assert command.main([str(argument) for argument in arguments]) == 0
+        return capsys.readouterr().out
+
+    return told
+
+
+@pytest.fixture
+def refused(capsys):
+    """What the program says of arguments that it does not take."""
+
+    def refused(*arguments):
+        with pytest.raises(SystemExit) as error:
+            command.main([str(argument) for argument in arguments])
+        assert error.value.code == 2
+        return capsys.readouterr().err
+
+    return refused
+
+
+def rows(text, name):
+    """The numbers in the lines of a table that begin with a name, as [lines, columns]."""
+    lines = re.findall(rf"^  {name} +(-?\d[-\d. ]*)$", text, re.MULTILINE)
+    return np.array([[float(number) for number in line.split()] for line in lines])
+
+
+@pytest.mark.parametrize(
+    ("inputs", "units", "formula", "arrays"),
+    [
+        (1, 1, "4 * 1 * (1 + 1 + 1) = 12", [("W_x", "1 x 4", 4), ("W_h", "1 x 4", 4), ("b", "4", 4)]),
+        (2, 3, "4 * 3 * (2 + 3 + 1) = 72", [("W_x", "2 x 12", 24), ("W_h", "3 x 12", 36), ("b", "12", 12)]),
+    ],
+)
+def test_parameters_are_counted_array_by_array(told, inputs, units, formula, arrays):
+    text = told("--inputs", inputs, "--units", units)
+    assert f"4 * units * (inputs + units + 1) = {formula}\n" in text
+    for name, shape, count in arrays:
+        assert re.search(rf"^  {name} +{shape} = +{count}$", text, re.MULTILINE)
+    params = lstm.init(jax.random.key(0), inputs, units)
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == sum(count for *_, count in arrays)
+
+
+@pytest.mark.parametrize(("inputs", "units", "steps"), [(1, 3, 4), (2, 1, 1), (3, 5, 8)])
+def test_every_printed_value_is_what_the_library_gives(told, inputs, units, steps):
+    text = told("--inputs", inputs, "--units", units, "--steps", steps)
+    params, xs = defaults.network(inputs, units), jnp.asarray(defaults.data(steps, inputs), jnp.float32)
+    ys, state = lstm.apply(params, xs)
+    seen = trace(params, xs)
+    np.testing.assert_allclose(rows(text, "h"), ys, **PRINTED)
+    for name in "ifgoc":
+        np.testing.assert_allclose(rows(text, name), getattr(seen, name), **PRINTED)
+    for name, shape, value in (("h", state.h.shape, state.h), ("c", state.c.shape, state.c)):
+        (printed,) = re.findall(rf"^    {name} {re.escape(str(shape))} = \[(.*)\]$", text, re.MULTILINE)
+        np.testing.assert_allclose([float(number) for number in printed.split(",")], value, **PRINTED)
+    assert f"return_sequences=True, the default: ys {ys.shape}" in text
+
+
+def test_products_of_the_first_unit_add_up_to_what_is_said(told):
+    """Evaluated as the reader would, from what is printed alone."""
+    text = told("--inputs", 2, "--units", 3)
+    sums = re.findall(r"^    z_([ifgo]) = ((?:.|\n {10})*?) = (-?[\d.]+)$", text, re.MULTILINE)
+    assert [gate for gate, *_ in sums] == list("ifgo") * 2
+    for _, products, total in sums:
+        value = sum(
+            np.prod([float(factor.strip("()\n ")) for factor in term.split("*")]) for term in products.split("+")
+        )
+        assert value == pytest.approx(float(total), abs=5e-6)
+
+
+def test_the_first_numbers_are_the_famous_ones(told):
+    text = told()
+    assert "1 input, 3 units, 4 steps" in text
+    assert re.findall(r"^  x_\d = (.*)$", text, re.MULTILINE) == ["[1]", "[2]", "[3]", "[4]"]
+    assert "It is not the number of time steps (4) and not that of features (1)." in text
+
+
+def test_long_examples_are_shortened(told):
+    text = told("--inputs", 40, "--units", 200, "--steps", 300)
+    assert len(text.splitlines()) < 250
+    assert max(map(len, text.splitlines())) <= 120
+    assert "292 steps more" in text
+    assert "STEP 300" in text
+    assert "(194 more)" in text
+
+
+def test_weights_stay_as_they_are_when_a_size_changes():
+    small, large = defaults.network(1, 3, layers=2), defaults.network(4, 8, layers=2)
+    for one, other in zip(small.layers, large.layers, strict=True):
+        for name in ("w_x", "w_h", "bias"):
+            ours, theirs = getattr(one, name), getattr(other, name)
+            blocks = np.reshape(theirs, (*theirs.shape[:-1], 4, 8))[..., :3].reshape(*theirs.shape[:-1], 12)
+            np.testing.assert_array_equal(ours, blocks[: len(ours)] if ours.ndim == 2 else blocks)
+
+
+MADE = {
+    "lstm": lambda key: lstm.init(key, 2, 3),
+    "without biases": lambda key: lstm.init(key, 2, 3, bias=False, forget_bias=0.0),
+    "learned state": lambda key: dataclasses.replace(
+        lstm.init(key, 2, 3), initial=LSTMState(h=jnp.array([0.5, -0.1, 0.2]), c=jnp.array([1.0, -2.0, 0.3]))
+    ),
+    "bidirectional": lambda key: bidirectional.init(key, 2, 3),
+    "stack": lambda key: stack.init(key, 2, (3, 4), bidirectional=True),
+}
+
+
+@pytest.mark.parametrize("kind", [kind for kind in MADE if kind not in ("without biases", "learned state")])
+def test_own_weights_and_data(told, tmp_path, kind):
+    params = MADE[kind](jax.random.key(7))
+    files.save(tmp_path / "own.safetensors", params, LSTMOptions())
+    (tmp_path / "own.txt").write_text("0.5, -1\n\n2 3\n-0.25\t4e-1\n")
+    text = told("--params", tmp_path / "own.safetensors", "--data", tmp_path / "own.txt")
+    xs = jnp.array([[0.5, -1], [2, 3], [-0.25, 0.4]])
+    last, states = stack.apply(params, xs, return_sequences=False)
+    (printed,) = re.findall(rf"{re.escape(str(last.shape))}, h after the last step.*\n    \[(.*)\]", text)
+    if last.size <= 6:
+        np.testing.assert_allclose([float(number) for number in printed.split(",")], last, **PRINTED)
+    cells = re.findall(r"^    (?:.*: )?c \(\d+,\) = \[(.*)\]$", text, re.MULTILINE)
+    for cell, state in zip(cells, equations.flat(states), strict=True):
+        np.testing.assert_allclose([float(number) for number in cell.split(",")], state.c, **PRINTED)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("kind", MADE)
+def test_the_equations_are_those_of_the_library(kind, reverse):
+    params = MADE[kind](jax.random.key(1))
+    xs = np.random.default_rng(0).normal(size=(5, 2))
+    parts = equations.run(params, xs, reverse)
+    assert equations.difference(parts, *equations.cast(params, xs, jnp.float32), reverse) < 1e-6
+
+
+def test_numbers_that_are_not_those_of_the_library_are_an_error(monkeypatch, capsys):
+    monkeypatch.setattr(equations, "sigmoid", lambda z: np.clip(0.2 * z + 0.5, 0, 1))
+    assert command.main([]) == 1
+    out, err = capsys.readouterr()
+    assert "differ from the library's" in err
+    assert not out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--units", "0"], ["--units", "from 1 to 1024", "'0'"]),
+        (["--inputs", "two"], ["--inputs", "from 1 to 1024", "'two'"]),
+        (["--steps", "10001"], ["--steps", "from 1 to 10000", "'10001'"]),
+        (["--steps", "-1"], ["--steps"]),
+        (["--unit", "3"], ["--unit"]),
+        (["--params", "none.safetensors"], ["--params none.safetensors", "No such file"]),
+        (["--data", "none.txt"], ["--data none.txt", "No such file"]),
+        (["--data", "."], ["--data .", "directory"]),
+        (["--units", "9", "--html", "page.html"], ["--units must be at most 8 on a page", "got 9"]),
+        (["--inputs", "5", "--html", "page.html"], ["--inputs must be at most 4 on a page", "got 5"]),
+        (["--steps", "13", "--html", "page.html"], ["--steps must be at most 12 on a page", "got 13"]),
+        (["--html", "none/page.html"], ["--html none/page.html", "No such file"]),
+    ],
+)
+def test_wrong_arguments_are_named(refused, tmp_path, monkeypatch, arguments, words):
+    monkeypatch.chdir(tmp_path)
+    said = refused(*arguments)
+    for word in words:
+        assert word in said
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", ["at least one line"]),
+        (b"1 2\n3\n", ["line 2", "2 numbers, as line 1", "got 1"]),
+        (b"\n1\nx\n", ["line 3", "'x'"]),
+        (b"1,,2\n", ["line 1", "nothing between two commas"]),
+        (b"nan\n", ["line 1", "'nan'"]),
+        (b"1e300\n", ["line 1", "'1e300'"]),
+        (b"1_0\n", ["line 1", "'1_0'"]),
+        (b"\xff\xfe", ["byte 0", "UTF-8"]),
+    ],
+)
+def test_data_that_are_no_numbers_are_refused_with_the_line(refused, tmp_path, content, words):
+    path = tmp_path / "own.txt"
+    path.write_bytes(content)
+    said = refused("--data", path)
+    for word in (str(path), *words):
+        assert word in said
+
+
+OTHER = {
+    "peepholes": lambda key: lstm.init(key, 2, 3, peepholes=True),
+    "a projection": lambda key: lstm.init(key, 2, 3, projection=2),
+    "layer norm": lambda key: lstm.init(key, 2, 3, layer_norm=True),
+    "coupled gates": lambda key: lstm.init(key, 2, 3, coupled=True),
+    "LSTMParams, BidirectionalParams or StackParams": lambda key: {"encoder": lstm.init(key, 2, 3)},
+    "it has others": lambda key: jax.tree.map(lambda leaf: leaf * jnp.nan, lstm.init(key, 2, 3)),
+}
+
+
+@pytest.mark.parametrize("words", OTHER)
+def test_other_cells_are_refused(refused, tmp_path, words):
+    path = tmp_path / "own.safetensors"
+    files.save(path, OTHER[words](jax.random.key(0)))
+    said = refused("--params", path)
+    assert str(path) in said
+    assert words in said
+
+
+def test_files_and_sizes_that_do_not_go_together_are_refused(refused, tmp_path):
+    path, data = tmp_path / "own.safetensors", tmp_path / "own.txt"
+    files.save(path, lstm.init(jax.random.key(0), 2, 3))
+    assert "--units must be 3" in refused("--params", path, "--units", 4)
+    assert "--inputs must be 2" in refused("--params", path, "--inputs", 1)
+    data.write_text("1 2 3\n")
+    assert "must have 2 numbers in a line" in refused("--params", path, "--data", data)
+    assert "--inputs must be 3" in refused("--data", data, "--inputs", 1)
+    assert "--steps must be at most 1" in refused("--data", data, "--steps", 2)
+    files.save(path, lstm.init(jax.random.key(0), 2, 3), LSTMOptions(activation="relu"))
+    assert "options of the standard cell" in refused("--params", path)
+    path.write_bytes(b"no safetensors at all")
+    assert "--params" in refused("--params", path)
+
+
+def test_the_core_is_enough():
+    script = (
+        "import sys\n"
+        "for name in ('safetensors', 'flax', 'optax', 'matplotlib', 'rich', 'tyro'): sys.modules[name] = None\n"
+        "sys.argv = ['explain', '--units', '1', '--steps', '1']\n"
+        "import runpy; runpy.run_module('lstmjax.explain', run_name='__main__')"
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert "4 * 1 * (1 + 1 + 1) = 12" in result.stdout
+    assert not result.stderr
+
+
+def given(text):
+    """What a page has as data."""
+    (data,) = re.findall(r'<script type="application/json" id="data">(.*)</script>', text)
+    return json.loads(data)
+
+
+@pytest.mark.parametrize("own", ["nothing", "data", "params"])
+def test_the_page_is_given_what_apply_computes(told, tmp_path, own):
+    arguments = {
+        "nothing": ["--inputs", 2],
+        "data": ["--data", tmp_path / "x.txt"],
+        "params": ["--params", tmp_path / "p"],
+    }
+    (tmp_path / "x.txt").write_text("1 -2\n0.5 3\n")
+    files.save(tmp_path / "p", lstm.init(jax.random.key(3), 2, 5))
+    told(*arguments[own], "--html", tmp_path / "page.html")
+    data = given((tmp_path / "page.html").read_text())
+    xs = jnp.asarray(data["xs"], jnp.float32)
+    if own == "data":
+        np.testing.assert_array_equal(xs, [[1, -2], [0.5, 3]])
+    assert len(data["checks"]) == {"nothing": 10, "data": 10, "params": 6}[own]
+    for check in data["checks"]:
+        inputs, units, steps, layers, direction = check["config"].values()
+        params = (
+            files.load(tmp_path / "p")[0]
+            if own == "params"
+            else defaults.network(inputs, units, layers, direction == "bidirectional")
+        )
+        ys, states = stack.apply(params, xs[:steps, :inputs], reverse=direction == "reverse")
+        np.testing.assert_allclose(check["ys"], ys, **PRINTED)
+        for (h, c), state in zip(check["states"], equations.flat(states), strict=True):
+            np.testing.assert_allclose(h, state.h, **PRINTED)
+            np.testing.assert_allclose(c, state.c, rtol=1e-6, atol=1e-6)
+    assert "trace" in data["checks"][0]
+
+
+def test_the_page_needs_nothing_beside_itself():
+    text = page.page(sources.example())
+    assert set(re.findall(r"\w+://[^\"'`\s]*", text)) == {"http://www.w3.org/2000/svg"}  # a name, which nothing fetches
+    assert not re.search(r"<(img|iframe|object|embed|audio|video)\b|@import|url\((?!#)|\bsrc=|innerHTML|fetch\(", text)
+    assert not re.search(r"\{\{\w+\}\}", text)
+
+
+def test_names_of_files_end_no_script(told, tmp_path):
+    path = tmp_path / "<!--<script>{{data}}.txt"
+    path.write_text("1\n2\n")
+    told("--data", path, "--html", tmp_path / "page.html")
+    text = (tmp_path / "page.html").read_text()
+    assert given(text)["fixed"]["steps"] == path.name
+    assert "<!--<script>" not in text
+
+
+def test_what_is_too_large_for_a_page_is_refused(refused, tmp_path):
+    files.save(tmp_path / "p", lstm.init(jax.random.key(0), 2, 33))
+    assert "--units must be at most 32 on a page" in refused(
+        "--params", tmp_path / "p", "--html", tmp_path / "page.html"
+    )
+    (tmp_path / "x.txt").write_text("1\n" * 101)
+    assert "--steps must be at most 100 on a page" in refused(
+        "--data", tmp_path / "x.txt", "--html", tmp_path / "page.html"
+    )
