@@ -18,24 +18,19 @@ LINE = 1.1
 
 
 class Diagram:
-    """An Axes on which 1 is an inch, at the size that the picture has when it is drawn for itself.
-
-    Args:
-        ax: the Axes to draw in, which the picture fills as far as its proportions allow; None for one of its own.
-        width: of the picture, in inches.
-        height: likewise.
-    """
+    """An Axes on which 1 is an inch, where the picture has the size that it is made for."""
 
     def __init__(self, ax: Axes | None, width: float, height: float):
-        if ax is None:
-            figure, ax = _pyplot().subplots(figsize=(width, height))
-            figure.set_facecolor(PAPER)
-            ax.set_position((0, 0, 1, 1))
+        """Fill an Axes as far as the picture's proportions allow, or make one of its size, in inches."""
         self.ax: Any = ax
-        ax.axis("off")
-        ax.set(xlim=(0, width), ylim=(0, height), aspect="equal")
-        room = ax.get_window_extent()
-        self.scale = min(room.width / width, room.height / height) / ax.figure.dpi
+        if ax is None:
+            figure, self.ax = _pyplot().subplots(figsize=(width, height))
+            figure.set_facecolor(PAPER)
+            self.ax.set_position((0, 0, 1, 1))
+        self.ax.axis("off")
+        self.ax.set(xlim=(0, width), ylim=(0, height), aspect="equal")
+        room = self.ax.get_window_extent()
+        self.scale = min(room.width / width, room.height / height) / self.ax.figure.dpi
 
     def text(self, x: float, y: float, text: str, size: float = TEXT, color: str = INK, **look: Any) -> None:
         """Write, centred unless told otherwise."""
@@ -106,10 +101,10 @@ class Diagram:
 
 def width_of(text: str, size: float = TEXT, weight: str = "normal") -> float:
     """The width of a text, in inches."""
+    _pyplot()
     from matplotlib.font_manager import FontProperties
     from matplotlib.textpath import TextPath
 
-    _pyplot()
     return TextPath((0, 0), text, size=size, prop=FontProperties(weight=weight)).get_extents().width / 72
 
 
@@ -122,7 +117,6 @@ def tint(color: str, share: float = 0.28) -> tuple[float, float, float]:
     """A colour thinned with white."""
     from matplotlib.colors import to_rgb
 
-    _pyplot()
     red, green, blue = (1 - share * (1 - part) for part in to_rgb(color))
     return red, green, blue
 

@@ -77,7 +77,8 @@ def unrolled(
     >>> import jax
     >>> from lstmjax import lstm
     >>> params = lstm.init(jax.random.key(0), inputs=2, units=3)
-    >>> unrolled(params, steps=4).figure.savefig("/dev/null", format="svg")
+    >>> unrolled(params, steps=4)
+    <Axes: >
     """
     steps = checks.positive_int("steps", steps)
     return_sequences = checks.boolean("return_sequences", return_sequences)
@@ -208,8 +209,9 @@ def _carry(diagram: Diagram, columns: _Columns, chain: _Chain, y: float) -> None
     read = list(places)[::onward]
     leaves = {step: x + onward * CELL_WIDTH / 2 for step, x in places.items()}
     start = leaves[read[0]] - onward * columns.pitch
-    carried = [(read[0] - onward, start)]
-    carried += [(step or after - onward, leaves[step]) for step, after in zip(read, [*read[1:], None], strict=True)]
+    carried: list[tuple[int, float]] = [((1 - onward) // 2 * (columns.steps + 1), start)]
+    for place, step in enumerate(read):
+        carried.append((read[place + 1] - onward if step is None else step, leaves[step]))
     for step, x in carried:
         for symbol, length, height in (("c", params.units, 0.24), ("h", params.outputs, -0.24)):
             diagram.wire((x, y + height), (x + onward * gap, y + height))
