@@ -93,10 +93,15 @@ class Diagram:
     def panel(self, x: float, y: float, width: float, height: float) -> Any:
         """An Axes of its own, from its lower left corner."""
         panel = self.ax.inset_axes((x, y, width, height), transform=self.ax.transData)
-        panel.tick_params(labelsize=SMALL * self.scale, width=0.7 * self.scale, length=2.5 * self.scale, colors=MUTED)
+        self.trim(panel)
         for spine in panel.spines.values():
             spine.set(linewidth=0.7 * self.scale, color=MUTED)
         return panel
+
+    def trim(self, panel: Any) -> None:
+        """Thin ticks, with numbers of our size."""
+        lengths = {"labelsize": SMALL, "width": 0.7, "length": 2.5, "pad": 2.5}
+        panel.tick_params(colors=MUTED, **{name: points * self.scale for name, points in lengths.items()})
 
 
 def width_of(text: str, size: float = TEXT, weight: str = "normal") -> float:
@@ -108,9 +113,9 @@ def width_of(text: str, size: float = TEXT, weight: str = "normal") -> float:
     return TextPath((0, 0), text, size=size, prop=FontProperties(weight=weight)).get_extents().width / 72
 
 
-def shown(count: int, most: int = 8) -> Sequence[int | None]:
-    """The numbers from 1 to count; where they are too many the first three, None for a gap, and the last."""
-    return range(1, count + 1) if count <= most else (1, 2, 3, None, count)
+def shown(count: int, most: int = 8) -> Sequence[int]:
+    """The numbers from 1 to count; where they are too many the first three, 0 for a gap, and the last."""
+    return range(1, count + 1) if count <= most else (1, 2, 3, 0, count)
 
 
 def tint(color: str, share: float = 0.28) -> tuple[float, float, float]:

@@ -184,7 +184,7 @@ def _bar(diagram: Diagram, image: Any, x: float, y: float, height: float) -> Non
     bar.outline.set(linewidth=0.7 * diagram.scale, edgecolor=MUTED)
     low, high = image.get_clim()
     bar.set_ticks([low, (low + high) / 2, high], labels=[f"{value:.3g}" for value in (low, (low + high) / 2, high)])
-    panel.tick_params(labelsize=SMALL * diagram.scale, width=0.7, length=2.5, colors=MUTED)
+    diagram.trim(panel)
 
 
 def _number(axis: Any, count: int, inches: float, apart: float, labelled: bool) -> None:

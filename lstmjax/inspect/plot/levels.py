@@ -51,11 +51,11 @@ def hierarchy(lengths: Sequence[int], *, words: Sequence[Sequence[str]] | None =
         (row, column): f"$w_{{{row},{column}}}$" if words is None else words[row - 1][column - 1].replace("$", r"\$")
         for row in rows
         for column in columns
-        if row is not None and column is not None and column <= lengths[row - 1]
+        if 0 < column <= lengths[row - 1] and row
     }
     word = max([0.62, *(width_of(text) + 0.16 for text in told.values())])
     pitch = word + 0.1
-    sides = {row: f"utterance {row}: {_plural(lengths[row - 1])}" for row in rows if row is not None}
+    sides = {row: f"utterance {row}: {_plural(lengths[row - 1])}" for row in rows if row}
     left = 0.3 + max(width_of(text, SMALL) for text in sides.values())
     right = left + 0.2 + max(pitch * len(columns), 1.2)
     encoder, codes, above, tags = right + 0.75, right + 1.95, right + 3.15, right + 4.35
@@ -75,14 +75,14 @@ def hierarchy(lengths: Sequence[int], *, words: Sequence[Sequence[str]] | None =
     diagram.text(tags, heads + 0.1, "tags")
     diagram.text(tags, heads - 0.1, "CRF")
     for row, y in heights.items():
-        if row is None:
+        if not row:
             for x in (left / 2, (left + right) / 2, encoder, codes, above, tags):
                 diagram.text(x, y, "⋮", TEXT + 3, MUTED)
             continue
         diagram.text(0.15, y, sides[row], SMALL, MUTED, ha="left")
         for place, column in enumerate(columns):
             x = left + 0.1 + pitch * (place + 0.5)
-            if column is None:
+            if not column:
                 diagram.text(x, y, "…", TEXT + 2, MUTED)
             elif (row, column) in told:
                 diagram.box(x, y, word, BOX, name="word")
@@ -105,7 +105,7 @@ def hierarchy(lengths: Sequence[int], *, words: Sequence[Sequence[str]] | None =
         diagram.wire((tags, high - BOX / 2), (tags, low + BOX / 2), head=False)
     diagram.text(encoder, 0.7, "the same one for\nevery utterance", SMALL, MUTED)
     diagram.text(above, 0.7, "once over the\nconversation", SMALL, MUTED)
-    steps = ", ".join("…" if row is None else str(lengths[row - 1]) for row in rows)
+    steps = ", ".join(str(lengths[row - 1]) if row else "…" for row in rows)
     note = "      hatched: padding, which reaches nothing" if min(lengths) < longest else ""
     diagram.text(0.15, 0.2, f"lengths = ([{steps}], {count}){note}", SMALL, MUTED, ha="left")
     return diagram.ax
