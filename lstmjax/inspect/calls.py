@@ -215,14 +215,14 @@ class _Recorder:
         before = sys.getprofile()
         if before is not None and not callable(before):
             raise RuntimeError("summary watches calls with sys.setprofile, which a profiler holds: run it outside.")
-        sys.setprofile(self._see)
+        sys.setprofile(lambda frame, event, result: frame.f_code in _WATCHED and self._see(frame, event, result))
         try:
             yield
         finally:
             sys.setprofile(before)
 
     def _see(self, frame: FrameType, event: str, result: Any) -> None:
-        if event == "call" and frame.f_code in _WATCHED:
+        if event == "call":
             self._enter(frame, _WATCHED[frame.f_code])
         elif event == "return" and self._open and self._open[-1].frame is frame:
             self._leave(self._open.pop(), result)
