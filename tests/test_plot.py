@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from matplotlib.text import Text
 
-from lstmjax import bidirectional, lstm, stack
+from lstmjax import LSTMOptions, bidirectional, lstm, stack
 from lstmjax.inspect import plot, trace
 
 KEY = jax.random.key(0)
@@ -235,6 +235,14 @@ def test_the_gates_drawn_are_those_of_the_trace(options):
         assert (low, high) == (0, 1) if name in "ifo" else -low == high >= np.abs(image.get_array()).max()
     np.testing.assert_array_equal(named(ax, "x")[0].get_array().T, xs)
     assert not named(plot.gates(inside), "x")
+
+
+def test_gates_that_open_beyond_1_are_not_cut():
+    xs = 5 * jax.random.normal(KEY, (12, 2))
+    inside = trace(lstm.init(KEY, 2, 3), xs, options=LSTMOptions(recurrent_activation="relu"))
+    most = max(float(getattr(inside, name).max()) for name in "ifo")
+    assert most > 1
+    assert named(plot.gates(inside), "i")[0].get_clim() == (0, pytest.approx(most))
 
 
 @pytest.mark.parametrize("lengths", [[4, 2, 3], [0, 3], [1], [0], [8] * 8])

@@ -295,6 +295,18 @@ def test_params_that_a_function_brings_along_count():
     assert summary(loop, shape(8, 2)).splitlines()[-1].split() == ["total", "288", "bytes", "72"]
 
 
+def test_params_that_a_function_brings_along_are_not_taken_for_its_arguments():
+    teacher, other = lstm.init(KEY, 2, 3), lstm.init(KEY, 2, 3)
+
+    def distance(student, xs):
+        ys, targets = lstm.apply(student["lstm"], xs)[0], lstm.apply(teacher, xs)[0]
+        return ys - targets + lstm.apply(other, xs)[0]
+
+    table = summary(distance, {"lstm": lstm.init(KEY, 2, 3)}, shape(10, 2))
+    assert [row[1] for row in rows(table)] == ["lstm (LSTM)", "LSTM", "LSTM"]
+    assert table.split()[-1] == "216"
+
+
 def test_layers_that_nothing_depends_on_are_unused():
     def forgetful(params, xs):
         bidirectional.apply(params["above"], xs)

@@ -10,7 +10,7 @@ import inspect
 import itertools
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from types import FrameType, UnionType
+from types import FrameType
 from typing import Any, NamedTuple
 
 import jax
@@ -19,16 +19,8 @@ from jax.experimental.xla_metadata import set_xla_metadata
 from jax.interpreters import partial_eval
 from jax.tree_util import DictKey
 
-from lstmjax import bidirectional, conv1d, crf, dense, embedding, hierarchy, lstm, residual, stack
-from lstmjax.bidirectional import BidirectionalParams
-from lstmjax.conv1d import Conv1DParams
-from lstmjax.crf import CRFParams
-from lstmjax.dense import DenseParams
-from lstmjax.embedding import EmbeddingParams
-from lstmjax.hierarchy import HierarchyParams
+from lstmjax.inspect import functions
 from lstmjax.inspect.layers import KINDS, Node, Path, nodes, outermost, titled, width
-from lstmjax.lstm import LSTMParams
-from lstmjax.stack import StackParams
 
 _traced = itertools.count()
 
@@ -53,7 +45,8 @@ class Call:
 
     def look(self) -> Any:
         """What tells it from another call."""
-        return self.title, self.output, [call.look() for call in self.within]
+        own = [id(leaf) for leaf in _concrete(self.params)]
+        return self.title, self.output, own, [call.look() for call in self.within]
 
 
 class Watched(NamedTuple):
@@ -130,61 +123,12 @@ def _unused(layer: Node, used: dict[Path, bool]) -> Iterator[Node]:
         yield from _unused(part, used)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Function:
-    """A layer's public function.
-
-    Args:
-        run: the function, whose first argument is params.
-        of: the params that it takes as a layer of its own; it may take others, which it hands on.
-        steps: the axes of what it returns between the batch axes and the last one, from its arguments.
-        last: whether there is a last one.
-        is_row: whether it is a layer by itself.
-    """
-
-    run: Callable[..., Any]
-    of: type | UnionType
-    steps: Callable[[dict[str, Any]], tuple[str, ...]] = lambda _: ()
-    last: bool = True
-    is_row: bool = True
-
-    @property
-    def does(self) -> str:
-        """What to call it beside the name of the layer."""
-        return "" if self.run.__name__ == "apply" else f" {self.run.__name__}"
-
-
-def _in_time(arguments: dict[str, Any]) -> tuple[str, ...]:
-    return ("time",) if arguments["return_sequences"] else ()
-
-
-_FUNCTIONS = (
-    _Function(lstm.apply, LSTMParams, _in_time),
-    _Function(lstm.step, LSTMParams),
-    _Function(bidirectional.apply, BidirectionalParams, _in_time),
-    _Function(stack.apply, StackParams, _in_time),
-    _Function(stack.step, StackParams),
-    _Function(hierarchy.apply, HierarchyParams, _in_time),
-    _Function(hierarchy.encode, LSTMParams | BidirectionalParams | StackParams, is_row=False),
-    _Function(dense.apply, DenseParams),
-    _Function(embedding.apply, EmbeddingParams),
-    _Function(conv1d.apply, Conv1DParams, lambda _: ("steps",)),
-    _Function(residual.apply, tuple, lambda _: ("steps",)),
-    _Function(crf.log_likelihood, CRFParams, last=False),
-    _Function(crf.log_partition, CRFParams, last=False),
-    _Function(crf.marginals, CRFParams, lambda _: ("time", "tags"), last=False),
-    _Function(crf.decode, CRFParams, lambda _: ("time",), last=False),
-    _Function(crf.sample, CRFParams, lambda _: ("time",), last=False),
-)
-_WATCHED = {inspect.unwrap(function.run).__code__: function for function in _FUNCTIONS}
-
-
 @dataclasses.dataclass
 class _Open:
     """A call that has not returned: its frame, the function, and the level of a hierarchy that it is in."""
 
     frame: FrameType
-    function: _Function
+    function: functions.Function
     call: Call
     level: Call | None
     axes: tuple[str, ...]
@@ -215,7 +159,9 @@ class _Recorder:
         before = sys.getprofile()
         if before is not None and not callable(before):
             raise RuntimeError("summary watches calls with sys.setprofile, which a profiler holds: run it outside.")
-        sys.setprofile(lambda frame, event, result: frame.f_code in _WATCHED and self._see(frame, event, result))
+        sys.setprofile(
+            lambda frame, event, result: frame.f_code in functions.WATCHED and self._see(frame, event, result)
+        )
         try:
             yield
         finally:
@@ -223,11 +169,11 @@ class _Recorder:
 
     def _see(self, frame: FrameType, event: str, result: Any) -> None:
         if event == "call":
-            self._enter(frame, _WATCHED[frame.f_code])
+            self._enter(frame, functions.WATCHED[frame.f_code])
         elif event == "return" and self._open and self._open[-1].frame is frame:
             self._leave(self._open.pop(), result)
 
-    def _enter(self, frame: FrameType, function: _Function) -> None:
+    def _enter(self, frame: FrameType, function: functions.Function) -> None:
         params = frame.f_locals[frame.f_code.co_varnames[0]]
         if not isinstance(params, function.of):
             return
@@ -238,17 +184,16 @@ class _Recorder:
         beside, level = self._beside(path)
         if function.is_row:
             beside.append(call)
-        axes = function.steps(frame.f_locals)
+        axes = function.steps(dict(frame.f_locals))
         last = width(params) if function.last else None
         self._open.append(_Open(frame, function, call, level, (*axes, last.names) if last else axes))
-        concrete = [leaf for leaf in jax.tree.leaves(params) if not isinstance(leaf, jax.core.Tracer)]
-        self.brought |= {id(leaf): leaf for leaf in concrete}
+        self.brought |= {id(leaf): leaf for leaf in _concrete(params)}
 
     def _leave(self, done: _Open, result: Any) -> None:
         if result is None:
             return
         outputs = result[0] if isinstance(result, tuple) else result
-        done.call.output = " and ".join(_axes(array.shape, done.axes) for array in jax.tree.leaves(outputs))
+        done.call.output = " and ".join(functions.told(array.shape, done.axes) for array in jax.tree.leaves(outputs))
         if done.level is not None:
             done.level.output = done.call.output
 
@@ -258,7 +203,7 @@ class _Recorder:
             first = next(outermost(params))
             path = self._path(first.value)
             return path if path is None else path[: len(path) - len(first.path)]
-        alike = self._alike.get(_look(params), set())
+        alike = set() if _concrete(params) else self._alike.get(_look(params), set())
         return self._paths.get(id(params), next(iter(alike)) if len(alike) == 1 else None)
 
     def _beside(self, path: Path) -> tuple[list[Call], Call | None]:
@@ -279,14 +224,12 @@ def _starts(path: Path, start: Path) -> bool:
     return path[: len(start)] == start
 
 
+def _concrete(params: Any) -> list[Any]:
+    """The arrays that are no arguments of the function, nor computed from them."""
+    return [leaf for leaf in jax.tree.leaves(params) if not isinstance(leaf, jax.core.Tracer)]
+
+
 def _look(params: Any) -> Any:
     """What params look like: their structure and their shapes."""
     leaves, tree = jax.tree.flatten(params)
     return tree, tuple(leaf.shape for leaf in leaves)
-
-
-def _axes(shape: tuple[int, ...], names: tuple[str, ...]) -> str:
-    """The axes of an array with their sizes, of which the last have these names."""
-    count = len(shape) - len(names)
-    batch = [f"batch {' x '.join(map(str, shape[:count]))}"] if count else []
-    return f"[{', '.join([*batch, *(f'{name} {size}' for name, size in zip(names, shape[count:], strict=True))])}]"

@@ -21,9 +21,10 @@ def summary(params: Any, *args: Any, **kwargs: Any) -> str:
     its number of parameters, in names and in numbers.
 
     A function is called with its arguments, arrays or `jax.ShapeDtypeStruct`, without computing anything: layers are
-    listed in the order of their calls, one within another, with the shapes that they put out. Layers see no axis that
-    `jax.vmap` maps, and the body of a `jax.lax.scan` is called once. Layers in the arguments on which nothing that is
-    returned depends are listed as unused.
+    listed in the order of their calls, one within another, with the shapes that they put out. A layer sees no axis that
+    `jax.vmap` maps; the body of a `jax.lax.scan` is called once; layers of the same shapes in a function that `jax.jit`
+    compiled within another one have no path. Layers in the arguments on which nothing that is returned depends are
+    listed as unused.
 
     Args:
         params: any tree of arrays (or of `jax.ShapeDtypeStruct`); or a function.
