@@ -234,6 +234,8 @@ def test_the_gates_drawn_are_those_of_the_trace(options):
         low, high = image.get_clim()
         assert (low, high) == (0, 1) if name in "ifo" else -low == high >= np.abs(image.get_array()).max()
     np.testing.assert_array_equal(named(ax, "x")[0].get_array().T, xs)
+    labels = [label.get_text() for label in ax.child_axes[3].get_yticklabels()]
+    assert labels == ["0", "0.5", "1"]
     assert not named(plot.gates(inside), "x")
 
 

@@ -129,7 +129,7 @@ def gates(trace: Trace, xs: Float[ArrayLike, "time inputs"] | None = None, *, ax
     bound = max(1.0, _bound(*(arrays[name] for name in "gch")))
     opened = [arrays[name] for name in "ifo"]  # below 0 or above 1 with an activation such as linear or relu
     closed = _bound(*(np.minimum(array, 0) for array in opened))
-    limits = {SEQUENTIAL: (-closed, max(1.0, _bound(*opened))), DIVERGING: (-bound, bound)}
+    limits = {SEQUENTIAL: (0.0 - closed, max(1.0, _bound(*opened))), DIVERGING: (-bound, bound)}
 
     across = float(np.clip(0.22 * time, 3.0, 8.0))
     tall = {name: float(np.clip(0.18 * len(array), 0.5, 1.4)) for name, array in arrays.items()}
