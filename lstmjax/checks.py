@@ -237,6 +237,8 @@ def common_leading_axes(arrays: list[Any], count: int, axes: str) -> tuple[int, 
 
 def asarray(name: str, value: Any) -> jax.Array:
     """Return `value` as a JAX array of any dtype, or raise."""
+    if isinstance(value, np.ndarray) and not value.dtype.isnative:
+        raise TypeError(f"{name} must have the byte order of this machine, as .astype({value.dtype.name!r}) gives it.")
     try:
         return jnp.asarray(value)
     except (TypeError, ValueError, OverflowError) as error:

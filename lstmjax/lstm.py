@@ -61,7 +61,7 @@ def step(
     >>> y.shape
     (8, 3)
     """
-    if not _are_arrays(x, state):
+    if not _are_arrays(params, x, state):
         x, state, _ = _checked_step(params, x, state, options, dropout)
     try:
         return _step(params, x, state, options, dropout)
@@ -131,7 +131,7 @@ def apply(
     return_sequences = checks.boolean("return_sequences", return_sequences)
     unroll = None if unroll is None else checks.positive_int("unroll", unroll)
     segments = 0
-    if lengths is not None or checkpoint is not False or not _are_arrays(xs, state, resets):
+    if lengths is not None or checkpoint is not False or not _are_arrays(params, xs, state, resets):
         xs, state, lengths, resets = checked(params, xs, state, lengths, resets, key, options, dropout, implementation)
         segments = _segments(checkpoint, xs.shape[-2])
     static = reverse, return_sequences, options, dropout, implementation, unroll, segments
@@ -394,10 +394,16 @@ def _segments(checkpoint: Any, time: int) -> int:
     return recurrence.even(time, max(1, math.isqrt(6 * time)))
 
 
-def _are_arrays(xs: Any, state: Any, resets: Any = None) -> bool:
-    """Whether jit takes these as they are; lists, and arrays of other libraries, are converted first."""
+def _are_arrays(params: Any, xs: Any, state: Any, resets: Any = None) -> bool:
+    """Whether jit takes these as they are; lists and arrays of other libraries are converted first.
+
+    Arrays of another byte order are refused there: once it has compiled, jit would read them as they stand.
+    """
     leaves = (xs, state.h, state.c, resets) if isinstance(state, LSTMState) else (xs, state, resets)
-    return all(map(_is_array, map(type, leaves)))
+    if not all(map(_is_array, map(type, leaves))):
+        return False
+    arrays = jax.tree.leaves((params, leaves))
+    return all(leaf.dtype.isnative for leaf in arrays if isinstance(leaf, np.ndarray))
 
 
 @cache

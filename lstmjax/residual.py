@@ -191,8 +191,8 @@ def _block(params, x, dilation, stride, act, dropout, key):
         x = conv1d.apply(params.shortcut, x, stride=stride)
     elif stride != 1 or x.shape != f.shape:
         raise ValueError(
-            f"a block from {x.shape[-1]} to {f.shape[-1]} features with stride {stride} must have a shortcut; "
-            "got None. Give residual.init the same strides."
+            f"params must have a shortcut in a block from {x.shape[-1]} to {f.shape[-1]} features with stride "
+            f"{stride}; got None. Give residual.init the same strides."
         )
     return act(f + x)
 

@@ -45,6 +45,25 @@ def test_what_becomes_an_array(kind):
     jax.tree.map(np.testing.assert_array_equal, lstm.step(params, kind(xs[0]), taken), lstm.step(params, xs[0], state))
 
 
+@pytest.mark.usefixtures("untyped")
+@pytest.mark.parametrize("place", ["params", "xs", "state"])
+def test_another_byte_order_is_refused_once_compiled_too(place):
+    """`jax.jit` takes such arrays for those it has compiled for, and reads their bytes as they stand."""
+    params = jax.tree.map(np.asarray, lstm.init(KEY, 2, 3))
+    arrays = {
+        "params": params,
+        "xs": np.ones((4, 2), "f"),
+        "state": jax.tree.map(np.asarray, lstm.initial_state(params)),
+    }
+    lstm.apply(**arrays)
+    lstm.step(params, arrays["xs"][0], arrays["state"])
+    arrays[place] = jax.tree.map(lambda leaf: leaf.astype(">f4"), arrays[place])
+    with pytest.raises(TypeError, match=rf"{place}.* must have the byte order of this machine, .*'float32'"):
+        lstm.apply(**arrays)
+    with pytest.raises(TypeError, match=r"must have the byte order of this machine, .*'float32'"):
+        lstm.step(arrays["params"], arrays["xs"][0], arrays["state"])
+
+
 @pytest.mark.parametrize(
     "options",
     [

@@ -296,7 +296,7 @@ def test_refusals(untyped):
         residual.apply(params, xs, dilations=2)
     with pytest.raises(ValueError, match=r"params must have at least one block, got \(\)"):
         residual.apply((), xs)
-    with pytest.raises(ValueError, match=r"a block from 3 to 3 features with stride 2 must have a shortcut; got None"):
+    with pytest.raises(ValueError, match=r"params must have a shortcut in a block from 3 to 3 features with stride 2"):
         residual.apply(params, xs, strides=(2, 1, 1))
     with pytest.raises(
         ValueError, match=r"xs must have 3 features in its last axis, because params\[0\]\.first\.w has"
