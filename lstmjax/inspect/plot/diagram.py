@@ -1,0 +1,147 @@
+"""One look for all pictures: boxes, arrows and text inside one Axes, placed in inches."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+else:
+    Axes = Any
+
+INK, MUTED, FAINT, PAPER, BAND = "#1f2933", "#52606d", "#b6bec8", "#ffffff", "#eef3f8"
+# Okabe & Ito, "Color universal design" (2008): told apart with any colour vision.
+BLUE, ORANGE, GREEN, PURPLE, SKY, VERMILION = "#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00"
+GATES = {"i": BLUE, "f": ORANGE, "g": GREEN, "o": PURPLE}
+SEQUENTIAL, DIVERGING = "cividis", "PuOr"
+TEXT, SMALL = 9.5, 8.5  # points
+LINE = 1.1
+
+
+class Diagram:
+    """An Axes on which 1 is an inch, at the size that the picture has when it is drawn for itself.
+
+    Args:
+        ax: the Axes to draw in, which the picture fills as far as its proportions allow; None for one of its own.
+        width: of the picture, in inches.
+        height: likewise.
+    """
+
+    def __init__(self, ax: Axes | None, width: float, height: float):
+        if ax is None:
+            figure, ax = _pyplot().subplots(figsize=(width, height))
+            figure.set_facecolor(PAPER)
+            ax.set_position((0, 0, 1, 1))
+        self.ax: Any = ax
+        ax.axis("off")
+        ax.set(xlim=(0, width), ylim=(0, height), aspect="equal")
+        room = ax.get_window_extent()
+        self.scale = min(room.width / width, room.height / height) / ax.figure.dpi
+
+    def text(self, x: float, y: float, text: str, size: float = TEXT, color: str = INK, **look: Any) -> None:
+        """Write, centred unless told otherwise."""
+        look = {"ha": "center", "va": "center"} | look
+        self.ax.text(x, y, text, size=size * self.scale, color=color, zorder=5, **look)
+
+    def box(
+        self, x: float, y: float, width: float, height: float, *, name: str = "", line: float = LINE, **look: Any
+    ) -> None:
+        """Draw a rounded box around a centre; `name` is its gid, by which it can be found."""
+        from matplotlib.patches import FancyBboxPatch
+
+        look = {"facecolor": PAPER, "edgecolor": INK, "zorder": 3} | look
+        radius = min(0.08, width / 4, height / 4)
+        patch = FancyBboxPatch(
+            (x - width / 2 + radius, y - height / 2 + radius),
+            width - 2 * radius,
+            height - 2 * radius,
+            boxstyle=f"round,pad={radius}",
+            linewidth=line * self.scale,
+            gid=name or None,
+            **look,
+        )
+        self.ax.add_patch(patch)
+
+    def value(self, x: float, y: float, width: float, height: float, symbol: str, shape: str, **look: Any) -> None:
+        """A box for an array: its symbol above its shape."""
+        faint = look.pop("faint", False)
+        color = FAINT if faint else INK
+        self.box(x, y, width, height, edgecolor=color, linestyle="--" if faint else "-", **look)
+        self.text(x, y + 0.1, symbol, color=color)
+        self.text(x, y - 0.12, shape, SMALL, FAINT if faint else MUTED)
+
+    def dot(self, x: float, y: float, symbol: str) -> None:
+        """A pointwise operation."""
+        from matplotlib.patches import Circle
+
+        self.ax.add_patch(Circle((x, y), 0.14, facecolor=PAPER, edgecolor=INK, linewidth=LINE * self.scale, zorder=3))
+        self.text(x, y, symbol, TEXT + 1)
+
+    def wire(self, *points: tuple[float, float], head: bool = True, color: str = INK, **look: Any) -> None:
+        """Draw a line through points, with rounded corners and an arrow's head at its end."""
+        from matplotlib.patches import FancyArrowPatch
+        from matplotlib.path import Path
+
+        vertices, codes = [points[0]], [Path.MOVETO]
+        for before, corner, after in zip(points, points[1:], points[2:], strict=False):
+            vertices += [_towards(corner, before), corner, _towards(corner, after)]
+            codes += [Path.LINETO, Path.CURVE3, Path.CURVE3]
+        patch = FancyArrowPatch(
+            path=Path([*vertices, points[-1]], [*codes, Path.LINETO]),
+            arrowstyle="-|>" if head else "-",
+            mutation_scale=9 * self.scale,
+            linewidth=LINE * self.scale,
+            color=color,
+            **{"zorder": 2, "capstyle": "butt", "joinstyle": "miter"} | look,
+        )
+        self.ax.add_patch(patch)
+
+    def panel(self, x: float, y: float, width: float, height: float) -> Any:
+        """An Axes of its own, from its lower left corner."""
+        panel = self.ax.inset_axes((x, y, width, height), transform=self.ax.transData)
+        panel.tick_params(labelsize=SMALL * self.scale, width=0.7 * self.scale, length=2.5 * self.scale, colors=MUTED)
+        for spine in panel.spines.values():
+            spine.set(linewidth=0.7 * self.scale, color=MUTED)
+        return panel
+
+
+def width_of(text: str, size: float = TEXT, weight: str = "normal") -> float:
+    """The width of a text, in inches."""
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.textpath import TextPath
+
+    _pyplot()
+    return TextPath((0, 0), text, size=size, prop=FontProperties(weight=weight)).get_extents().width / 72
+
+
+def shown(count: int, most: int = 8) -> Sequence[int | None]:
+    """The numbers from 1 to count; where they are too many the first three, None for a gap, and the last."""
+    return range(1, count + 1) if count <= most else (1, 2, 3, None, count)
+
+
+def tint(color: str, share: float = 0.28) -> tuple[float, float, float]:
+    """A colour thinned with white."""
+    from matplotlib.colors import to_rgb
+
+    _pyplot()
+    red, green, blue = (1 - share * (1 - part) for part in to_rgb(color))
+    return red, green, blue
+
+
+def told(array: Any) -> str:
+    """The shape of an array, as Python writes it."""
+    return str(tuple(array.shape))
+
+
+def _towards(corner: tuple[float, float], other: tuple[float, float], radius: float = 0.08) -> tuple[float, float]:
+    (x, y), (to_x, to_y) = corner, other
+    length = max(abs(to_x - x), abs(to_y - y))
+    share = min(radius, length / 2) / length if length else 0
+    return x + (to_x - x) * share, y + (to_y - y) * share
+
+
+def _pyplot() -> Any:
+    try:
+        import matplotlib.pyplot as pyplot
+    except ImportError as error:
+        raise ImportError("lstmjax.inspect.plot draws with matplotlib: pip install 'lstmjax[plot]'.") from error
+    return pyplot
