@@ -8,6 +8,8 @@ import re
 import textwrap
 from pathlib import Path
 
+from sphinx import addnodes
+
 import lstmjax
 
 HERE = Path(__file__).parent
@@ -66,6 +68,7 @@ linkcheck_retries = 2
 def setup(app):
     app.connect("autodoc-process-signature", as_written)
     app.connect("autodoc-process-docstring", as_rst, priority=400)  # before napoleon
+    app.connect("doctree-read", folders_as_text)
 
 
 def as_written(app, what, name, obj, options, signature, returns):
@@ -80,7 +83,7 @@ def as_written(app, what, name, obj, options, signature, returns):
 
 
 def as_rst(app, what, name, obj, options, lines):
-    """Translate what docstrings have of Markdown: literal stars, equations in indented blocks, tables."""
+    """Translate what docstrings have of Markdown: literal stars, code with a plural, equations in blocks, tables."""
     paragraphs = re.split(r"\n\s*\n", "\n".join(lines).rstrip())
     lines[:] = "\n\n".join(map(paragraph_as_rst, paragraphs)).split("\n") + [""]
 
@@ -94,6 +97,16 @@ def paragraph_as_rst(text):
         cells = [f"   {'  -' if number else '* -'} {cell}" for row in rows[:1] + rows[2:] for number, cell in enumerate(row)]
         return "\n".join([".. list-table::", "   :header-rows: 1", "", *cells])
     if text.startswith("    "):
-        return "::\n\n" + text
+        return ".. code-block:: text\n\n" + text
     parts = re.split(r"(`[^`]*`)", text)
-    return "".join(part if part.startswith("`") else re.sub(r"([*|\\]|_(?=\W))", r"\\\1", part) for part in parts)
+    for number, part in enumerate(parts):
+        if number % 2 == 0:
+            parts[number] = (r"\ " if number and part[:1].isalnum() else "") + re.sub(r"([*|\\]|_(?=\W))", r"\\\1", part)
+    return "".join(parts)
+
+
+def folders_as_text(app, doctree):
+    """A page links to folders of the repository, of which a site has none."""
+    for link in list(doctree.findall(addnodes.pending_xref)):
+        if (HERE / link["reftarget"]).is_dir():
+            link.replace_self(link.children)
