@@ -1,10 +1,10 @@
 """`python -m sphinx -W --keep-going -b html docs docs/_build/html`: the site, with every example executed anew."""
 
 import ast
-import importlib
 import inspect
 import os
 import re
+import sys
 import textwrap
 from pathlib import Path
 
@@ -44,13 +44,19 @@ nb_execution_raise_on_error = True
 nb_execution_timeout = 300
 nb_merge_streams = True
 
-# Figures as SVG, in a style of their own; kernels inherit the environment.
+# Figures as SVG, in a style of their own. Kernels inherit the environment.
 ipython = HERE / "_build" / "ipython"
 (ipython / "profile_default").mkdir(parents=True, exist_ok=True)
 (ipython / "profile_default" / "ipython_kernel_config.py").write_text(
-    "c.InlineBackend.figure_formats = {'svg'}\nc.HistoryManager.enabled = False\n"
+    "c.InlineBackend.figure_formats = {'svg'}\nc.HistoryManager.enabled = False\nc.IPKernelApp.log_level = 'ERROR'\n"
 )
-os.environ |= {"IPYTHONDIR": str(ipython), "MATPLOTLIBRC": str(HERE / "matplotlibrc"), "JAX_PLATFORMS": "cpu"}
+os.environ |= {
+    "IPYTHONDIR": str(ipython),
+    "MATPLOTLIBRC": str(HERE / "matplotlibrc"),
+    "JAX_PLATFORMS": "cpu",
+    "COLUMNS": "100",
+    "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",  # `python` in a cell is this one
+}
 
 # Docstrings: napoleon reads Args, Returns and Raises; their Markdown is translated below.
 autodoc_member_order = "bysource"
@@ -66,6 +72,7 @@ linkcheck_retries = 2
 
 
 def setup(app):
+    """Connect what follows to the events of Sphinx."""
     app.connect("autodoc-process-signature", as_written)
     app.connect("autodoc-process-docstring", as_rst, priority=400)  # before napoleon
     app.connect("doctree-read", folders_as_text)
@@ -85,23 +92,28 @@ def as_written(app, what, name, obj, options, signature, returns):
 def as_rst(app, what, name, obj, options, lines):
     """Translate what docstrings have of Markdown: literal stars, code with a plural, equations in blocks, tables."""
     paragraphs = re.split(r"\n\s*\n", "\n".join(lines).rstrip())
-    lines[:] = "\n\n".join(map(paragraph_as_rst, paragraphs)).split("\n") + [""]
+    lines[:] = [*"\n\n".join(map(paragraph_as_rst, paragraphs)).split("\n"), ""]
 
 
 def paragraph_as_rst(text):
+    """Translate one paragraph."""
     first = text.lstrip("\n").lstrip()
     if first.startswith(">>>"):
         return text
     if first.startswith("|"):
         rows = [[cell.strip() for cell in row.strip().strip("|").split("|")] for row in text.split("\n")]
-        cells = [f"   {'  -' if number else '* -'} {cell}" for row in rows[:1] + rows[2:] for number, cell in enumerate(row)]
+        cells = [
+            f"   {'  -' if number else '* -'} {cell}" for row in rows[:1] + rows[2:] for number, cell in enumerate(row)
+        ]
         return "\n".join([".. list-table::", "   :header-rows: 1", "", *cells])
     if text.startswith("    "):
         return ".. code-block:: text\n\n" + text
     parts = re.split(r"(`[^`]*`)", text)
     for number, part in enumerate(parts):
         if number % 2 == 0:
-            parts[number] = (r"\ " if number and part[:1].isalnum() else "") + re.sub(r"([*|\\]|_(?=\W))", r"\\\1", part)
+            parts[number] = (r"\ " if number and part[:1].isalnum() else "") + re.sub(
+                r"([*|\\]|_(?=\W))", r"\\\1", part
+            )
     return "".join(parts)
 
 
