@@ -1,4 +1,4 @@
-"""The small layers: dense, embedding, time_distributed, summary."""
+"""The small layers: dense, embedding, time_distributed."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import lstmjax
-from lstmjax import dense, embedding, lstm, summary, time_distributed
+from lstmjax import dense, embedding, lstm, time_distributed
 
 KEY = jax.random.key(0)
 
@@ -75,8 +75,6 @@ def test_refusals(untyped):
         time_distributed(lambda a, b: a)(jnp.ones((2, 3, 4)), jnp.ones((2, 4)))
     with pytest.raises(ValueError, match=r"axes \[batch, time\]; got shapes \[\(3,\)\]"):
         time_distributed(lambda a: a)(jnp.ones(3))
-    with pytest.raises(TypeError, match="params must be a tree of arrays; name is a str"):
-        summary({"name": "lstm"})
 
 
 @given(st.integers(0, 3), st.integers(0, 3))
@@ -104,21 +102,6 @@ def test_time_distributed_encoder_equals_a_python_loop():
     for c, u in np.ndindex(2, 3):
         alone, _ = lstm.apply(params, words[c, u, : lengths[c, u]], return_sequences=False)
         np.testing.assert_allclose(codes[c, u], alone, atol=1e-6)
-
-
-def test_summary():
-    params = {"encoder": lstm.init(KEY, 1, 1), "head": dense.init(KEY, 1, 1000, dtype=jnp.bfloat16)}
-    assert summary(params) == (
-        "name          shape      dtype     count\n"
-        "encoder/w_x   (1, 4)     float32       4\n"
-        "encoder/w_h   (1, 4)     float32       4\n"
-        "encoder/bias  (4,)       float32       4\n"
-        "head/w        (1, 1000)  bfloat16  1,000\n"
-        "head/bias     (1000,)    bfloat16  1,000\n"
-        "total                              2,012"
-    )
-    assert summary(jax.eval_shape(lambda: params)) == summary(params)
-    assert summary({}).splitlines()[-1].split() == ["total", "0"]
 
 
 def test_public_names():

@@ -3,8 +3,8 @@
 Each takes a matplotlib Axes to draw in, or makes one, and returns it. matplotlib is the extra `lstmjax[plot]`.
 """
 
-from lstmjax.inspect.plot.unroll import unrolled as unrolled
 from lstmjax.inspect.plot.heat import connections as connections
 from lstmjax.inspect.plot.heat import gates as gates
 from lstmjax.inspect.plot.levels import hierarchy as hierarchy
 from lstmjax.inspect.plot.step import cell as cell
+from lstmjax.inspect.plot.unroll import unrolled as unrolled

@@ -18,24 +18,19 @@ LINE = 1.1
 
 
 class Diagram:
-    """An Axes on which 1 is an inch, at the size that the picture has when it is drawn for itself.
-
-    Args:
-        ax: the Axes to draw in, which the picture fills as far as its proportions allow; None for one of its own.
-        width: of the picture, in inches.
-        height: likewise.
-    """
+    """An Axes on which 1 is an inch, where the picture has the size that it is made for."""
 
     def __init__(self, ax: Axes | None, width: float, height: float):
-        if ax is None:
-            figure, ax = _pyplot().subplots(figsize=(width, height))
-            figure.set_facecolor(PAPER)
-            ax.set_position((0, 0, 1, 1))
+        """Fill an Axes as far as the picture's proportions allow, or make one of its size, in inches."""
         self.ax: Any = ax
-        ax.axis("off")
-        ax.set(xlim=(0, width), ylim=(0, height), aspect="equal")
-        room = ax.get_window_extent()
-        self.scale = min(room.width / width, room.height / height) / ax.figure.dpi
+        if ax is None:
+            figure, self.ax = _pyplot().subplots(figsize=(width, height))
+            figure.set_facecolor(PAPER)
+            self.ax.set_position((0, 0, 1, 1))
+        self.ax.axis("off")
+        self.ax.set(xlim=(0, width), ylim=(0, height), aspect="equal")
+        room = self.ax.get_window_extent()
+        self.scale = min(room.width / width, room.height / height) / self.ax.figure.dpi
 
     def text(self, x: float, y: float, text: str, size: float = TEXT, color: str = INK, **look: Any) -> None:
         """Write, centred unless told otherwise."""
@@ -98,31 +93,35 @@ class Diagram:
     def panel(self, x: float, y: float, width: float, height: float) -> Any:
         """An Axes of its own, from its lower left corner."""
         panel = self.ax.inset_axes((x, y, width, height), transform=self.ax.transData)
-        panel.tick_params(labelsize=SMALL * self.scale, width=0.7 * self.scale, length=2.5 * self.scale, colors=MUTED)
+        self.trim(panel)
         for spine in panel.spines.values():
             spine.set(linewidth=0.7 * self.scale, color=MUTED)
         return panel
 
+    def trim(self, panel: Any) -> None:
+        """Thin ticks, with numbers of our size."""
+        lengths = {"labelsize": SMALL, "width": 0.7, "length": 2.5, "pad": 2.5}
+        panel.tick_params(colors=MUTED, **{name: points * self.scale for name, points in lengths.items()})
+
 
 def width_of(text: str, size: float = TEXT, weight: str = "normal") -> float:
     """The width of a text, in inches."""
+    _pyplot()
     from matplotlib.font_manager import FontProperties
     from matplotlib.textpath import TextPath
 
-    _pyplot()
     return TextPath((0, 0), text, size=size, prop=FontProperties(weight=weight)).get_extents().width / 72
 
 
-def shown(count: int, most: int = 8) -> Sequence[int | None]:
-    """The numbers from 1 to count; where they are too many the first three, None for a gap, and the last."""
-    return range(1, count + 1) if count <= most else (1, 2, 3, None, count)
+def shown(count: int, most: int = 8) -> Sequence[int]:
+    """The numbers from 1 to count; where they are too many the first three, 0 for a gap, and the last."""
+    return range(1, count + 1) if count <= most else (1, 2, 3, 0, count)
 
 
 def tint(color: str, share: float = 0.28) -> tuple[float, float, float]:
     """A colour thinned with white."""
     from matplotlib.colors import to_rgb
 
-    _pyplot()
     red, green, blue = (1 - share * (1 - part) for part in to_rgb(color))
     return red, green, blue
 

@@ -1,5 +1,6 @@
 """Words to utterances to a conversation."""
 
+import itertools
 from collections.abc import Sequence
 
 from lstmjax import checks
@@ -19,11 +20,11 @@ from lstmjax.inspect.plot.diagram import (
     width_of,
 )
 
-ROW, BOX = 0.62, 0.36  # from one utterance to the next, and the height of a box
+ROW, BOX, CELL = 0.62, 0.36, 0.6  # from one utterance to the next, a box's height, and the width of a cell
 
 
 def hierarchy(lengths: Sequence[int], *, words: Sequence[Sequence[str]] | None = None, ax: Axes | None = None) -> Axes:
-    """Draw how a conversation is read: words by one encoder, utterance by utterance, their codes by another, then a CRF.
+    """Draw how a conversation is read: each utterance by one encoder, their codes by another, tags by a CRF.
 
     Rows are utterances and columns words, as in the array of tokens; hatched boxes are padding. Of more than eight
     rows or columns the first three and the last are drawn.
@@ -40,7 +41,8 @@ def hierarchy(lengths: Sequence[int], *, words: Sequence[Sequence[str]] | None =
         ValueError: no utterances, a negative length, or words that are not as many as lengths say.
         ImportError: matplotlib is not installed.
 
-    >>> hierarchy([4, 2, 3]).figure.savefig("/dev/null", format="svg")
+    >>> hierarchy([4, 2, 3])
+    <Axes: >
     """
     lengths = _checked(lengths, words)
     count, longest = len(lengths), max(lengths)
@@ -49,58 +51,63 @@ def hierarchy(lengths: Sequence[int], *, words: Sequence[Sequence[str]] | None =
         (row, column): f"$w_{{{row},{column}}}$" if words is None else words[row - 1][column - 1].replace("$", r"\$")
         for row in rows
         for column in columns
-        if row is not None and column is not None and column <= lengths[row - 1]
+        if 0 < column <= lengths[row - 1] and row
     }
     word = max([0.62, *(width_of(text) + 0.16 for text in told.values())])
     pitch = word + 0.1
-    sides = {row: f"utterance {row}: {_plural(lengths[row - 1])}" for row in rows if row is not None}
+    sides = {row: f"utterance {row}: {_plural(lengths[row - 1])}" for row in rows if row}
     left = 0.3 + max(width_of(text, SMALL) for text in sides.values())
-    right = left + 0.15 + pitch * len(columns)
-    encoder, codes, above, tags = right + 0.55, right + 1.65, right + 2.85, right + 4.05
-    bottom, top = 0.62, 0.75
+    right = left + 0.2 + max(pitch * len(columns), 1.2)
+    encoder, codes, above, tags = right + 0.75, right + 1.95, right + 3.15, right + 4.35
+    bottom, top = 0.95, 0.75
     diagram = Diagram(ax, tags + 0.75, bottom + ROW * len(rows) + top)
     heights = {row: bottom + ROW * (len(rows) - place - 0.5) for place, row in enumerate(rows)}
     tall = ROW * len(rows)
     heads = bottom + tall + 0.3
     band = {"edgecolor": BAND, "facecolor": BAND, "zorder": 0}
-    diagram.box((left + right) / 2 + 0.1, bottom + tall / 2, right - left, tall, **band)
+    diagram.box((left + right) / 2, bottom + tall / 2, right - left, tall, **band)
     for x, name, color in ((encoder, "word", BLUE), (above, "utterance", ORANGE)):
         diagram.box(x, bottom + tall / 2, 0.8, tall, facecolor=tint(color), zorder=0, name="encoder")
         diagram.text(x, heads + 0.1, name)
         diagram.text(x, heads - 0.1, "encoder")
-    diagram.text((left + right) / 2 + 0.1, heads, f"words [{count}, {longest}]")
+    diagram.text((left + right) / 2, heads, f"words [{count}, {longest}]")
     diagram.text(codes, heads, "codes")
     diagram.text(tags, heads + 0.1, "tags")
     diagram.text(tags, heads - 0.1, "CRF")
     for row, y in heights.items():
-        if row is None:
-            for x in (left - 0.4, right - pitch * len(columns) / 2, encoder, codes, above, tags):
+        if not row:
+            for x in (left / 2, (left + right) / 2, encoder, codes, above, tags):
                 diagram.text(x, y, "⋮", TEXT + 3, MUTED)
             continue
         diagram.text(0.15, y, sides[row], SMALL, MUTED, ha="left")
         for place, column in enumerate(columns):
-            x = left + 0.15 + pitch * (place + 0.5)
-            if column is None:
+            x = left + 0.1 + pitch * (place + 0.5)
+            if not column:
                 diagram.text(x, y, "…", TEXT + 2, MUTED)
             elif (row, column) in told:
                 diagram.box(x, y, word, BOX, name="word")
                 diagram.text(x, y, told[row, column])
             else:
                 diagram.box(x, y, word, BOX, name="padding", hatch="////", edgecolor=FAINT)
-        diagram.wire((right + 0.05, y), (encoder - 0.4, y))
-        diagram.wire((encoder + 0.4, y), (codes - 0.36, y))
+        for x in (encoder, above):
+            diagram.box(x, y, CELL, BOX, name="cell")
+            diagram.text(x, y, "LSTM", SMALL)
+        diagram.wire((right, y), (encoder - CELL / 2, y))
+        diagram.wire((encoder + CELL / 2, y), (codes - 0.36, y))
         diagram.box(codes, y, 0.72, BOX, name="code", facecolor=tint(BLUE))
         diagram.text(codes, y, f"$u_{{{row}}}$")
-        diagram.wire((codes + 0.36, y), (above - 0.4, y))
-        diagram.wire((above + 0.4, y), (tags - 0.36, y))
+        diagram.wire((codes + 0.36, y), (above - CELL / 2, y))
+        diagram.wire((above + CELL / 2, y), (tags - 0.36, y))
         diagram.box(tags, y, 0.72, BOX, name="tag", facecolor=tint(GREEN))
         diagram.text(tags, y, f"$y_{{{row}}}$")
-    for x in (above, tags):
-        places = list(heights.values())
-        for high, low in zip(places, places[1:], strict=False):
-            diagram.wire((x, high - BOX / 2), (x, low + BOX / 2), head=x == above)
-    diagram.text(encoder, 0.42, "the same one for\nevery utterance", SMALL, MUTED)
-    diagram.text(above, 0.42, "once over the\nconversation", SMALL, MUTED)
+    for high, low in itertools.pairwise(heights.values()):
+        diagram.wire((above, high - BOX / 2), (above, low + BOX / 2))
+        diagram.wire((tags, high - BOX / 2), (tags, low + BOX / 2), head=False)
+    diagram.text(encoder, 0.7, "the same one for\nevery utterance", SMALL, MUTED)
+    diagram.text(above, 0.7, "once over the\nconversation", SMALL, MUTED)
+    steps = ", ".join(str(lengths[row - 1]) if row else "…" for row in rows)
+    note = "      hatched: padding, which reaches nothing" if min(lengths) < longest else ""
+    diagram.text(0.15, 0.2, f"lengths = ([{steps}], {count}){note}", SMALL, MUTED, ha="left")
     return diagram.ax
 
 

@@ -1,9 +1,12 @@
 """One step of the cell, and its equations."""
 
-from lstmjax import checks
+import jax
+
+from lstmjax import checks, lstm
 from lstmjax.inspect.plot.diagram import (
     BAND,
     GATES,
+    INK,
     MUTED,
     SKY,
     SMALL,
@@ -38,10 +41,12 @@ def cell(params: LSTMParams | None = None, ax: Axes | None = None) -> Axes:
     Raises:
         TypeError: params is something else; ImportError: matplotlib is not installed.
 
-    >>> cell().figure.savefig("/dev/null", format="svg")
+    >>> cell()
+    <Axes: >
     """
     if params is not None:
         checks.instance("params", params, LSTMParams, "lstm.init")
+        jax.eval_shape(lstm.check, params)
     equations, shapes = _equations(params), _shapes(params)
     beside = RIGHT + 1.3
     lines = [*((line, TEXT + 1) for line in equations), *((line, SMALL) for line in shapes)]
@@ -86,7 +91,7 @@ def cell(params: LSTMParams | None = None, ax: Axes | None = None) -> Axes:
     diagram.text((LEFT + RIGHT) / 2, 0.92, "tinted boxes have weights, all else acts unit by unit", SMALL, MUTED)
     y = 4.35
     for line, size in lines:
-        diagram.text(beside, y, line, size, MUTED if size == SMALL else "#1f2933", ha="left")
+        diagram.text(beside, y, line, size, MUTED if size == SMALL else INK, ha="left")
         y -= 0.24 if size == SMALL else 0.34
     return diagram.ax
 

@@ -38,10 +38,10 @@ class _Layer:
 
 @dataclasses.dataclass(frozen=True)
 class _Columns:
-    """The steps that are drawn, None for a gap, and the middles of their columns."""
+    """The steps that are drawn, 0 for a gap, and the middles of their columns."""
 
     steps: int
-    middles: dict[int | None, float]
+    middles: dict[int, float]
     pitch: float
 
 
@@ -77,7 +77,8 @@ def unrolled(
     >>> import jax
     >>> from lstmjax import lstm
     >>> params = lstm.init(jax.random.key(0), inputs=2, units=3)
-    >>> unrolled(params, steps=4).figure.savefig("/dev/null", format="svg")
+    >>> unrolled(params, steps=4)
+    <Axes: >
     """
     steps = checks.positive_int("steps", steps)
     return_sequences = checks.boolean("return_sequences", return_sequences)
@@ -85,8 +86,8 @@ def unrolled(
     names = _names(layers, steps, return_sequences)
     captions = [(line, SMALL) for layer in layers for chain in layer.chains for line in _captions(chain)]
     captions += [line for name, how in names for line in ((name, TEXT), (how, SMALL))]
-    pitch, aside = (1.85, ASIDE) if any(len(layer.chains) > 1 for layer in layers) else (1.5, 0)
-    left = 2 * MARGIN + max(width_of(*line) for line in captions if line[0]) + aside
+    pitch, aside = (1.85, ASIDE) if any(len(layer.chains) > 1 for layer in layers) else (1.5, 0.0)
+    left = 3 * MARGIN + max(width_of(*line) for line in captions if line[0]) + aside
     first = left + STATE + pitch - CELL_WIDTH / 2
     drawn = shown(steps)
     columns = _Columns(steps, {step: first + pitch * place for place, step in enumerate(drawn)}, pitch)
@@ -126,7 +127,7 @@ def _layers(params: Any, reverse: bool) -> list[_Layer]:
     for number, layer in enumerate(stacked, 1):
         name = f"layer {number}" if len(stacked) > 1 else "LSTM"
         if isinstance(layer, LSTMParams):
-            layers.append(_Layer((_Chain(name, layer, reverse, 0),), layer.outputs))
+            layers.append(_Layer((_Chain(name, layer, reverse, 0.0),), layer.outputs))
             continue
         name = "" if name == "LSTM" else f"{name}, "
         halves = (
@@ -176,7 +177,7 @@ def _values(diagram, columns, y, name, symbol, size, ends=None) -> None:
     diagram.text(2 * MARGIN, y + 0.1, name[0], ha="left")
     diagram.text(2 * MARGIN, y - 0.12, name[1], SMALL, MUTED, ha="left")
     for step, x in columns.middles.items():
-        if step is None:
+        if not step:
             diagram.text(x, y, "…", TEXT + 2, MUTED)
             continue
         here, length = (symbol % step, size) if ends is None else ends.get(step, (symbol % step, size))
@@ -198,7 +199,7 @@ def _carry(diagram: Diagram, columns: _Columns, chain: _Chain, y: float) -> None
     params, onward = chain.params, -1 if chain.backward else 1
     places = {step: x + chain.aside for step, x in columns.middles.items()}
     for step, x in places.items():
-        if step is None:
+        if not step:
             diagram.text(x, y, "…", TEXT + 4, MUTED)
             continue
         diagram.box(x, y, CELL_WIDTH, CELL_HEIGHT, name="cell", line=1.4)
@@ -208,16 +209,24 @@ def _carry(diagram: Diagram, columns: _Columns, chain: _Chain, y: float) -> None
     read = list(places)[::onward]
     leaves = {step: x + onward * CELL_WIDTH / 2 for step, x in places.items()}
     start = leaves[read[0]] - onward * columns.pitch
-    carried = [(read[0] - onward, start)]
-    carried += [(step or after - onward, leaves[step]) for step, after in zip(read, [*read[1:], None], strict=True)]
+    carried = [((1 - onward) // 2 * (columns.steps + 1), start)]
+    for place, step in enumerate(read):
+        carried.append((step or read[place + 1] - onward, leaves[step]))
     for step, x in carried:
         for symbol, length, height in (("c", params.units, 0.24), ("h", params.outputs, -0.24)):
             diagram.wire((x, y + height), (x + onward * gap, y + height))
             middle = x + onward * gap / 2 - chain.aside / 4
             diagram.text(middle, y + height + 0.1, f"${symbol}_{{{step}}}$")
             diagram.text(middle, y + height - 0.11, f"({length},)", SMALL, MUTED)
-    diagram.text(start - onward * STATE / 2, y, "learned" if params.initial is not None else "zeros", SMALL, MUTED)
-    diagram.text(leaves[read[-1]] + onward * (gap + STATE / 2), y, "final", SMALL, MUTED)
+    diagram.text(
+        start - onward * STATE / 2,
+        y,
+        "learned" if params.initial is not None else "zeros",
+        SMALL,
+        MUTED,
+        style="italic",
+    )
+    diagram.text(leaves[read[-1]] + onward * (gap + STATE / 2), y, "final", SMALL, MUTED, style="italic")
 
 
 def _feed(diagram, columns, chain, heights, ends) -> None:
@@ -225,7 +234,7 @@ def _feed(diagram, columns, chain, heights, ends) -> None:
     below, middle, above = heights
     last = 1 if chain.backward else columns.steps
     for step, x in columns.middles.items():
-        if step is None:
+        if not step:
             continue
         x += 0.75 * chain.aside
         faint = ends is not None and step != last
