@@ -66,7 +66,7 @@ maximum_signature_line_length = 88
 napoleon_use_ivar = True
 napoleon_use_rtype = False
 
-# For `-b linkcheck`, where there is a network.
+# Where there is a network: `-b linkcheck -D nb_execution_mode=off -D suppress_warnings=myst-nb.lexer`.
 linkcheck_timeout = 20
 linkcheck_retries = 2
 
