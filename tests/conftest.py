@@ -28,6 +28,13 @@ hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, prin
 hypothesis.settings.load_profile("ci")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def programs_of_one_module_at_a_time():
+    """A process may map 65,530 pieces of memory; the programs of all tests are more."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture
 def untyped():
     """Without the run-time shape checks, so that the package's own errors are seen."""
