@@ -13,6 +13,8 @@ import pytest
 from benchmarks import grid, growth, overhead, page, peers, race, stack
 from lstmjax import lstm
 
+pytestmark = pytest.mark.slow
+
 SHAPE = 3, 5, 4, 6
 ROOT = Path(__file__).parents[2]
 

@@ -17,6 +17,8 @@ from experiments.tasks.conll2000 import Options
 from experiments.train import Hooks, Train, initial_state, train
 from lstmjax import crf
 
+pytestmark = pytest.mark.slow
+
 RNG = np.random.default_rng(0)
 NOUNS = {"DT": ("the", "a"), "NN": ("Trade", "dive", "U.S."), "VB": ("fell", "rose"), "CD": ("1990", "12")}
 OPTIONS = Options(rare=1, characters=6)

@@ -18,6 +18,8 @@ from experiments.tasks import swda
 from experiments.train import Hooks, Train, initial_state, train
 from lstmjax import bidirectional, dense, hierarchy
 
+pytestmark = pytest.mark.slow
+
 MODELS = {
     "whole": Tagger(embedding=8, units=6, context=5, dropout=0.0),
     "spelt": Tagger(embedding=8, units=6, context=5, characters=3, dropout=0.0),
