@@ -164,8 +164,8 @@ def test_numbers_that_are_not_those_of_the_library_are_an_error(monkeypatch, cap
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--units", "0"], ["--units", "from 1 to 1024", "'0'"]),
-        (["--inputs", "two"], ["--inputs", "from 1 to 1024", "'two'"]),
+        (["--units", "0"], ["--units", "from 1 to 256", "'0'"]),
+        (["--inputs", "two"], ["--inputs", "from 1 to 256", "'two'"]),
         (["--steps", "10001"], ["--steps", "from 1 to 10000", "'10001'"]),
         (["--steps", "-1"], ["--steps"]),
         (["--unit", "3"], ["--unit"]),
@@ -184,6 +184,11 @@ def test_wrong_arguments_are_named(refused, tmp_path, monkeypatch, arguments, wo
     for word in words:
         assert word in said
     assert not list(tmp_path.iterdir())
+
+
+def test_a_byte_order_mark_is_no_data(tmp_path):
+    (tmp_path / "own.txt").write_bytes(b"\xef\xbb\xbf1,2\r\n3,4\r\n")
+    np.testing.assert_array_equal(sources.read_data(str(tmp_path / "own.txt")), [[1, 2], [3, 4]])
 
 
 @pytest.mark.parametrize(
@@ -213,6 +218,9 @@ OTHER = {
     "layer norm": lambda key: lstm.init(key, 2, 3, layer_norm=True),
     "coupled gates": lambda key: lstm.init(key, 2, 3, coupled=True),
     "LSTMParams, BidirectionalParams or StackParams": lambda key: {"encoder": lstm.init(key, 2, 3)},
+    "merge='concat': layer 2 reads 4 numbers, and is given 8": lambda key: stack.init(
+        key, 2, (4, 4), bidirectional=True, merge="sum"
+    ),
     "it has others": lambda key: jax.tree.map(lambda leaf: leaf * jnp.nan, lstm.init(key, 2, 3)),
 }
 

@@ -11,7 +11,7 @@ import jax
 from lstmjax.explain import equations, lesson, page, sources
 
 GREATEST_DIFFERENCE = 1e-6
-MOST = {"inputs": 1024, "units": 1024, "steps": 10_000}
+MOST = {"inputs": 256, "units": 256, "steps": 1000}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -122,6 +122,13 @@ def read_params(path: str) -> LSTMParams | BidirectionalParams | StackParams:
         stack.check(params)
     except (TypeError, ValueError) as error:
         raise ValueError(f"--params {path} is refused: {error}") from error
+    for number, (below, layer) in enumerate(itertools.pairwise(cells(params)), 2):
+        given = sum(half.outputs for half in below)
+        if layer[0].inputs != given:
+            raise ValueError(
+                f"--params {path} must have layers that read both halves of the one below side by side, "
+                f"merge='concat': layer {number} reads {layer[0].inputs} numbers, and is given {given}."
+            )
     for half in itertools.chain(*cells(params)):
         _check_cell(path, half)
     standard = LSTMOptions()
@@ -139,7 +146,7 @@ def read_data(path: str) -> Float[np.ndarray, "time inputs"]:
         ValueError: no such file, or one with something else; with the line.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
     except OSError as error:
         raise ValueError(f"--data {path} cannot be read: {error.strerror}.") from error
     except UnicodeDecodeError as error:

@@ -46,7 +46,8 @@ class Call:
     def look(self) -> Any:
         """What tells it from another call."""
         own = [id(leaf) for leaf in _concrete(self.params)]
-        return self.title, self.output, own, [call.look() for call in self.within]
+        unknown = None if own or self.path else id(self.params)
+        return self.title, self.output, own, unknown, [call.look() for call in self.within]
 
 
 class Watched(NamedTuple):

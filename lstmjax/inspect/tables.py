@@ -23,7 +23,8 @@ def summary(params: Any, *args: Any, **kwargs: Any) -> str:
     A function is called with its arguments, arrays or `jax.ShapeDtypeStruct`, without computing anything: layers are
     listed in the order of their calls, one within another, with the shapes that they put out. A layer sees no axis that
     `jax.vmap` maps; the body of a `jax.lax.scan` is called once; layers of the same shapes in a function that `jax.jit`
-    compiled within another one have no path. Layers in the arguments on which nothing that is returned depends are
+    compiled within another one have no path. Of params alone, a bidirectional layer is taken to put its halves side by
+    side, merge="concat". Layers in the arguments on which nothing that is returned depends are
     listed as unused.
 
     Args:

@@ -2,7 +2,7 @@
 
 const data = JSON.parse(document.getElementById("data").textContent);
 const by = (id) => document.getElementById(id);
-const LIMIT = 1e-5; // of the difference from lstmjax
+const LIMIT = 1e-6; // of the difference from lstmjax
 const state = {...data.start, t: 0, unit: 0, part: 0, return_sequences: true};
 let result = null, playing = null;
 

@@ -94,6 +94,7 @@ class Diagram:
         """An Axes of its own, from its lower left corner."""
         panel = self.ax.inset_axes((x, y, width, height), transform=self.ax.transData)
         self.trim(panel)
+        panel.grid(False)  # whatever the style says
         for spine in panel.spines.values():
             spine.set(linewidth=0.7 * self.scale, color=MUTED)
         return panel
