@@ -29,7 +29,7 @@ const vector = (values, form = fixed) => `[${values.map(form).join(", ")}]`;
 const counted = (count, word) => `${count} ${word}${count === 1 ? "" : "s"}`;
 const small = (value) => (value === 0 ? "0" : minus(value.toExponential(1)));
 
-// Orange above 0, blue below, paler the nearer to 0; `most` has the full colour.
+// Blue above 0, orange below, paler the nearer to 0; `most` has the full colour.
 function tint(value, most = 1) {
   const share = Math.round(Math.min(1, Math.abs(value) / (most || 1)) * 100);
   return `color-mix(in oklab, var(${value < 0 ? "--below" : "--above"}) ${share}%, var(--panel))`;
