@@ -300,3 +300,9 @@ def test_without_matplotlib_the_error_says_what_to_install(name, monkeypatch):
         monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(ImportError, match=r"pip install 'lstmjax\[plot\]'"):
         PICTURES[name](None)
+
+
+@pytest.mark.parametrize("kind", [tuple, np.array, jnp.array])
+def test_lengths_of_any_kind_and_words_without_letters(kind):
+    ax = plot.hierarchy(kind([2, 1]), words=[["ja", ""], [""]])
+    assert "lengths = ([2, 1], 2)" in " ".join(text.get_text() for text in ax.texts)

@@ -111,6 +111,8 @@ def width_of(text: str, size: float = TEXT, weight: str = "normal") -> float:
     from matplotlib.font_manager import FontProperties
     from matplotlib.textpath import TextPath
 
+    if not text:  # of which there is no path
+        return 0.0
     return TextPath((0, 0), text, size=size, prop=FontProperties(weight=weight)).get_extents().width / 72
 
 

@@ -2,6 +2,10 @@
 
 import itertools
 from collections.abc import Sequence
+from typing import Any
+
+import jax
+from jaxtyping import ArrayLike, Integer
 
 from lstmjax import checks
 from lstmjax.inspect.plot.diagram import (
@@ -23,7 +27,12 @@ from lstmjax.inspect.plot.diagram import (
 ROW, BOX, CELL = 0.62, 0.36, 0.6  # from one utterance to the next, a box's height, and the width of a cell
 
 
-def hierarchy(lengths: Sequence[int], *, words: Sequence[Sequence[str]] | None = None, ax: Axes | None = None) -> Axes:
+def hierarchy(
+    lengths: Sequence[int] | Integer[ArrayLike, " utterances"],
+    *,
+    words: Sequence[Sequence[str]] | None = None,
+    ax: Axes | None = None,
+) -> Axes:
     """Draw how a conversation is read: each utterance by one encoder, their codes by another, tags by a CRF.
 
     Rows are utterances and columns words, as in the array of tokens; hatched boxes are padding. Of more than eight
@@ -115,7 +124,8 @@ def _plural(length: int) -> str:
     return f"{length} word{'' if length == 1 else 's'}"
 
 
-def _checked(lengths: Sequence[int], words: Sequence[Sequence[str]] | None) -> list[int]:
+def _checked(lengths: Any, words: Sequence[Sequence[str]] | None) -> list[int]:
+    lengths = [length.item() if isinstance(length, jax.Array) else length for length in lengths]
     for length in lengths:
         checks.size("each of lengths", length)
     if not len(lengths):
