@@ -306,3 +306,18 @@ def test_without_matplotlib_the_error_says_what_to_install(name, monkeypatch):
 def test_lengths_of_any_kind_and_words_without_letters(kind):
     ax = plot.hierarchy(kind([2, 1]), words=[["ja", ""], [""]])
     assert "lengths = ([2, 1], 2)" in " ".join(text.get_text() for text in ax.texts)
+
+
+def test_gates_of_padding_are_not_drawn_as_shut():
+    xs = jnp.ones((6, 2)).at[4:].set(9.0)
+    seen = trace(lstm.init(jax.random.key(0), 2, 3), xs, lengths=jnp.array(4))
+    ax = plot.gates(seen, xs, length=4)
+    images = [np.ma.filled(image.get_array(), np.nan) for panel in ax.child_axes for image in panel.get_images()]
+    assert len(images) >= 7
+    for image in images:
+        if image.shape[1] == 6:
+            assert np.isnan(image[:, 4:]).all()
+            assert np.isfinite(image[:, :4]).all()
+    for length, words in ((7, "at most the 6 steps"), (0, "at least 1")):
+        with pytest.raises(ValueError, match=f"length must be .*{words}"):
+            plot.gates(seen, xs, length=length)

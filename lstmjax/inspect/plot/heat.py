@@ -95,19 +95,26 @@ def connections(params: LSTMParams, ax: Axes | None = None) -> Axes:
     return diagram.ax
 
 
-def gates(trace: Trace, xs: Float[ArrayLike, "time inputs"] | None = None, *, ax: Axes | None = None) -> Axes:
+def gates(
+    trace: Trace,
+    xs: Float[ArrayLike, "time inputs"] | None = None,
+    *,
+    length: int | None = None,
+    ax: Axes | None = None,
+) -> Axes:
     """Draw what every gate of every unit does at every step, with c, h and the input.
 
     Args:
         trace: a Trace of one sequence, [time, units].
         xs: the input that it read [time, inputs]; None leaves it out.
+        length: valid steps of the sequence; later ones are padding and are hatched. None where all are valid.
         ax: matplotlib Axes; None makes one.
 
     Returns:
         The Axes.
 
     Raises:
-        ValueError: a trace with batch axes or without steps, or another number of steps in xs.
+        ValueError: a trace with batch axes or without steps, another number of steps in xs, or a length beyond them.
         TypeError: trace is that of a stack or of two directions; the message says which of its elements to take.
         ImportError: matplotlib is not installed.
 
@@ -124,7 +131,11 @@ def gates(trace: Trace, xs: Float[ArrayLike, "time inputs"] | None = None, *, ax
     inputs = None if xs is None else np.asarray(checks.floating("xs", xs), np.float32)
     if inputs is not None and (inputs.ndim != 2 or len(inputs) != time):
         raise ValueError(f"xs must be [time, inputs] with the {time} steps of trace; got shape {inputs.shape}.")
-    arrays = {name: np.asarray(getattr(trace, name), np.float32).T for name in "ifogch"}
+    padding = np.arange(time) >= (time if length is None else checks.positive_int("length", length))
+    if length is not None and length > time:
+        raise ValueError(f"length must be at most the {time} steps of trace; got {length}.")
+    arrays = {name: np.where(padding, np.nan, np.asarray(getattr(trace, name), np.float32).T) for name in "ifogch"}
+    inputs = None if inputs is None else np.where(padding[:, None], np.nan, inputs)
     groups = [(SEQUENTIAL, "ifo"), (DIVERGING, "gch")]
     bound = max(1.0, _bound(*(arrays[name] for name in "gch")))
     opened = [arrays[name] for name in "ifo"]  # below 0 or above 1 with an activation such as linear or relu
