@@ -253,4 +253,6 @@ def _nearest(wrong: str, names: typing.Iterable[str]) -> str:
 
 
 def _literal(value: Any) -> str:
-    return json.dumps(value) if isinstance(value, bool | str) else repr(value)
+    if isinstance(value, bool | str):
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")  # TOML escapes no surrogates
+    return repr(value)

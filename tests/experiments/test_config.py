@@ -46,8 +46,9 @@ def test_command_line_has_the_last_word(write):
     assert read.model.units == 4
 
 
-def test_resolved_config_reads_back_equal(write):
-    read = config.load(write(AIRLINE), ["--train.learning-rate", "1e-5", "--name", 'a "b" \\c'])
+@pytest.mark.parametrize("name", ['a "b" \\c', "\U0001f600 é"])
+def test_resolved_config_reads_back_equal(write, name):
+    read = config.load(write(AIRLINE), ["--train.learning-rate", "1e-5", "--name", name])
     assert config.load(write(config.dumps(read), "resolved.toml")) == read
 
 
