@@ -183,5 +183,5 @@ def test_receptive_fields_are_counted_or_refused(given):
             check_refusal(error, ["kernel", "dilations", "strides"])
             continue
         if strides is None:
-            assert field == 1 + times * (kernel - 1) * sum(dilations)
+            assert field == 1 + times * (int(kernel) - 1) * sum(map(int, dilations))
         assert field >= 1
