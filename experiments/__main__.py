@@ -5,6 +5,7 @@ python -m experiments sweep CONFIG [overrides]                              trai
 python -m experiments resume RUN                                            continue a stopped or killed run
 python -m experiments evaluate RUN                                          measure the newest checkpoint
 python -m experiments predict RUN FILE                                      label the lines of a text file
+python -m experiments report [RUN ...]                                      put finished runs into docs/results.md
 python -m experiments list                                                  show configs/ and runs/
 
 --mesh.data N --mesh.model M divide a batch, and the units of LSTMs, over devices; resume takes other ones too.
@@ -38,6 +39,8 @@ def main(argv: list[str]) -> int:
                 return commands.evaluate(run)
             case ["predict", run, file] if not run.startswith("-"):
                 return commands.predict(run, file)
+            case ["report", *folders] if not any(folder.startswith("-") for folder in folders):
+                return commands.write_results(folders)
             case ["list"]:
                 return commands.show()
             case ["-h" | "--help"]:

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from rich.table import Table
 
 import lstmjax
-from experiments import mesh, report, runs
+from experiments import mesh, report, results, runs
 from experiments.checkpoint import Checkpoints
 from experiments.config import Config, ConfigError, dumps, load, load_sweep
 from experiments.data.files import DataError
@@ -37,6 +37,7 @@ from experiments.train import (
 SIGNALLED = 128  # and the signal's number, as shells and schedulers have it
 INTERRUPTED = SIGNALLED + signal.SIGINT
 SEED = "train.seed"
+RESULTS = Path("docs/results")
 
 
 def run(path: str, overrides: list[str]) -> int:
@@ -151,6 +152,15 @@ def show() -> int:
     return 0
 
 
+def write_results(folders: list[str]) -> int:
+    """Records finished runs of configs/, those named or all in runs/, in docs/results/, and writes docs/results.md."""
+    found = [runs.find(folder) for folder in folders] or runs.all_runs(Path("runs"))
+    results.collect(found, Path("configs"), RESULTS)
+    page = results.write(Path("configs"), RESULTS)
+    console.print(f"{page} and the pictures in {RESULTS} are written")
+    return 0
+
+
 def _standing(run: Run) -> tuple[str, str]:
     """How many steps a run has logged, and its result."""
     try:
@@ -255,7 +265,8 @@ def _finish(run: Run, config: Config, task: Task, outcome: Outcome, test: dict[s
     sequences = int(state.step) * config.train.batch
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     result = {"task": config.task, "step": int(state.step), "sequences": sequences}
-    result |= {"parameters": parameters, "test": test, "baselines": baselines}
+    result |= {"parameters": parameters, "metric": task.metric, "unit": task.unit, "test": test, "baselines": baselines}
+    result |= {"published": {who: dict(figures) for who, figures in task.published}, "epoch": task.epoch}
     if task.criterion:
         result["criterion_met"] = bool(criterion_met(task, state))
     rows = {_kind(config): test}
@@ -267,8 +278,9 @@ def _finish(run: Run, config: Config, task: Task, outcome: Outcome, test: dict[s
     if task.criterion:
         met = f"met after {sequences:,} sequences" if result["criterion_met"] else "not met"
         console.print(f"criterion   {met}, of at most {config.train.steps * config.train.batch:,}")
-    if task.published:
-        console.print(f"published   {task.published}")
+    for source, figures in task.published:
+        shown = ", ".join(f"{name} {report.number(value)}" for name, value in figures.items())
+        console.print(f"published   {shown}: {source}")
     seconds, steps = outcome.train_seconds, outcome.steps
     console.print(f"parameters  {parameters:,}")
     console.print(f"compiling   {outcome.compile_seconds:.1f} s")

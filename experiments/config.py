@@ -105,6 +105,12 @@ def load_sweep(path: str | Path, overrides: list[str] | None = None) -> list[tup
     return runs
 
 
+def loads(text: str, source: Path) -> Config:
+    """What `dumps` wrote, which is in `source`."""
+    table = tomllib.loads(text)
+    return _build(table, {keys: str(source) for keys in _leaves(table)}, source)
+
+
 def dumps(config: Config) -> str:
     """The config as TOML that `load` reads back to an equal one."""
     top, tables = [], []

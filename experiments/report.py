@@ -16,7 +16,7 @@ from experiments.task import Task
 
 Rows = Mapping[str, Mapping[str, float]]
 """Figures by their names, of each row of a table."""
-SHARES = ("accuracy", "f1")  # drawn as they are, other figures by their logarithms
+SHARES = ("accuracy", "f1", "exact match")  # drawn as they are, other figures by their logarithms
 
 console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 160)
 
@@ -59,6 +59,11 @@ def table(rows: Rows, baselines: Rows, title: str) -> Table:
     return shown
 
 
+def rising(name: str) -> bool:
+    """Whether a figure of this name is the better the greater it is."""
+    return name.startswith(SHARES)
+
+
 def number(value: Any) -> str:
     return "" if value is None else f"{float(value):.4g}"
 
@@ -72,6 +77,14 @@ def curve(path: Path, task: Task, lines: list[dict], rows: Rows, baselines: Rows
         _lines(axes, task, lines, rows, baselines, metric)
     figure.suptitle(title)
     figure.savefig(path, dpi=120)
+
+
+def logarithmic(axes) -> None:
+    """Logarithms along y, and plain numbers beside them."""
+    axes.set_yscale("log")
+    low, high = axes.get_ylim()
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter("{x:g}" if high < 20 * low else NullFormatter())
 
 
 def _lines(axes, task: Task, lines: list[dict], rows: Rows, baselines: Rows, metric: str) -> None:
@@ -92,11 +105,8 @@ def _lines(axes, task: Task, lines: list[dict], rows: Rows, baselines: Rows, met
     if task.criterion and metric == task.measure:
         mean = task.criterion.mean
         axes.axhline(mean, color="grey", linestyle=":", label=f"criterion, mean below {mean}")
-    if metric not in SHARES:
-        axes.set_yscale("log")
-        low, high = axes.get_ylim()
-        axes.yaxis.set_major_formatter("{x:g}")
-        axes.yaxis.set_minor_formatter("{x:g}" if high < 20 * low else NullFormatter())
+    if not rising(metric):
+        logarithmic(axes)
     unit = f", {task.unit}" if task.unit and metric == task.metric else ""
     axes.set(xlabel="training sequences", ylabel=metric + unit)
     axes.legend(fontsize="small")

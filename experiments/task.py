@@ -50,6 +50,16 @@ class Labelled(NamedTuple):
     probability: float
 
 
+class Published(NamedTuple):
+    """What somebody has printed for this task: the model and where, and figures named as those of `score`.
+
+    "sequences" are those trained on until the criterion was met.
+    """
+
+    source: str
+    figures: Mapping[str, float]
+
+
 @dataclasses.dataclass(frozen=True)
 class Task:
     """A task, ready to train.
@@ -77,4 +87,5 @@ class Task:
     watch: tuple[str, ...] = ()  # splits evaluated while training
     unit: str = ""  # of `metric`
     criterion: Criterion | None = None
-    published: str = ""  # what to compare with, and where it is written
+    published: tuple[Published, ...] = ()  # the first is of a model like this one
+    epoch: int = 0  # steps that read the training split once; 0 where data is drawn

@@ -12,13 +12,15 @@ from jaxtyping import Array
 
 from experiments import models
 from experiments.data import drawn
-from experiments.task import Carried, Criterion, Task
+from experiments.task import Carried, Criterion, Published, Task
 
 TEST = 2560
 RIGHT = 0.04  # a sequence is processed correctly when its absolute error is below this
+PAPER = "Hochreiter & Schmidhuber 1997"
 PUBLISHED = {
-    100: "74,000 sequences to criterion, 1 wrong of 2560",
-    500: "209,000 sequences to criterion, 0 wrong of 2560",
+    100: (Published(PAPER, {"sequences": 74_000, f"wrong of {TEST}": 1}),),
+    500: (Published(PAPER, {"sequences": 209_000, f"wrong of {TEST}": 0}),),
+    1000: (Published(PAPER, {"sequences": 853_000, f"wrong of {TEST}": 1}),),
 }
 
 
@@ -45,7 +47,7 @@ def build(options: Options, model: models.Model, batch: int, key: Array) -> Task
         measure="error",
         baselines=lambda: {"always 0.5": _figures(0.5 - test["target"])},
         criterion=Criterion(each=RIGHT, mean=0.01),
-        published=PUBLISHED.get(options.length, ""),
+        published=PUBLISHED.get(options.length, ()),
     )
 
 

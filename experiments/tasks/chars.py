@@ -57,6 +57,7 @@ def build(options: Options, model: models.Model, batch: int, key: Array) -> Task
         baselines=functools.partial(baselines, parts, len(alphabet)),
         carried=functools.partial(models.initial_state, model, batch=batch),
         watch=("validation",),
+        epoch=(len(parts["train"]) - 1) // (batch * options.steps),
     )
 
 

@@ -28,7 +28,7 @@ from experiments.data.dialogues import Conversation
 from experiments.data.order import shuffled
 from experiments.data.vocabulary import Kinds
 from experiments.tagger import Tagger
-from experiments.task import Carried, Labelled, Task
+from experiments.task import Carried, Labelled, Published, Task
 from lstmjax import (
     BidirectionalParams,
     HierarchyParams,
@@ -42,6 +42,7 @@ from lstmjax import (
 )
 
 MODELS = ("tagger",)
+PUBLISHED = (Published("hierarchical BiLSTM and CRF, Kumar et al. 2018", {"accuracy": 0.792}),)
 MANNER = ("another speaker than before", "another speaker than the first", "begins with a capital letter")
 LETTERS = 16  # of a longer word, half of these are its first characters and half its last ones
 
@@ -81,7 +82,8 @@ def build(options: Options, model: Tagger, batch: int, key: Array) -> Task:
         baselines=functools.partial(_baselines, options),
         label=functools.partial(_label, model, found),
         watch=("validation",),
-        published="on Switchboard, Kumar et al. 2018: accuracy 0.792",
+        published=PUBLISHED if options.corpus == "swda" else (),
+        epoch=len(_splits(options, batch)["train"]["lengths"]),
     )
 
 

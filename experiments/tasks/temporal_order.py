@@ -13,15 +13,16 @@ from jaxtyping import Array
 
 from experiments import models
 from experiments.data import drawn
-from experiments.task import Carried, Criterion, Task
+from experiments.task import Carried, Criterion, Published, Task
 
 TEST = 2560
 RIGHT = 0.3  # a sequence is classified correctly when every output errs by less
 SYMBOLS = "abcdXYEB"
 SPANS = {"6a": ((10, 20), (50, 60)), "6b": ((10, 20), (33, 43), (66, 76))}
+PAPER = "Hochreiter & Schmidhuber 1997"
 PUBLISHED = {
-    "6a": "31,390 sequences to criterion, 1 wrong of 2560",
-    "6b": "571,100 sequences to criterion, 2 wrong of 2560",
+    "6a": Published(PAPER, {"sequences": 31_390, f"wrong of {TEST}": 1}),
+    "6b": Published(PAPER, {"sequences": 571_100, f"wrong of {TEST}": 2}),
 }
 
 
@@ -46,7 +47,7 @@ def build(options: Options, model: models.Model, batch: int, key: Array) -> Task
         measure="error",
         baselines=lambda: {"chance": _figures(jnp.full((TEST, classes), 1 / classes), test["class"])},
         criterion=Criterion(each=RIGHT, mean=0.1),
-        published=PUBLISHED[options.variant],
+        published=(PUBLISHED[options.variant],),
     )
 
 

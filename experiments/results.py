@@ -1,0 +1,271 @@
+"""The page of results: finished runs become records, and the records a page with tables and pictures.
+
+A record is what the page needs of the runs of one config, from several seeds. It is kept beside the page, so that the
+page can be made again when the runs are gone, and says when it belongs to another config than the one there is.
+"""
+
+import dataclasses
+import itertools
+import json
+import statistics
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+
+from experiments import runs
+from experiments.config import Config, ConfigError, dumps, load, loads
+from experiments.report import logarithmic, number, rising
+from experiments.runs import Run, RunError
+
+Record = dict[str, Any]
+
+POINTS = 100  # of a curve
+COLORS = ("C0", "C1", "C2", "C3", "C4", "C5")
+HEAD = """# Results
+
+What came out of each config, beside what others have printed and beside baselines that the run computes itself. A
+figure is the mean over the seeds, and ± their standard deviation. The page and its pictures are written from finished
+runs by
+
+```sh
+python -m experiments run configs/NAME.toml --train.seed 0
+python -m experiments report
+```
+
+A run is the same again with the same versions and machine; its last digits vary with them. Times are those of training,
+without compiling, on machines that may have had other work to do.
+"""
+
+
+def collect(found: Iterable[Run], configs: Path, records: Path) -> None:
+    """Writes the records of the configs that these runs, all finished, were made from; one run of each seed counts."""
+    names = {}
+    for path in sorted(configs.glob("*.toml")):
+        try:
+            names[_unseeded(load(path))] = path.stem
+        except ConfigError as error:
+            if "[sweep]" not in str(error):
+                raise
+    members: dict[str, dict[int, Record]] = {}
+    for run in found:
+        config = load(run.config)
+        if not run.result.exists():
+            raise RunError(f"{run.folder} is not finished; `resume` it first, or name the runs to report")
+        if (name := names.get(_unseeded(config))) is None:
+            raise RunError(f"{run.folder}: no config in {configs} is that of this run, whatever the seed")
+        members.setdefault(name, {})[config.train.seed] = _run_record(run, config)
+    records.mkdir(parents=True, exist_ok=True)
+    for name, seeds in members.items():
+        record = {"config": _unseeded(load(configs / f"{name}.toml")), "runs": [seeds[seed] for seed in sorted(seeds)]}
+        runs.write(records / f"{name}.json", json.dumps(record, indent=1, allow_nan=False) + "\n")
+
+
+def write(configs: Path, records: Path) -> Path:
+    """Writes the page of all records, `records`.md, and a picture for each task."""
+    found = {path.stem: json.loads(path.read_text()) for path in sorted(records.glob("*.json"))}
+    if not found:
+        raise RunError(f"there is no record in {records}; name finished runs, or let there be some in runs/")
+    tasks: dict[str, dict[str, Record]] = {}
+    for name, record in found.items():
+        tasks.setdefault(record["runs"][0]["task"], {})[name] = record
+    sections = []
+    for task, members in sorted(tasks.items()):
+        _curves(records / f"{task}.svg", members)
+        sections += _section(task, members, configs, records)
+    page = records.with_suffix(".md")
+    runs.write(page, "\n".join([HEAD, *_overview(found), "", *sections]))
+    return page
+
+
+def _unseeded(config: Config) -> str:
+    return dumps(dataclasses.replace(config, train=dataclasses.replace(config.train, seed=0), name="run", out="runs"))
+
+
+def _run_record(run: Run, config: Config) -> Record:
+    result, environment = (json.loads(path.read_text()) for path in (run.result, run.environment))
+    times = runs.read(run.timings)
+    machine = {key: environment[key] for key in ("python", "device", "devices", "cpus", "git")}
+    return result | {
+        "seed": config.train.seed,
+        "seconds": sum(time["train_seconds"] for time in times),
+        "steps_timed": sum(time["steps"] for time in times),
+        "environment": machine | {"jax": environment["packages"]["jax"]},
+        "curve": _thinned(runs.read(run.metrics)),
+    }
+
+
+def _thinned(lines: list[dict]) -> list[dict]:
+    """Every so many lines and the last one, of numbers as they are shown."""
+    every = -(-len(lines) // POINTS)
+    kept = [*lines[every - 1 : -1 : every], *lines[-1:]]
+    return [{name: _rounded(value) for name, value in line.items()} for line in kept]
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.4g}") if isinstance(value, float) else value
+
+
+def _overview(found: dict[str, Record]) -> list[str]:
+    rows = ["| config | seeds | test | published | best baseline |", "| --- | --- | --- | --- | --- |"]
+    for name, record in found.items():
+        first, own = record["runs"][0], _figures(record)
+        metric = "sequences" if "criterion_met" in first else first["metric"]
+        source, figures = next(iter(first["published"].items()), ("", {}))
+        published = (
+            f"{number(figures[metric])}, {source}: {_verdict(own, figures, metric)}" if metric in figures else ""
+        )
+        rivals = {who: row[first["metric"]] for who, row in _baselines(record).items() if first["metric"] in row}
+        best = sorted(rivals, key=rivals.__getitem__, reverse=rising(first["metric"]))[:1]
+        beside = "".join(f"{first['metric']} {number(rivals[who])}, {who}" for who in best)
+        shown = (
+            f"{metric} {_spread(own[metric])} {first['unit']}" if metric == first["metric"] else _to_criterion(record)
+        )
+        rows.append(f"| [{name}](#{first['task']}) | {len(record['runs'])} | {shown} | {published} | {beside} |")
+    return rows
+
+
+def _section(task: str, members: dict[str, Record], configs: Path, records: Path) -> list[str]:
+    lines = [f"## {task}", "", f"![Loss of {task} in training]({records.name}/{task}.svg)", ""]
+    names = list(dict.fromkeys(name for record in members.values() for name in record["runs"][0]["test"]))
+    criterion = any("criterion_met" in record["runs"][0] for record in members.values())
+    columns = names + ["sequences"] * criterion
+    lines += [f"| | {' | '.join(columns)} |", "| --- |" + " --- |" * len(columns)]
+    for name, record in members.items():
+        own = _figures(record)
+        lines.append(_row(f"**{name}**", {key: _spread(values) for key, values in own.items()}, columns))
+    published = {who: row for record in members.values() for who, row in record["runs"][0]["published"].items()}
+    baselines = {who: row for record in members.values() for who, row in _baselines(record).items()}
+    for kind, rows in (("published", published), ("baseline", baselines)):
+        lines += [
+            _row(f"{kind}: {who}", {name: number(value) for name, value in row.items()}, columns)
+            for who, row in rows.items()
+        ]
+    for name, record in members.items():
+        lines += ["", *_told(name, record, configs)]
+    return [*lines, ""]
+
+
+def _told(name: str, record: Record, configs: Path) -> list[str]:
+    """What a config is, how it was run, and what was tried where it falls short."""
+    path, first, environment = configs / f"{name}.toml", record["runs"][0], record["runs"][0]["environment"]
+    head = path.read_text(encoding="utf-8") if path.exists() else ""
+    paragraphs = " ".join(
+        line.removeprefix("#").strip() or "\n"
+        for line in itertools.takewhile(lambda line: line.startswith("#"), head.splitlines())
+    ).split(" \n ")
+    seconds = [run["seconds"] for run in record["runs"]]
+    took = f"{number(statistics.mean(seconds))} s of training each"
+    if epoch := first["epoch"]:
+        steps = sum(run["steps_timed"] for run in record["runs"])
+        took += f", {number(sum(seconds) / steps * epoch)} s an epoch"
+    seeds = ", ".join(str(run["seed"]) for run in record["runs"])
+    commits = sorted({_commit(run["environment"]["git"]) for run in record["runs"]})
+    machine = f"{environment['devices']} x {environment['device']}, {environment['cpus']} cores"
+    told = [
+        f"**{name}**: {paragraphs[0]}",
+        "",
+        f"`python -m experiments run configs/{name}.toml`, seeds {seeds}; {first['parameters']:,} parameters; {took}, "
+        f"on {machine}, Python {environment['python']}, jax {environment['jax']}; commit {', '.join(commits)}.",
+    ]
+    if not path.exists() or _unseeded(load(path)) != _unseeded(loads(record["config"], path)):
+        told += ["", f"**These are runs of an older configs/{name}.toml.**"]
+    source, figures = next(iter(first["published"].items()), ("", {}))
+    verdicts = [f"{key} {_verdict(_figures(record), figures, key)}" for key in figures if key in _figures(record)]
+    if verdicts:
+        told += ["", f"Beside {source}: {', '.join(verdicts)}."]
+    for paragraph in paragraphs[1:]:
+        if paragraph.startswith("Tried"):
+            told += ["", paragraph]
+    return told
+
+
+def _row(name: str, shown: dict[str, str], columns: list[str]) -> str:
+    return f"| {name} | {' | '.join(shown.get(column, '') for column in columns)} |"
+
+
+def _figures(record: Record) -> dict[str, list[float]]:
+    """Of each figure, one of every run; and the sequences until the criterion, where each run met it."""
+    members = record["runs"]
+    figures = {name: [run["test"][name] for run in members] for name in members[0]["test"]}
+    if all(run.get("criterion_met") for run in members):
+        figures["sequences"] = [run["sequences"] for run in members]
+    return figures
+
+
+def _to_criterion(record: Record) -> str:
+    own, members = _figures(record), record["runs"]
+    if "sequences" in own:
+        return f"criterion after {_spread(own['sequences'])} sequences"
+    return f"criterion not met in {sum(not run['criterion_met'] for run in members)} of {len(members)} runs"
+
+
+def _baselines(record: Record) -> dict[str, dict[str, float]]:
+    """Means over the runs, whose test sequences may be drawn."""
+    members = record["runs"]
+    return {
+        who: {name: statistics.mean(run["baselines"][who][name] for run in members) for name in row}
+        for who, row in members[0]["baselines"].items()
+    }
+
+
+def _verdict(own: dict[str, list[float]], figures: dict[str, float], name: str) -> str:
+    if name not in own:
+        return "not reached"
+    gap = statistics.mean(own[name]) - figures[name]
+    if (gap >= 0) if rising(name) else (gap <= 0):
+        return "reached"
+    return f"missed by {number(abs(gap))}"
+
+
+def _spread(values: list[float]) -> str:
+    mean = _counted(statistics.mean(values))
+    return f"{mean} ± {_counted(statistics.stdev(values), digits=2)}" if len(values) > 1 else mean
+
+
+def _counted(value: float, digits: int = 4) -> str:
+    """To so many digits, but for whole numbers of sequences."""
+    return f"{value:,.0f}" if value >= 1000 else f"{float(f'{value:.{digits}g}'):g}"
+
+
+def _commit(git: dict | None) -> str:
+    return "unknown" if git is None else git["commit"][:10] + " with changes" * git["dirty"]
+
+
+def _curves(path: Path, members: dict[str, Record]) -> None:
+    """Loss, and the metric where that is another, over steps, with the first published figure as a level line.
+
+    A star is what a run gave on the test split.
+    """
+    metric = next(iter(members.values()))["runs"][0]["metric"]
+    shown = list(dict.fromkeys(("loss", metric)))
+    with rc_context({"svg.hashsalt": path.stem}), runs.writing(path):
+        figure = Figure(figsize=(4.6 * len(shown), 3.4), layout="constrained")
+        for axes, name in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
+            for color, (config, record) in zip(itertools.cycle(COLORS), members.items(), strict=False):
+                _draw(axes, name, config, record, color)
+            if not rising(name):
+                logarithmic(axes)
+            axes.set(xlabel="step", ylabel=name)
+            axes.grid(alpha=0.3)
+            axes.legend(fontsize="x-small")
+        figure.savefig(path, metadata={"Date": None})
+
+
+def _draw(axes, name: str, config: str, record: Record, color: str) -> None:
+    """A thin line for each run: what held-out data gave, where that was watched."""
+    logged = record["runs"][0]["curve"][-1]
+    watched = next((key for key in (f"validation_{name}", name, f"train_{name}") if key in logged), None)
+    label = f"{config}, {watched.partition('_')[0] if watched != name else 'train'}" if watched else ""
+    for run in record["runs"] if watched else ():
+        points = [(line["step"], line[watched]) for line in run["curve"] if watched in line]
+        axes.plot(*zip(*points, strict=True), color=color, linewidth=1, label=label)
+        label = None
+        if name in run["test"]:
+            axes.plot(run["curve"][-1]["step"], run["test"][name], "*", color=color, markersize=9, alpha=0.7)
+    source, figures = next(iter(record["runs"][0]["published"].items()), ("", {}))
+    if name in figures:
+        label = f"{number(figures[name])}, {source}"
+        axes.axhline(figures[name], color=color, linestyle="--", linewidth=1, label=label)

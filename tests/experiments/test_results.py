@@ -1,0 +1,129 @@
+"""The page of results says what the runs said, and what it compares them with."""
+
+import dataclasses
+import json
+import statistics
+
+import pytest
+
+from experiments import results, runs
+from experiments.config import dumps, load
+from experiments.runs import RunError
+
+CONFIG = """# A little of the adding problem.
+#
+# Tried: {tried}
+task = "adding"
+
+[train]
+seed = 7
+log_every = 1
+evaluate_every = 1
+save_every = 1
+"""
+
+
+@pytest.fixture
+def place(tmp_path):
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "little.toml").write_text(CONFIG.format(tried="a smaller\n# rate."))
+    (tmp_path / "configs" / "many.toml").write_text('base = "little.toml"\n[sweep]\ntrain.seed = [1, 2]\n')
+    return tmp_path
+
+
+def finished(place, seed, sequences, criterion_met=True, **test):
+    """A finished run of little.toml."""
+    config = load(place / "configs" / "little.toml")
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, seed=seed))
+    run = runs.create(str(place / "runs"), "little", dumps(config))
+    lines = [{"step": s, "sequences": 4 * s, "loss": 1 / s, "train_error": 2 / s} for s in range(1, 251)]
+    run.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    run.timings.write_text(
+        json.dumps({"steps": 100, "train_seconds": 3.0, "compile_seconds": 9.0})
+        + "\n"
+        + json.dumps({"steps": 150, "train_seconds": 7.0, "compile_seconds": 9.0})
+        + "\n"
+    )
+    result = {"task": "adding", "step": 250, "sequences": sequences, "parameters": 12345, "metric": "error", "unit": ""}
+    result |= {"test": {"error": 0.01, "wrong of 2560": 3.0} | test, "criterion_met": criterion_met}
+    result |= {"baselines": {"always 0.5": {"error": 0.2 + seed}}, "epoch": 25}
+    result |= {"published": {"the paper": {"sequences": 1500.0, "wrong of 2560": 1.0}}}
+    run.result.write_text(json.dumps(result))
+    return run
+
+
+def page(place, found):
+    results.collect(found, place / "configs", place / "results")
+    return results.write(place / "configs", place / "results").read_text()
+
+
+def cells(text, start):
+    (line,) = (line for line in text.splitlines() if line.startswith(f"| {start}"))
+    return [cell.strip() for cell in line.split("|")[1:-1]]
+
+
+def test_mean_spread_and_what_is_reached_or_missed(place):
+    counts, wrong = (1000, 2000, 1200), (0.0, 4.0, 5.0)
+    found = [finished(place, n, c, **{"wrong of 2560": w}) for n, (c, w) in enumerate(zip(counts, wrong, strict=True))]
+    text = page(place, found)
+    assert cells(text, "[little]")[1:] == [
+        "3",
+        "criterion after 1,400 ± 530 sequences",
+        "1500, the paper: reached",
+        "error 1.2, always 0.5",
+    ]
+    assert cells(text, "**little**") == ["**little**", "0.01 ± 0", f"3 ± {statistics.stdev(wrong):.2g}", "1,400 ± 530"]
+    assert cells(text, "published: the paper")[1:] == ["", "1", "1500"]
+    assert cells(text, "baseline: always 0.5")[1:] == ["1.2", "", ""]
+    assert "Beside the paper: sequences reached, wrong of 2560 missed by 2." in text
+    assert "**little**: A little of the adding problem." in text
+    assert "Tried: a smaller rate." in text
+    assert "seeds 0, 1, 2; 12,345 parameters; 10 s of training each, 1 s an epoch" in text
+    commit = json.loads(found[0].environment.read_text())["git"]
+    assert commit is None or commit["commit"][:10] in text
+
+
+def test_a_criterion_that_one_run_did_not_meet_is_not_reached(place):
+    text = page(place, [finished(place, 0, 1000), finished(place, 1, 9000, criterion_met=False)])
+    assert cells(text, "[little]")[2] == "criterion not met in 1 of 2 runs"
+    assert cells(text, "[little]")[3] == "1500, the paper: not reached"
+
+
+def test_a_rising_figure_is_missed_from_below(place):
+    assert results._verdict({"accuracy": [0.5, 0.7]}, {"accuracy": 0.7}, "accuracy") == "missed by 0.1"
+    assert results._verdict({"exact match": [0.75]}, {"exact match": 0.7}, "exact match") == "reached"
+    assert results._verdict({"nll": [8.0]}, {"nll": 8.1}, "nll") == "reached"
+
+
+def test_the_page_can_be_written_again_without_the_runs_and_knows_an_older_config(place):
+    text = page(place, [finished(place, 0, 1000)])
+    again = results.write(place / "configs", place / "results").read_text()
+    assert again == text
+    assert "older" not in text
+    little = place / "configs" / "little.toml"
+    little.write_text(little.read_text().replace("[train]", "[train]\nbatch = 3"))
+    assert (
+        "These are runs of an older configs/little.toml"
+        in results.write(place / "configs", place / "results").read_text()
+    )
+
+
+def test_a_curve_keeps_its_end_and_a_hundred_points(place):
+    page(place, [finished(place, 0, 1000)])
+    (run,) = json.loads((place / "results" / "little.json").read_text())["runs"]
+    steps = [line["step"] for line in run["curve"]]
+    assert steps == [*range(3, 250, 3), 250]
+    assert run["curve"][0] == {"step": 3, "sequences": 12, "loss": 0.3333, "train_error": 0.6667}
+    assert (place / "results" / "adding.svg").read_text().startswith("<?xml")
+
+
+def test_runs_that_cannot_be_reported_are_refused(place):
+    run = finished(place, 0, 1000)
+    with pytest.raises(RunError, match="no record"):
+        results.write(place / "configs", place / "results")
+    (place / "configs" / "little.toml").write_text('task = "adding"\n')
+    with pytest.raises(RunError, match=r"little-001: no config in .*configs is that of this run"):
+        results.collect([run], place / "configs", place / "results")
+    run.result.unlink()
+    with pytest.raises(RunError, match="little-001 is not finished"):
+        results.collect([run], place / "configs", place / "results")
