@@ -65,7 +65,9 @@ def rising(name: str) -> bool:
 
 
 def number(value: Any) -> str:
-    return "" if value is None else f"{float(value):.4g}"
+    if value is None:
+        return ""
+    return f"{value:,.0f}" if value >= 10_000 else f"{float(value):.4g}"
 
 
 def curve(path: Path, task: Task, lines: list[dict], rows: Rows, baselines: Rows, title: str) -> None:
