@@ -1,4 +1,4 @@
-"""The models: an LSTM or a temporal convolutional network, and a dense layer, read at the last valid step or at all."""
+"""The models: an LSTM, or what it is compared with, and a dense layer, read at the last valid step or at all."""
 
 import dataclasses
 from typing import Any, Literal
@@ -7,9 +7,10 @@ import jax
 import tyro
 from jaxtyping import Array, Float, Int
 
-from experiments import mesh
+from experiments import mesh, rnn
+from experiments.rnn import RNN
 from experiments.tagger import Tagger
-from lstmjax import LSTMOptions, LSTMState, dense, lstm, residual
+from lstmjax import LSTMOptions, LSTMState, dense, lstm, pooling, residual
 
 Params = dict[str, Any]
 
@@ -57,33 +58,38 @@ class TCN:
             raise ValueError(f"model.dropout is {self.dropout}; it must be from 0 to below 1")
 
 
-MODELS: dict[str, type] = {"lstm": Model, "tcn": TCN, "tagger": Tagger}
+MODELS: dict[str, type] = {"lstm": Model, "rnn": RNN, "tcn": TCN, "tagger": Tagger}
+Sequential = Model | RNN | TCN
 
 
-def init(key: Array, inputs: int, outputs: int, model: Model | TCN) -> Params:
+def init(key: Array, inputs: int, outputs: int, model: Sequential) -> Params:
     key, dense_key = jax.random.split(key)
     head = dense.init(dense_key, model.units, outputs)
     if isinstance(model, TCN):
         blocks = residual.init(key, inputs, (model.units,) * model.blocks, kernel=model.kernel)
         return {"tcn": blocks, "dense": head}
+    if isinstance(model, RNN):
+        return {"rnn": rnn.init(key, inputs, model.units), "dense": head}
     forget_bias = None if model.chrono else model.forget_bias
     recurrent = lstm.init(key, inputs, model.units, forget_bias=forget_bias, chrono=model.chrono or None)
     return {"lstm": recurrent, "dense": head}
 
 
 def last(
-    model: Model,
+    model: Sequential,
     params: Params,
     xs: Float[Array, "batch time inputs"],
     lengths: Int[Array, " batch"] | None = None,
 ) -> Float[Array, "batch outputs"]:
     """What the model says once it has read each sequence to its end."""
+    if not isinstance(model, Model):
+        return pooling.last(every(model, params, xs, lengths), lengths=lengths)
     h, _ = lstm.apply(params["lstm"], xs, lengths=lengths, return_sequences=False, options=_options(model))
     return dense.apply(params["dense"], h)
 
 
 def every(
-    model: Model | TCN,
+    model: Sequential,
     params: Params,
     xs: Float[Array, "batch time inputs"],
     lengths: Int[Array, " batch"] | None = None,
@@ -93,6 +99,8 @@ def every(
     """What the model says at each step, given that one and those before; a TCN drops units where it gets a key."""
     if isinstance(model, TCN):
         ys = residual.apply(params["tcn"], xs, lengths=lengths, dropout=model.dropout, key=key)
+    elif isinstance(model, RNN):
+        ys = rnn.apply(params["rnn"], xs, lengths)
     else:
         ys, _ = lstm.apply(params["lstm"], xs, lengths=lengths, options=_options(model))
     return dense.apply(params["dense"], ys)

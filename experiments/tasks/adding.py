@@ -14,6 +14,7 @@ from experiments import models
 from experiments.data import drawn
 from experiments.task import Carried, Criterion, Published, Task
 
+MODELS = ("lstm", "rnn")
 TEST = 2560
 RIGHT = 0.04  # a sequence is processed correctly when its absolute error is below this
 PAPER = "Hochreiter & Schmidhuber 1997"
@@ -34,7 +35,7 @@ class Options:
             raise ValueError(f"data.length is {self.length}; it must be at least 22")
 
 
-def build(options: Options, model: models.Model, batch: int, key: Array) -> Task:
+def build(options: Options, model: models.Model | models.RNN, batch: int, key: Array) -> Task:
     draw = functools.partial(sequence, length=options.length)
     test = drawn.sequences(draw, key, TEST)
     return Task(
@@ -76,16 +77,16 @@ def sequence(key: Array, length: int) -> dict[str, Array]:
     }
 
 
-def _error(model: models.Model, params: models.Params, batch: dict[str, Array]) -> Array:
+def _error(model: models.Model | models.RNN, params: models.Params, batch: dict[str, Array]) -> Array:
     return models.last(model, params, batch["pairs"], batch["length"])[:, 0] - batch["target"]
 
 
-def _loss(model: models.Model, params: models.Params, batch: dict[str, Array], carried: Carried):
+def _loss(model: models.Model | models.RNN, params: models.Params, batch: dict[str, Array], carried: Carried):
     error = _error(model, params, batch)
     return jnp.mean(error**2), (jnp.abs(error), carried)
 
 
-def _evaluate(model: models.Model, params: models.Params, batch: dict[str, Array]):
+def _evaluate(model: models.Model | models.RNN, params: models.Params, batch: dict[str, Array]):
     return _figures(_error(model, params, batch))
 
 

@@ -17,6 +17,7 @@ from experiments import models
 from experiments.data import drawn
 from experiments.task import Carried, Published, Task
 
+MODELS = ("lstm", "rnn")
 TEST = 1000
 COPIED = 10
 KINDS = 8
@@ -35,7 +36,7 @@ class Options:
             raise ValueError(f"data.blanks is {self.blanks}; it must be at least 1")
 
 
-def build(options: Options, model: models.Model, batch: int, key: Array) -> Task:
+def build(options: Options, model: models.Model | models.RNN, batch: int, key: Array) -> Task:
     draw = functools.partial(sequence, blanks=options.blanks)
     test = drawn.sequences(draw, key, TEST)
     chance = COPIED * math.log(KINDS) / (options.blanks + 2 * COPIED)
@@ -63,7 +64,7 @@ def sequence(key: Array, blanks: int) -> dict[str, Array]:
     }
 
 
-def _losses(model: models.Model, params: models.Params, batch: dict[str, Array]) -> tuple[Array, Array]:
+def _losses(model: models.Model | models.RNN, params: models.Params, batch: dict[str, Array]) -> tuple[Array, Array]:
     """Per sequence: the cross-entropy over all steps, and how many of the ten symbols are said right."""
     log_outputs = jax.nn.log_softmax(models.every(model, params, jax.nn.one_hot(batch["heard"], 10)))
     right = jnp.take_along_axis(log_outputs, batch["said"][..., None], axis=-1)[..., 0]
@@ -71,11 +72,11 @@ def _losses(model: models.Model, params: models.Params, batch: dict[str, Array])
     return -jnp.mean(right, axis=-1), jnp.mean(said[:, -COPIED:], axis=-1)
 
 
-def _loss(model: models.Model, params: models.Params, batch: dict[str, Array], carried: Carried):
+def _loss(model: models.Model | models.RNN, params: models.Params, batch: dict[str, Array], carried: Carried):
     losses, accuracies = _losses(model, params, batch)
     return jnp.mean(losses), (accuracies, carried)
 
 
-def _evaluate(model: models.Model, params: models.Params, batch: dict[str, Array]):
+def _evaluate(model: models.Model | models.RNN, params: models.Params, batch: dict[str, Array]):
     losses, accuracies = _losses(model, params, batch)
     return {"loss": jnp.mean(losses), "accuracy": jnp.mean(accuracies)}

@@ -15,6 +15,7 @@ from experiments import models
 from experiments.data import drawn
 from experiments.task import Carried, Criterion, Published, Task
 
+MODELS = ("lstm", "rnn")
 TEST = 2560
 RIGHT = 0.3  # a sequence is classified correctly when every output errs by less
 SYMBOLS = "abcdXYEB"
@@ -32,7 +33,7 @@ class Options:
     """6a: two symbols, four classes; 6b: three symbols, eight classes."""
 
 
-def build(options: Options, model: models.Model, batch: int, key: Array) -> Task:
+def build(options: Options, model: models.Model | models.RNN, batch: int, key: Array) -> Task:
     spans = SPANS[options.variant]
     draw = functools.partial(sequence, spans=spans)
     test = drawn.sequences(draw, key, TEST)
@@ -72,18 +73,18 @@ def sequence(key: Array, spans: tuple[tuple[int, int], ...]) -> dict[str, Array]
     }
 
 
-def _logits(model: models.Model, params: models.Params, batch: dict[str, Array]) -> Array:
+def _logits(model: models.Model | models.RNN, params: models.Params, batch: dict[str, Array]) -> Array:
     one_hot = jax.nn.one_hot(batch["symbols"], len(SYMBOLS))
     return models.last(model, params, one_hot, batch["length"])
 
 
-def _loss(model: models.Model, params: models.Params, batch: dict[str, Array], carried: Carried):
+def _loss(model: models.Model | models.RNN, params: models.Params, batch: dict[str, Array], carried: Carried):
     log_outputs = jax.nn.log_softmax(_logits(model, params, batch))
     right = jnp.take_along_axis(log_outputs, batch["class"][:, None], axis=-1)
     return -jnp.mean(right), (_errors(jnp.exp(log_outputs), batch["class"]), carried)
 
 
-def _evaluate(model: models.Model, params: models.Params, batch: dict[str, Array]):
+def _evaluate(model: models.Model | models.RNN, params: models.Params, batch: dict[str, Array]):
     return _figures(jax.nn.softmax(_logits(model, params, batch)), batch["class"])
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from experiments import models
-from experiments.models import TCN, Model
+from experiments.models import RNN, TCN, Model
 
 XS = jax.random.normal(jax.random.key(1), (3, 7, 2))
 
@@ -27,6 +27,25 @@ def test_last_reads_each_sequence_to_its_length():
     noise = jnp.where((jnp.arange(7)[None] < lengths[:, None])[..., None], XS, jnp.nan)
     expected = [every[b, n - 1] for b, n in enumerate(lengths)]
     np.testing.assert_allclose(models.last(model, params, noise, lengths), np.stack(expected), rtol=1e-5)
+
+
+def test_rnn_is_the_loop_and_padding_reaches_nothing():
+    model = RNN(units=4)
+    params = models.init(jax.random.key(0), 2, 5, model)
+    w_x, w_h, bias = (np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(params["rnn"]))
+    head = jax.tree.map(np.asarray, params["dense"])
+    lengths = np.array([2, 7, 0])
+    noise = jnp.where((jnp.arange(7)[None] < lengths[:, None])[..., None], XS, jnp.nan)
+    every = models.every(model, params, noise, jnp.asarray(lengths))
+    last = models.last(model, params, noise, jnp.asarray(lengths))
+    for b, length in enumerate(lengths):
+        h = np.zeros(4)
+        for t in range(length):
+            h = np.tanh(np.asarray(XS[b, t], np.float64) @ w_x + h @ w_h + bias)
+            np.testing.assert_allclose(every[b, t], h @ head.w + head.bias, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(last[b], (h @ head.w + head.bias) * (length > 0), rtol=1e-5, atol=1e-6)
+    grads = jax.grad(lambda p: jnp.sum(models.last(model, p, noise, jnp.asarray(lengths)) ** 2))(params)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))
 
 
 def test_chrono_gates_remember_for_one_to_the_longest_gap():
