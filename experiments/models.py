@@ -8,6 +8,7 @@ import tyro
 from jaxtyping import Array, Float, Int
 
 from experiments import mesh, rnn
+from experiments.language import Words
 from experiments.rnn import RNN
 from experiments.tagger import Tagger
 from lstmjax import LSTMOptions, LSTMState, dense, lstm, pooling, residual
@@ -58,7 +59,7 @@ class TCN:
             raise ValueError(f"model.dropout is {self.dropout}; it must be from 0 to below 1")
 
 
-MODELS: dict[str, type] = {"lstm": Model, "rnn": RNN, "tcn": TCN, "tagger": Tagger}
+MODELS: dict[str, type] = {"lstm": Model, "rnn": RNN, "tcn": TCN, "words": Words, "tagger": Tagger}
 Sequential = Model | RNN | TCN
 
 

@@ -34,9 +34,17 @@ class Train:
     batch: int = 32
     """Sequences per step."""
     learning_rate: float = 1e-3
-    """Of Adam, at the start."""
-    schedule: Literal["constant", "cosine"] = "constant"
-    """Keep the learning rate, or bring it to zero over all steps."""
+    """Of the optimizer, at the start."""
+    optimizer: Literal["adam", "sgd"] = "adam"
+    """Adam, or plain gradient descent."""
+    schedule: Literal["constant", "cosine", "decay"] = "constant"
+    """Keep the learning rate, bring it to zero over all steps, or multiply it by `decay` again and again."""
+    decay: float = 0.5
+    """With the schedule "decay": what the rate is multiplied by."""
+    decay_from: int = 0
+    """With the schedule "decay": the step at which it is for the first time."""
+    decay_every: int = 1000
+    """With the schedule "decay": steps from one time to the next."""
     clip: float = 1.0
     """The longest gradient, as a norm over all parameters."""
     log_every: int = 100
@@ -47,9 +55,11 @@ class Train:
     """Steps between two checkpoints; a multiple of log_every."""
 
     def __post_init__(self):
-        for name in ("steps", "batch", "log_every", "learning_rate", "clip"):
+        for name in ("steps", "batch", "log_every", "learning_rate", "clip", "decay", "decay_every"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"train.{name} is {getattr(self, name)}; it must be above 0")
+        if self.decay_from < 0:
+            raise ValueError(f"train.decay_from is {self.decay_from}; it must be at least 0")
         if not 0 <= self.seed < 2**31:
             raise ValueError(f"train.seed is {self.seed}; it must be from 0 to 2**31 - 1")
         for name in ("evaluate_every", "save_every"):
@@ -216,9 +226,18 @@ def _finished(state: TrainState, task: Task, options: Train) -> Bool[Array, ""]:
 
 
 def _optimizer(options: Train) -> optax.GradientTransformation:
+    step = {"adam": optax.adam, "sgd": optax.sgd}[options.optimizer]
+    return optax.chain(optax.clip_by_global_norm(options.clip), step(_schedule(options)))
+
+
+def _schedule(options: Train) -> optax.ScalarOrSchedule:
     rate = options.learning_rate
-    schedule = optax.cosine_decay_schedule(rate, options.steps) if options.schedule == "cosine" else rate
-    return optax.chain(optax.clip_by_global_norm(options.clip), optax.adam(schedule))
+    if options.schedule == "cosine":
+        return optax.cosine_decay_schedule(rate, options.steps)
+    if options.schedule == "decay":
+        cut = optax.exponential_decay(rate * options.decay, options.decay_every, options.decay, staircase=True)
+        return optax.join_schedules([optax.constant_schedule(rate), cut], [options.decay_from])
+    return rate
 
 
 def _check_finite(losses: np.ndarray, finite: bool, before: int) -> None:

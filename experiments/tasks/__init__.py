@@ -6,7 +6,7 @@ model it takes, where that is not an LSTM alone.
 
 from types import ModuleType
 
-from experiments.tasks import adding, airline, chars, conll2000, copy, jsb, mnist_rows, swda, temporal_order
+from experiments.tasks import adding, airline, chars, conll2000, copy, jsb, mnist_rows, ptb, swda, temporal_order
 
 TASKS: dict[str, ModuleType] = {
     "airline": airline,
@@ -15,6 +15,7 @@ TASKS: dict[str, ModuleType] = {
     "temporal_order": temporal_order,
     "copy": copy,
     "chars": chars,
+    "ptb": ptb,
     "jsb": jsb,
     "conll2000": conll2000,
     "swda": swda,

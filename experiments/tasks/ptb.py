@@ -1,0 +1,77 @@
+"""The Penn Treebank, a word at a time: which one comes next?
+
+The text is read on and on, see experiments/text.py. Perplexity is the exponential of the mean loss in nats over all
+words of a split but its first, <eos> included.
+
+Zaremba, Sutskever & Vinyals, Recurrent Neural Network Regularization, 2014.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from jaxtyping import Array
+
+from experiments import language, ngram, text
+from experiments.data import treebank
+from experiments.task import Published, Task
+
+MODELS = ("words",)
+LONGEST = 4  # n-grams to choose among
+AT_ONCE = 200  # held-out words in one piece
+PUBLISHED = (Published("2 x 200 LSTM, Zaremba, Sutskever & Vinyals 2014", {"perplexity": 114.5}),)
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    steps: int = 20
+    """Words of each row in one batch, which is as far back as gradients go."""
+
+    def __post_init__(self):
+        if self.steps < 1:
+            raise ValueError(f"data.steps is {self.steps}; it must be at least 1")
+
+
+def build(options: Options, model: language.Words, batch: int, key: Array) -> Task:
+    del key  # nothing is drawn
+    said = treebank.load()
+    numbers = {word: number for number, word in enumerate(sorted(set(said["train"])))}
+    parts = {name: np.array([numbers[word] for word in words], np.int32) for name, words in said.items()}
+    train = text.rows(parts["train"], batch, options.steps)
+    say = functools.partial(language.say, model)
+    return Task(
+        init=functools.partial(language.init, vocabulary=len(numbers), model=model),
+        batches=text.batches,
+        loss=functools.partial(text.loss, say),
+        evaluate=lambda params, split: text.evaluate(say, params, split, language.initial_state(params, 1)),
+        splits={"train": train} | {name: text.held_out(parts[name], AT_ONCE) for name in ("validation", "test")},
+        metric="perplexity",
+        measure="accuracy",
+        baselines=functools.partial(baselines, parts, len(numbers)),
+        score=score,
+        carried=functools.partial(language.initial_state, batch=batch),
+        watch=("validation",),
+        published=PUBLISHED,
+        epoch=len(train["read"]),
+    )
+
+
+def score(evaluated: Mapping[str, Array], split: Any) -> dict[str, float]:
+    """Perplexity beside the rest."""
+    del split
+    found = {name: float(value) for name, value in evaluated.items()}
+    return {"perplexity": math.exp(found["loss"])} | found
+
+
+def baselines(parts: dict[str, np.ndarray], vocabulary: int) -> dict[str, dict[str, float]]:
+    """Unigrams, and the n-grams that did best on the validation text, over all test words but the first."""
+    validation, test = (
+        -np.log(ngram.probabilities(parts["train"], parts[name], vocabulary, LONGEST)[:, 1:]).mean(axis=1)
+        for name in ("validation", "test")
+    )
+    best = int(validation.argmin())
+    named = {"unigram": test[0], f"{best + 1}-gram, Witten-Bell": test[best]}
+    return {name: {"perplexity": math.exp(loss), "loss": float(loss)} for name, loss in named.items()}
