@@ -51,11 +51,13 @@ def init(key: Array, vocabulary: int, model: Words) -> dict[str, Any]:
         return jax.random.uniform(key, shape, dtype, -model.scale, model.scale)
 
     words, layers, head = jax.random.split(key, 3)
-    weights = {"w_x_init": uniform, "w_h_init": uniform, "forget_bias": model.forget_bias}
+    units = (model.units,) * model.layers
     last = dense.init(head, model.units, vocabulary, w_init=uniform)
     return {
         "embedding": embedding.init(words, vocabulary, model.units, table_init=uniform),
-        "lstm": stack.init(layers, model.units, (model.units,) * model.layers, **weights),
+        "lstm": stack.init(
+            layers, model.units, units, w_x_init=uniform, w_h_init=uniform, forget_bias=model.forget_bias
+        ),
         "dense": last.bias if model.tied else last,
     }
 
@@ -68,15 +70,16 @@ def say(
     model: Words, params: dict[str, Any], tokens: Int[Array, "rows steps"], state: Any, key: Array | None = None
 ) -> tuple[Float[Array, "rows steps vocabulary"], Any]:
     """The logits of each next word, and the state after the last; units are dropped where there is a key."""
-    drops = key is not None and model.dropout > 0
-    before, between, after = jax.random.split(key, 3) if drops else (None, None, None)
+    before = between = after = None
+    if key is not None and model.dropout:
+        before, between, after = jax.random.split(key, 3)
     xs = _dropped(embedding.apply(params["embedding"], tokens), model.dropout, before)
     ys, state = stack.apply(
         params["lstm"],
         xs,
         state,
         options=mesh.lstm_options(precision=model.precision),
-        dropout=Dropout(between_layers=model.dropout) if drops else None,
+        dropout=Dropout(between_layers=model.dropout) if model.dropout else None,
         key=between,
     )
     ys = _dropped(ys, model.dropout, after)

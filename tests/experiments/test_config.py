@@ -66,7 +66,8 @@ def test_every_config_is_of_a_kind_that_its_task_takes(configs):
         several = "[sweep]" in path.read_text()
         for read in [c for _, c in config.load_sweep(path)] if several else [config.load(path)]:
             kinds = getattr(tasks.TASKS[read.task], "MODELS", ("lstm",))
-            assert read.model.kind == ("tcn" if "tcn" in path.name else kinds[0])
+            named = path.stem.rpartition("_")[2]
+            assert read.model.kind == (named if named in ("rnn", "tcn") else kinds[0])
 
 
 def test_kind_decides_what_model_may_say(write):

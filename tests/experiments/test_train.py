@@ -28,9 +28,19 @@ def trained(task, options, state=None, stop=lambda: False):
     return train(task, options, state or initial_state(task, options), hooks), lines, saved
 
 
-@pytest.mark.parametrize("schedule", ["constant", "cosine"])
-def test_loop_takes_the_steps_a_plain_loop_takes(schedule):
-    options = dataclasses.replace(OPTIONS, schedule=schedule, clip=0.1)
+RATES = {
+    "constant": lambda step: 1.0,
+    "cosine": lambda step: 0.5 + 0.5 * np.cos(np.pi * step / 25),
+    "decay": lambda step: 1.0 if step < 6 else 0.3 if step < 13 else 0.09 if step < 20 else 0.027,
+}
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "schedule"), [("adam", "constant"), ("adam", "cosine"), ("adam", "decay"), ("sgd", "decay")]
+)
+def test_loop_takes_the_steps_a_plain_loop_takes(optimizer, schedule):
+    options = dataclasses.replace(OPTIONS, schedule=schedule, optimizer=optimizer, clip=0.1)
+    options = dataclasses.replace(options, decay=0.3, decay_from=6, decay_every=7)
     outcome, lines, saved = trained(AIRLINE, options)
 
     state = initial_state(AIRLINE, options)
@@ -46,7 +56,10 @@ def test_loop_takes_the_steps_a_plain_loop_takes(schedule):
         losses.append(float(loss))
         norm = np.sqrt(sum(float(jnp.sum(g**2)) for g in jax.tree.leaves(grads)))
         grads = jax.tree.map(lambda g, n=norm: g * min(1.0, 0.1 / n), grads)
-        rate = 0.01 * (0.5 + 0.5 * np.cos(np.pi * step / 25) if schedule == "cosine" else 1.0)
+        rate = 0.01 * RATES[schedule](step)
+        if optimizer == "sgd":
+            params = jax.tree.map(lambda p, g, r=rate: p - r * g, params, grads)
+            continue
         first = jax.tree.map(lambda m, g: 0.9 * m + 0.1 * g, moments[0], grads)
         second = jax.tree.map(lambda m, g: 0.999 * m + 0.001 * g**2, moments[1], grads)
         scales = (1 - 0.9 ** (step + 1), 1 - 0.999 ** (step + 1))

@@ -117,7 +117,7 @@ def test_baselines_are_over_the_characters_that_the_lstm_is_measured_on(task):
 
 @pytest.mark.parametrize(("steps", "batch"), [(20, 1000), (20000, 1)])
 def test_text_too_short_for_one_batch_is_refused(steps, batch):
-    with pytest.raises(ValueError, match=rf"{batch} \* {steps}; it must be below \d+, the characters"):
+    with pytest.raises(ValueError, match=rf"{batch} \* {steps}; it must be below \d+, which is how much text"):
         chars.build(chars.Options(steps=steps), Model(units=3), batch, jax.random.key(0))
     with pytest.raises(ValueError, match=r"data\.steps is 0"):
         chars.Options(steps=0)

@@ -10,9 +10,10 @@ import pytest
 
 from experiments.data.chunks import Sentence
 from experiments.data.dialogues import Conversation
+from experiments.language import Words
 from experiments.models import Model
 from experiments.tagger import Tagger
-from experiments.tasks import TASKS, chars, conll2000, jsb, mnist_rows, swda
+from experiments.tasks import TASKS, chars, conll2000, jsb, mnist_rows, ptb, swda
 
 # Columns that have padding.
 PADDED = {
@@ -32,6 +33,8 @@ def build(monkeypatch):
     monkeypatch.setattr(mnist_rows.mnist, "load", lambda: images)
     text = "".join(rng.choice(list("abcdef \n"), 12000))
     monkeypatch.setattr(chars.shakespeare, "load", lambda: text)
+    words = {n: [str(word) for word in rng.choice(list("abcdef"), 3000)] for n in sizes}
+    monkeypatch.setattr(ptb.treebank, "load", lambda: words)
     rolls = {n: [rng.integers(0, 2, (rng.integers(2, 30), 88), np.uint8) for _ in range(k)] for n, k in sizes.items()}
     monkeypatch.setattr(jsb.chorales, "load", lambda: rolls)
     sentences = {n: [sentence(rng) for _ in range(k)] for n, k in sizes.items()}
@@ -42,7 +45,11 @@ def build(monkeypatch):
     monkeypatch.setattr(swda, "_corpus", lambda options: talks)
     swda._splits.cache_clear()
     swda._vectors.cache_clear()
-    models = {"conll2000": Tagger(embedding=2, units=3), "swda": Tagger(embedding=2, units=3, context=2)}
+    models = {
+        "ptb": Words(units=3),
+        "conll2000": Tagger(embedding=2, units=3),
+        "swda": Tagger(embedding=2, units=3, context=2),
+    }
     return lambda name: TASKS[name].build(TASKS[name].Options(), models.get(name, Model(units=3)), 8, jax.random.key(0))
 
 

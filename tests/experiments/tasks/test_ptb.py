@@ -1,0 +1,61 @@
+"""Words of the treebank: numbered, read on, and measured in perplexity beside n-grams."""
+
+import collections
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import language
+from experiments.language import Words
+from experiments.tasks import ptb
+
+RNG = np.random.default_rng(0)
+SAID = {name: [str(word) for word in RNG.choice(list("abcdefgh"), n)] for name, n in (("train", 900), ("test", 300))}
+SAID["validation"] = SAID["test"][:250]
+MODEL = Words(units=5)
+
+
+@pytest.fixture
+def task(monkeypatch):
+    monkeypatch.setattr(ptb.treebank, "load", lambda: SAID)
+    return ptb.build(ptb.Options(steps=10), MODEL, 4, jax.random.key(0))
+
+
+def test_rows_are_stretches_of_the_words(task):
+    vocabulary = sorted(set(SAID["train"]))
+    read = np.asarray(task.splits["train"]["read"])
+    assert task.epoch == len(read) == 899 // 40
+    for row in range(4):
+        said = [vocabulary[n] for n in read[:, row].ravel()]
+        assert said == SAID["train"][row * len(said) : (row + 1) * len(said)]
+
+
+def test_perplexity_is_that_of_one_reading(task):
+    params = task.init(jax.random.key(1))
+    numbers = np.searchsorted(sorted(set(SAID["train"])), SAID["test"])
+    logits, _ = language.say(MODEL, params, jnp.asarray(numbers[None, :-1]), language.initial_state(params, 1))
+    outputs = np.exp(np.asarray(logits, np.float64)[0])
+    outputs /= outputs.sum(axis=-1, keepdims=True)
+    expected = math.exp(-np.mean(np.log(outputs[np.arange(299), numbers[1:]])))
+    figures = task.score(task.evaluate(params, task.splits["test"]), task.splits["test"])
+    assert figures["perplexity"] == pytest.approx(expected, rel=1e-5)
+    assert list(figures) == ["perplexity", "loss", "accuracy"]
+
+
+def test_unigrams_by_counting(task):
+    counts = collections.Counter(SAID["train"])
+    probability = {w: (counts[w] + 8 * (1 / 8)) / (len(SAID["train"]) + 8) for w in counts}  # Witten & Bell
+    expected = math.exp(-np.mean([math.log(probability[w]) for w in SAID["test"][1:]]))
+    baselines = task.baselines()
+    assert baselines["unigram"]["perplexity"] == pytest.approx(expected, rel=1e-9)
+    assert list(baselines)[-1].endswith("-gram, Witten-Bell")
+
+
+def test_too_little_text_and_no_steps_are_refused(task, monkeypatch):
+    with pytest.raises(ValueError, match=r"train\.batch \* data\.steps is 90 \* 10; it must be below 900"):
+        ptb.build(ptb.Options(steps=10), MODEL, 90, jax.random.key(0))
+    with pytest.raises(ValueError, match=r"data\.steps is 0"):
+        ptb.Options(steps=0)
