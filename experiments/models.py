@@ -11,7 +11,7 @@ from experiments import mesh, rnn
 from experiments.language import Words
 from experiments.rnn import RNN
 from experiments.tagger import Tagger
-from lstmjax import LSTMOptions, LSTMState, dense, lstm, pooling, residual
+from lstmjax import Dropout, LSTMOptions, LSTMState, dense, lstm, pooling, residual
 
 Params = dict[str, Any]
 
@@ -27,12 +27,16 @@ class Model:
     """The forget gate's bias at the start."""
     chrono: int = 0
     """Where above 0, gates start out set to remember for 1 to this many steps, and `forget_bias` says nothing."""
+    dropout: float = 0.0
+    """Rate at which units of h are dropped in training, of what is read back and of what is said, alike at all steps."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """What the LSTM computes in; its parameters, sums and cell state are in float32."""
 
     def __post_init__(self):
         if self.units < 1:
             raise ValueError(f"model.units is {self.units}; it must be at least 1")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"model.dropout is {self.dropout}; it must be from 0 to below 1")
         if self.chrono != 0 and self.chrono < 3:
             raise ValueError(f"model.chrono is {self.chrono}; it must be 0, for none, or at least 3")
 
@@ -97,14 +101,21 @@ def every(
     *,
     key: Array | None = None,
 ) -> Float[Array, "batch time outputs"]:
-    """What the model says at each step, given that one and those before; a TCN drops units where it gets a key."""
+    """What the model says at each step, given that one and those before; units are dropped where there is a key."""
     if isinstance(model, TCN):
         ys = residual.apply(params["tcn"], xs, lengths=lengths, dropout=model.dropout, key=key)
     elif isinstance(model, RNN):
         ys = rnn.apply(params["rnn"], xs, lengths)
     else:
-        ys, _ = lstm.apply(params["lstm"], xs, lengths=lengths, options=_options(model))
+        dropout = Dropout(outputs=model.dropout, recurrent=model.dropout)
+        ys, _ = lstm.apply(params["lstm"], xs, lengths=lengths, options=_options(model), dropout=dropout, key=key)
     return dense.apply(params["dense"], ys)
+
+
+def check_whole(model: Model | RNN) -> None:
+    """Raise if units are to be dropped, of a task that drops none."""
+    if isinstance(model, Model) and model.dropout:
+        raise ValueError(f"model.dropout is {model.dropout}; this task drops no units, so that it must be 0")
 
 
 def initial_state(model: Model, params: Params, batch: int) -> LSTMState:

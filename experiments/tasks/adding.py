@@ -36,6 +36,7 @@ class Options:
 
 
 def build(options: Options, model: models.Model | models.RNN, batch: int, key: Array) -> Task:
+    models.check_whole(model)
     draw = functools.partial(sequence, length=options.length)
     test = drawn.sequences(draw, key, TEST)
     return Task(

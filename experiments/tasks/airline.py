@@ -40,6 +40,7 @@ class Options:
 
 
 def build(options: Options, model: models.Model, batch: int, key: Array) -> Task:
+    models.check_whole(model)
     del key  # nothing is drawn
     fit = TRAIN - options.validation
     first = options.look_back + (SEASON if options.seasonal_difference else 0)

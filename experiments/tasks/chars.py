@@ -33,6 +33,7 @@ class Options:
 
 
 def build(options: Options, model: models.Model, batch: int, key: Array) -> Task:
+    models.check_whole(model)
     del key  # nothing is drawn
     play = shakespeare.load()
     alphabet = sorted(set(play))

@@ -37,6 +37,7 @@ class Options:
 
 
 def build(options: Options, model: models.Model | models.RNN, batch: int, key: Array) -> Task:
+    models.check_whole(model)
     draw = functools.partial(sequence, blanks=options.blanks)
     test = drawn.sequences(draw, key, TEST)
     chance = COPIED * math.log(KINDS) / (options.blanks + 2 * COPIED)

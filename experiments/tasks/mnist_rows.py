@@ -30,6 +30,7 @@ class Options:
 
 
 def build(options: Options, model: models.Model | models.RNN, batch: int, key: Array) -> Task:
+    models.check_whole(model)
     del key  # nothing is drawn
     splits = {
         name: {"rows": jnp.asarray(images), "digit": jnp.asarray(digits)}

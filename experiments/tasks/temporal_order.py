@@ -34,6 +34,7 @@ class Options:
 
 
 def build(options: Options, model: models.Model | models.RNN, batch: int, key: Array) -> Task:
+    models.check_whole(model)
     spans = SPANS[options.variant]
     draw = functools.partial(sequence, spans=spans)
     test = drawn.sequences(draw, key, TEST)

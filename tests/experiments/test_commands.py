@@ -16,7 +16,7 @@ from experiments import commands, runs, train
 from experiments.__main__ import main
 from experiments.checkpoint import Checkpoints
 from experiments.config import load
-from experiments.data import chorales, files, mnist, shakespeare
+from experiments.data import chorales, fashion, files, mnist, shakespeare, treebank
 from experiments.train import initial_state
 
 # A kill may tear the file of a compiled program; and resuming must not need one.
@@ -214,7 +214,8 @@ CONFIGS = sorted(p.name for p in (Path(__file__).parents[2] / "configs").glob("*
 def test_config_runs(name, configs, call, tmp_path, written, monkeypatch):
     if name.startswith(("conll2000", "swda")):
         monkeypatch.setenv("LSTMJAX_DATA", str(written))
-    for task, path in (("mnist", mnist.FILE), ("chars", shakespeare.FILE), ("jsb", chorales.FILE)):
+    read = {"mnist": mnist.FILE, "chars": shakespeare.FILE, "jsb": chorales.FILE, "ptb": treebank.FILE}
+    for task, path in (read | {"fashion": next(iter(fashion.SHA256))}).items():
         if task in name and files.locate(path) is None:
             pytest.skip(f"{path} is not on this machine; running configs/{name} says how it gets there")
     text = (configs / name).read_text()

@@ -9,6 +9,7 @@ import pytest
 
 from experiments import models
 from experiments.models import RNN, TCN, Model
+from experiments.tasks import TASKS
 
 XS = jax.random.normal(jax.random.key(1), (3, 7, 2))
 
@@ -46,6 +47,19 @@ def test_rnn_is_the_loop_and_padding_reaches_nothing():
         np.testing.assert_allclose(last[b], (h @ head.w + head.bias) * (length > 0), rtol=1e-5, atol=1e-6)
     grads = jax.grad(lambda p: jnp.sum(models.last(model, p, noise, jnp.asarray(lengths)) ** 2))(params)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))
+
+
+def test_dropout_needs_a_key_and_tasks_without_one_refuse_it():
+    model, params = Model(units=8, dropout=0.5), models.init(jax.random.key(0), 2, 5, Model(units=8))
+    still = models.every(Model(units=8), params, XS)
+    np.testing.assert_array_equal(models.every(model, params, XS), still)
+    one, other = (models.every(model, params, XS, key=jax.random.key(k)) for k in (0, 1))
+    assert np.abs(one - still).max() > 1e-3
+    assert np.abs(one - other).max() > 1e-3
+    with pytest.raises(ValueError, match=r"model\.dropout is 0\.5; this task drops no units"):
+        TASKS["adding"].build(TASKS["adding"].Options(), model, 8, jax.random.key(0))
+    with pytest.raises(ValueError, match=r"model\.dropout is 1"):
+        Model(dropout=1.0)
 
 
 def test_chrono_gates_remember_for_one_to_the_longest_gap():
