@@ -28,7 +28,7 @@ class Model:
     chrono: int = 0
     """Where above 0, gates start out set to remember for 1 to this many steps, and `forget_bias` says nothing."""
     dropout: float = 0.0
-    """Rate at which units of h are dropped in training, of what is read back and of what is said, alike at all steps."""
+    """Rate at which units of h are dropped in training, those read back and those said, the same at all steps."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """What the LSTM computes in; its parameters, sums and cell state are in float32."""
 

@@ -6,7 +6,19 @@ model it takes, where that is not an LSTM alone.
 
 from types import ModuleType
 
-from experiments.tasks import adding, airline, chars, conll2000, copy, jsb, mnist_rows, ptb, swda, temporal_order
+from experiments.tasks import (
+    adding,
+    airline,
+    chars,
+    conll2000,
+    copy,
+    jsb,
+    mnist_rows,
+    ptb,
+    recall,
+    swda,
+    temporal_order,
+)
 
 TASKS: dict[str, ModuleType] = {
     "airline": airline,
@@ -14,6 +26,7 @@ TASKS: dict[str, ModuleType] = {
     "adding": adding,
     "temporal_order": temporal_order,
     "copy": copy,
+    "recall": recall,
     "chars": chars,
     "ptb": ptb,
     "jsb": jsb,
