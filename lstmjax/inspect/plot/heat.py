@@ -47,7 +47,8 @@ def connections(params: LSTMParams, *, ax: Axes | None = None) -> Axes:
         The Axes.
 
     Raises:
-        TypeError: params is something else; the message says which of its elements to take. Or ax is no Axes of x and y.
+        TypeError: params is something else; the message says which of its elements to take. Or ax is no Axes
+            of x and y.
         ImportError: matplotlib is not installed.
 
     >>> import jax
