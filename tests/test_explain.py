@@ -286,7 +286,11 @@ def test_data_without_end_are_refused(refused):
 MORE = {
     "bias_h": (jnp.full(12, 0.1), 12, ["b_h 12 = 12 a second bias", "their sum: b + b_h."]),
     "offset": (jnp.ones(12), 12, ["b_0 12 = 12 an offset", "their sum: b + b_0."]),
-    "initial": (LSTMState(jnp.ones(3), jnp.ones(3)), 6, ["h_0 3 = 3 learned", "c_0 3 = 3 learned"]),
+    "initial": (
+        LSTMState(jnp.ones(3), jnp.ones(3)),
+        6,
+        ["h_0 3 = 3 the h to begin with, learned", "c_0 3 = 3 the c to begin with, learned"],
+    ),
     "bias": (None, -12, ["There is no bias: b in the equations is zeros."]),
 }
 

@@ -105,8 +105,8 @@ def arrays(params: LSTMParams) -> list[tuple[str, tuple[int, ...], str]]:
         ("b", params.bias, ""),
         ("b_h", params.bias_h, "a second bias, as of PyTorch"),
         ("b_0", params.offset, "an offset, which is not learned"),
-        ("h_0", initial.h, "learned: the h to begin with"),
-        ("c_0", initial.c, "learned: the c to begin with"),
+        ("h_0", initial.h, "the h to begin with, learned"),
+        ("c_0", initial.c, "the c to begin with, learned"),
     ]
     return [(name, tuple(array.shape), meaning) for name, array, meaning in found if array is not None]
 
