@@ -23,9 +23,9 @@ def summary(params: Any, *args: Any, **kwargs: Any) -> str:
     A function is called with its arguments, arrays or `jax.ShapeDtypeStruct`, without computing anything: layers are
     listed in the order of their calls, one within another, with the shapes that they put out. A layer sees no axis that
     `jax.vmap` maps; the body of a `jax.lax.scan` is called once; layers of the same shapes in a function that `jax.jit`
-    compiled within another one have no path. Params do not tell how the halves of a bidirectional layer are merged: of
-    them alone, the outputs are those of merge="concat", and it is said. Layers in the arguments on which nothing that is returned depends are
-    listed as unused.
+    compiled within another one have no path. Layers in the arguments on which nothing that is returned depends are
+    listed as unused. Params alone do not tell how the halves of a bidirectional layer are merged: there its outputs are
+    those of merge="concat", and marked so.
 
     Args:
         params: any tree of arrays (or of `jax.ShapeDtypeStruct`); or a function.
