@@ -1,6 +1,7 @@
 """`python -m lstmjax.explain`: what it prints and what its page is given, beside what the library computes."""
 
 import dataclasses
+import itertools
 import json
 import re
 import subprocess
@@ -49,6 +50,22 @@ def rows(text, name):
     return np.array([[float(number) for number in line.split()] for line in lines])
 
 
+def assert_printed(vector, values):
+    """All of a vector of which the first six are printed, and how many more there are."""
+    *numbers, last = vector.split(", ")
+    if more := re.fullmatch(r"\.\.\.|\((\d+) more\)", last):
+        assert len(numbers) + int(more[1]) == values.size
+    else:
+        numbers.append(last)
+    np.testing.assert_allclose([float(number) for number in numbers], values[: len(numbers)], **PRINTED)
+
+
+def in_order(text, values):
+    """Rows, which are printed as they are read, as the steps stand in time."""
+    steps = [int(step) for step in re.findall(r"^STEP (\d+)", text, re.MULTILINE)]
+    return values[np.argsort(steps)]
+
+
 @pytest.mark.parametrize(
     ("inputs", "units", "formula", "arrays"),
     [
@@ -82,14 +99,18 @@ def test_every_printed_value_is_what_the_library_gives(told, inputs, units, step
 
 def test_products_of_the_first_unit_add_up_to_what_is_said(told):
     """Evaluated as the reader would, from what is printed alone."""
-    text = told("--inputs", 2, "--units", 3)
-    sums = re.findall(r"^    z_([ifgo]) = ((?:.|\n {10})*?) = (-?[\d.]+)$", text, re.MULTILINE)
+    text = re.sub(r"\n {10}(?! )", " ", told("--inputs", 2, "--units", 3))
+    sums = re.findall(r"^    z_([ifgo]) = (.*) = (-?[\d.]+)$", text, re.MULTILINE)
     assert [gate for gate, *_ in sums] == list("ifgo") * 2
     for _, products, total in sums:
         value = sum(
             np.prod([float(factor.strip("()\n ")) for factor in term.split("*")]) for term in products.split("+")
         )
         assert value == pytest.approx(float(total), abs=5e-6)
+    worked = re.findall(r"^    [zch]\S* += .*$", text, re.MULTILINE)
+    assert len(worked) == 12
+    assert any("(-0." in line for line in worked)
+    assert not [line for line in worked if re.search(r"[+*] -", line)]
 
 
 def test_the_first_numbers_are_the_famous_ones(told):
@@ -135,13 +156,18 @@ def test_own_weights_and_data(told, tmp_path, kind):
     (tmp_path / "own.txt").write_text("0.5, -1\n\n2 3\n-0.25\t4e-1\n")
     text = told("--params", tmp_path / "own.safetensors", "--data", tmp_path / "own.txt")
     xs = jnp.array([[0.5, -1], [2, 3], [-0.25, 0.4]])
-    last, states = stack.apply(params, xs, return_sequences=False)
+    ys, states = stack.apply(params, xs)
+    last, _ = stack.apply(params, xs, return_sequences=False)
     (printed,) = re.findall(rf"{re.escape(str(last.shape))}, h after the last step.*\n    \[(.*)\]", text)
-    if last.size <= 6:
-        np.testing.assert_allclose([float(number) for number in printed.split(",")], last, **PRINTED)
-    cells = re.findall(r"^    (?:.*: )?c \(\d+,\) = \[(.*)\]$", text, re.MULTILINE)
-    for cell, state in zip(cells, equations.flat(states), strict=True):
-        np.testing.assert_allclose([float(number) for number in cell.split(",")], state.c, **PRINTED)
+    assert_printed(printed, last)
+    for name in "hc":
+        printed = re.findall(rf"^    (?:.*: )?{name} \(\d+,\) = \[(.*)\]$", text, re.MULTILINE)
+        for vector, state in zip(printed, equations.flat(states), strict=True):
+            assert_printed(vector, getattr(state, name))
+    top = re.split("^==== LAYER 2", text, maxsplit=1, flags=re.MULTILINE)[-1]
+    halves = re.split("^==== .*BACKWARD", top, flags=re.MULTILINE)
+    printed = [in_order(half, rows(half, "h")) for half in halves]
+    np.testing.assert_allclose(np.concatenate(printed, axis=-1), ys, **PRINTED)
 
 
 @pytest.mark.parametrize("reverse", [False, True])
@@ -197,6 +223,10 @@ def test_a_byte_order_mark_is_no_data(tmp_path):
         (b"", ["at least one line"]),
         (b"1 2\n3\n", ["line 2", "2 numbers, as line 1", "got 1"]),
         (b"\n1\nx\n", ["line 3", "'x'"]),
+        (b"\ntime,the value\n1,2\n", ["line 2", "a header, 'time,the value'", "take it out"]),
+        (b"1,2\ntime,value\n", ["line 2", "numbers from", "'time'"]),
+        (b"1,x\n", ["line 1", "numbers from", "'x'"]),
+        (b"1\n" * 600_000, ["at most 1,048,576 bytes", "it has 1,200,000", "fewer steps"]),
         (b"1,,2\n", ["line 1", "nothing between two commas"]),
         (b"nan\n", ["line 1", "'nan'"]),
         (b"1e300\n", ["line 1", "'1e300'"]),
@@ -247,6 +277,70 @@ def test_files_and_sizes_that_do_not_go_together_are_refused(refused, tmp_path):
     assert "options of the standard cell" in refused("--params", path)
     path.write_bytes(b"no safetensors at all")
     assert "--params" in refused("--params", path)
+
+
+def test_data_without_end_are_refused(refused):
+    assert "at most 1,048,576 bytes; it has more" in refused("--data", "/dev/zero")
+
+
+MORE = {
+    "bias_h": (jnp.full(12, 0.1), 12, ["b_h 12 = 12 a second bias", "their sum: b + b_h."]),
+    "offset": (jnp.ones(12), 12, ["b_0 12 = 12 an offset", "their sum: b + b_0."]),
+    "initial": (
+        LSTMState(jnp.ones(3), jnp.ones(3)),
+        6,
+        ["h_0 3 = 3 the h to begin with, learned", "c_0 3 = 3 the c to begin with, learned"],
+    ),
+    "bias": (None, -12, ["There is no bias: b in the equations is zeros."]),
+}
+
+
+@pytest.mark.parametrize("fields", [*((name,) for name in MORE), tuple(MORE), ("bias_h", "offset", "initial")])
+def test_all_that_a_file_holds_is_counted(told, tmp_path, fields):
+    plain = lstm.init(jax.random.key(0), 2, 3)
+    params = dataclasses.replace(plain, **{name: MORE[name][0] for name in fields})
+    files.save(tmp_path / "p", params)
+    text = told("--params", tmp_path / "p")
+    (block,) = re.findall(r"^PARAMETERS\n(.*?)\n\n", text, re.MULTILINE | re.DOTALL)
+    held = sum(leaf.size for leaf in jax.tree.leaves(params))
+    assert held == 72 + sum(MORE[name][1] for name in fields)
+    names, numbers, count = block.splitlines()[0].split(" = ")
+    assert eval(names, {"inputs": 2, "units": 3}) == eval(numbers) == int(count) == held
+    assert sum(int(number) for number in re.findall(r"^  \w+ +[\dx ]+ = +(\d+)", block, re.MULTILINE)) == held
+    assert int(re.findall(r"^  total +(\d+)$", block, re.MULTILINE)[0]) == held
+    lines = [" ".join(line.split()) for line in block.splitlines()]
+    if len(fields) == 1:
+        for words in MORE[fields[0]][2]:
+            assert any(words in line for line in lines)
+    told("--params", tmp_path / "p", "--html", tmp_path / "page.html")
+    ((half,),) = given((tmp_path / "page.html").read_text())["params"]
+    assert half["held"]["count"] == sum(count for _, _, count, _ in half["held"]["arrays"]) == held
+
+
+def test_the_counts_of_all_parts_are_added(told, tmp_path):
+    params = stack.init(jax.random.key(0), 2, (3, 4), bidirectional=True, learned_state=True)
+    files.save(tmp_path / "p", params)
+    held = [sum(leaf.size for leaf in jax.tree.leaves(half)) for half in itertools.chain(*sources.cells(params))]
+    assert f"PARAMETERS OF ALL: {' + '.join(map(str, held))} = {sum(held)}" in told("--params", tmp_path / "p")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (LSTMOptions(precision="bfloat16"), "precision='bfloat16', are not followed"),
+        (LSTMOptions(units_axis="model"), "units_axis='model', are not followed"),
+        (LSTMOptions(), ""),
+        (None, ""),
+    ],
+)
+def test_options_that_are_not_followed_are_told(told, tmp_path, options, said):
+    files.save(tmp_path / "p", lstm.init(jax.random.key(0), 2, 3), options)
+    for text in (
+        told("--params", tmp_path / "p"),
+        told("--params", tmp_path / "p", "--html", tmp_path / "page.html") and (tmp_path / "page.html").read_text(),
+    ):
+        assert said in text
+        assert ("not followed" in text) == bool(said)
 
 
 def test_the_core_is_enough():

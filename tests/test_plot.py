@@ -1,5 +1,7 @@
 """Pictures: all of their text can be read, and what they show is what they were given."""
 
+import inspect
+import io
 import itertools
 import sys
 
@@ -127,6 +129,39 @@ def test_a_picture_stays_within_the_axes_it_is_given(draw, monkeypatch):
         assert room.y0 <= box.y0, text
         assert room.x1 >= box.x1, text
         assert room.y1 >= box.y1, text
+
+
+@pytest.mark.parametrize("given", [False, True])
+@pytest.mark.parametrize("name", ["unrolled, two directions", "cell", "connections", "gates", "hierarchy"])
+def test_a_style_of_the_reader_changes_no_colour(name, given):
+    """Pixel for pixel, in a figure that is itself dark."""
+    saved = []
+    for style in ("default", "dark_background"):
+        with plt.style.context(style):
+            ax = PICTURES[name](plt.figure().add_subplot() if given else None)
+            ax.figure.savefig(file := io.BytesIO(), format="rgba")
+            width, height = map(int, ax.figure.canvas.get_width_height())
+            x0, y0, x1, y1 = ax.get_window_extent().padded(-2).extents.round().astype(int)
+            saved.append(np.frombuffer(file.getbuffer(), np.uint8).reshape(height, width, 4)[-y1 : -y0 or None, x0:x1])
+    paper = (saved[0] == 255).all(axis=-1)
+    assert 0.1 < paper.mean() < 0.98
+    np.testing.assert_array_equal(*saved)
+
+
+@pytest.mark.parametrize("name", ["unrolled", "cell", "connections", "gates", "hierarchy"])
+def test_what_is_no_axes_of_x_and_y_is_refused(name, untyped):
+    figure = plt.figure()
+    others = {
+        "Figure": figure,
+        "str": "x",
+        "ndarray": plt.subplots(1, 2)[1],
+        "one that is 3d": figure.add_subplot(projection="3d"),
+        "one that is polar": figure.add_subplot(projection="polar"),
+    }
+    for came, ax in others.items():
+        with pytest.raises(TypeError, match=f"ax must be a matplotlib Axes of x and y, .*; got {came}"):
+            PICTURES[name](ax)
+    assert inspect.signature(getattr(plot, name)).parameters["ax"].kind is inspect.Parameter.KEYWORD_ONLY
 
 
 @pytest.mark.parametrize(("steps", "columns"), [(1, 1), (4, 4), (8, 8), (9, 4), (20, 4)])

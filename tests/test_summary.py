@@ -124,6 +124,23 @@ def test_the_formula_of_every_layer_gives_the_number_of_its_parameters(params, c
     assert table.split()[:4] == ["name", "shape", "dtype", "count"]
 
 
+def test_a_number_is_printed_once():
+    table = summary(stack.init(KEY, 32, (64,)))
+    assert "  layers/0 = 24,832\n" in table
+    for line in table.splitlines():
+        said = [text.replace(",", "") for text in line.split(" = ")]
+        assert len(set(said)) == len(said), line
+
+
+@pytest.mark.parametrize(("merge", "outputs"), [("concat", 6), ("sum", 3), ("mul", 3), ("ave", 3)])
+def test_outputs_of_two_directions_are_those_of_the_merge_or_say_of_which(merge, outputs):
+    params = stack.init(KEY, 2, (3, 3), bidirectional=True, merge=merge)
+    called = rows(summary(partial(stack.apply, merge=merge), params, shape(10, 2)))
+    assert [row[2] for row in called if "LSTM" not in row[1]] == [f"[time 10, outputs {outputs}]"] * 3
+    alone = rows(summary(params))
+    assert [row[2] for row in alone if "LSTM" not in row[1]] == ["[*batch, time, outputs 6 (concat)]"] * 3
+
+
 def test_names_of_the_formulas_are_those_of_init():
     sizes_of = {"vocabulary": 7, "features": 3, "kernel": 5, "inputs": 3, "units": 4, "tags": 5}
     for name in ("dense", "embedding", "conv1d", "crf"):

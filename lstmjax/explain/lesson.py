@@ -1,5 +1,7 @@
 """The worked example as text for a terminal."""
 
+import itertools
+import math
 import textwrap
 from collections.abc import Callable, Iterator
 
@@ -8,6 +10,8 @@ import numpy as np
 from lstmjax.explain import sources
 from lstmjax.explain.equations import Part
 from lstmjax.explain.sources import Example
+from lstmjax.inspect import layers
+from lstmjax.lstm import LSTMParams
 
 GATES = "ifgo"
 FIRST_STEPS, LAST_STEPS = 6, 2  # of a long sequence
@@ -71,6 +75,8 @@ def _lines(example: Example, parts: list[Part]) -> Iterator[str]:
     if example.params_file or example.data_file:
         paths = [("weights", example.params_file), ("data", example.data_file)]
         yield "  " + ", ".join(f"{name} of {path}" for name, path in paths if path)
+    if example.remark:
+        yield f"  {example.remark}"
     if example.params_file is None:
         yield "  The weights are random ones, rounded so that they can be followed by hand; a trained LSTM has others."
     yield ""
@@ -81,35 +87,33 @@ def _lines(example: Example, parts: list[Part]) -> Iterator[str]:
     yield ""
     yield "THE EQUATIONS"
     yield EQUATIONS
-    for number_, part in enumerate(parts):
+    halves = list(itertools.chain(*sources.cells(example.params)))
+    for number_, (part, half) in enumerate(zip(parts, halves, strict=True)):
         yield ""
         if len(parts) > 1:
             yield f"==== {_title(part, parts)} ===="
             yield ""
-        yield from _part(part, worked=number_ == 0)
+        yield from _part(part, half, worked=number_ == 0)
     if len(parts) > 1:
-        counts = [4 * part.h.size * (len(part.w_x) + part.h.size + 1) for part in parts]
+        counts = list(map(layers.count, halves))
         yield ""
-        yield f"PARAMETERS OF ALL: {' + '.join(map(str, counts))} = {sum(counts)}"
-    if said := sources.remark(example.params):
-        yield ""
-        yield said
+        yield f"PARAMETERS OF ALL: {' + '.join(f'{count:,}' for count in counts)} = {sum(counts):,}"
     yield ""
     yield from _results(parts)
 
 
 def _title(part: Part, parts: list[Part]) -> str:
-    layers = parts[-1].layer + 1
+    count = parts[-1].layer + 1
     two_ways = sum(other.layer == part.layer for other in parts) > 1
-    names = [f"layer {part.layer + 1} of {layers}"] if layers > 1 else []
+    names = [f"layer {part.layer + 1} of {count}"] if count > 1 else []
     names += [f"{'backward' if part.reverse else 'forward'} half"] if two_ways else []
     return ", ".join(names).upper()
 
 
-def _part(part: Part, worked: bool) -> Iterator[str]:
+def _part(part: Part, params: LSTMParams, worked: bool) -> Iterator[str]:
     yield from _shapes(part)
     yield ""
-    yield from _count(part)
+    yield from _count(params)
     yield ""
     yield from _weights(part)
     order, left_out = part.order, len(part.order) - FIRST_STEPS - LAST_STEPS
@@ -140,18 +144,20 @@ def _shapes(part: Part) -> Iterator[str]:
         yield f"  {name:<4} {shape!s:<{width}}  {meaning}"
 
 
-def _count(part: Part) -> Iterator[str]:
-    inputs, units = part.w_x.shape[0], part.h.size
-    gates, total = 4 * units, 4 * units * (inputs + units + 1)
+def _count(params: LSTMParams) -> Iterator[str]:
     yield "PARAMETERS"
-    yield f"  4 * units * (inputs + units + 1) = 4 * {units} * ({inputs} + {units} + 1) = {total}"
-    rows = [("W_x", f"{inputs} x {gates}", inputs * gates), ("W_h", f"{units} x {gates}", units * gates)]
-    rows += [("b", f"{gates}", gates)]
-    width = len(str(total))
-    left = max(len(shape) for _, shape, _ in rows)
-    for name, shape, count in rows:
-        yield f"  {name:<5} {shape:>{left}} = {count:>{width}}"
-    yield f"  {'total':<5} {'':>{left}}   {total:>{width}}"
+    yield f"  {layers.formula(params)}"
+    rows = [
+        (name, " x ".join(map(str, shape)), f"{math.prod(shape):,}", meaning)
+        for name, shape, meaning in sources.arrays(params)
+    ]
+    total = f"{layers.count(params):,}"
+    left = max(len(shape) for _, shape, *_ in rows)
+    for name, shape, count, meaning in rows:
+        yield f"  {name:<5} {shape:>{left}} = {count:>{len(total)}}  {meaning}".rstrip()
+    yield f"  {'total':<5} {'':>{left}}   {total}"
+    if said := sources.bias(params):
+        yield f"  {said}"
 
 
 def _weights(part: Part) -> Iterator[str]:
@@ -199,23 +205,26 @@ def _worked(part: Part, t: int) -> Iterator[str]:
     for k, gate in enumerate(GATES):
         column = k * units
         terms = _products(part.xs[t], part.w_x[:, column], short) + _products(h, part.w_h[:, column], number)
-        line = f"    z_{gate} = {' + '.join([*terms, short(part.bias[column])])} = {number(steps.z[t, column])}"
+        line = (
+            f"    z_{gate} = {' + '.join([*terms, _factor(short(part.bias[column]))])} = {number(steps.z[t, column])}"
+        )
         yield textwrap.fill(line, WIDTH, subsequent_indent=" " * 10, break_long_words=False, break_on_hyphens=False)
     values = {name: number(getattr(steps, name)[t, 0]) for name in "ifgoch"}
     for k, gate in enumerate(GATES):
         function = "tanh" if gate == "g" else "sigmoid"
         yield f"    {gate}   = {function}({number(steps.z[t, k * units])}) = {values[gate]}"
-    kept, written = f"{values['f']}*{number(c[0])}", f"{values['i']}*{values['g']}"
+    kept, written = f"{values['f']}*{_factor(number(c[0]))}", f"{values['i']}*{_factor(values['g'])}"
     yield f"    c   = f * c before + i * g = {kept} + {written} = {values['c']}"
     yield f"    h   = o * tanh(c) = {values['o']}*tanh({values['c']}) = {values['h']}"
     yield "  All units:" if units > 1 else "  The same as a table:"
 
 
 def _products(values: np.ndarray, weights: np.ndarray, form: Callable[[float], str]) -> list[str]:
-    def product(x: float, w: float) -> str:
-        return f"{form(x)}*{short(w)}" if w >= 0 else f"{form(x)}*({short(w)})"
+    return _cut([f"{_factor(form(x))}*{_factor(short(w))}" for x, w in zip(values, weights, strict=True)])
 
-    return _cut([product(x, w) for x, w in zip(values, weights, strict=True)])
+
+def _factor(text: str) -> str:
+    return f"({text})" if text.startswith("-") else text
 
 
 def _results(parts: list[Part]) -> Iterator[str]:

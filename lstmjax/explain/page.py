@@ -7,6 +7,7 @@ again when it is opened and says how far they are from that.
 import dataclasses
 import itertools
 import json
+import math
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from lstmjax import stack
 from lstmjax.explain import defaults, equations, sources
 from lstmjax.explain.sources import Example
 from lstmjax.inspect import trace
+from lstmjax.inspect.layers import count, formula
+from lstmjax.lstm import LSTMParams
 
 DIRECTIONS = ("forward", "reverse", "bidirectional")
 SCRIPTS = ("equations.js", "drawing.js", "sections.js", "page.js")
@@ -74,11 +77,11 @@ def contents(example: Example) -> dict[str, Any]:
     xs = example.xs if data else defaults.data(defaults.STEPS, inputs if params else defaults.INPUTS)
     origin = [f"Weights: {params}." if params else "Weights: random ones of lstm.init, rounded to two decimals."]
     origin += [f"Data: {data}."] if data else []
+    origin += [example.remark] if example.remark else []
     tables = range(0 if params else defaults.LAYERS)
     return {
         "version": __version__,
         "origin": " ".join(origin),
-        "note": sources.remark(example.params),
         "start": dataclasses.asdict(start),
         "fixed": {
             "inputs": params or data,
@@ -94,7 +97,9 @@ def contents(example: Example) -> dict[str, Any]:
             "direction": directions,
         },
         "tables": [[_weights(defaults.table(layer, half, inputs)) for half in range(2)] for layer in tables],
-        "params": [[_weights(half) for half in halves] for halves in layers] if params else None,
+        "params": [[_weights(half) | {"held": _held(half)} for half in halves] for halves in layers]
+        if params
+        else None,
         "xs": xs.tolist(),
         "checks": [_check(example, xs, one, one == start) for one in _checked(example, start, directions)],
     }
@@ -141,6 +146,12 @@ def _weights(params: Any) -> dict[str, Any]:
     """One LSTM's, with one bias, and its initial state."""
     *_, w_x, w_h, bias, h, c, _, _ = equations.read(0, params, np.empty((0, params.inputs)), False)
     return {"w_x": w_x.tolist(), "w_h": w_h.tolist(), "bias": bias.tolist(), "h": h.tolist(), "c": c.tolist()}
+
+
+def _held(params: LSTMParams) -> dict[str, Any]:
+    """How many numbers one LSTM of a file holds, why, and in which arrays."""
+    rows = [(name, shape, math.prod(shape), meaning) for name, shape, meaning in sources.arrays(params)]
+    return {"count": count(params), "formula": formula(params), "arrays": rows, "bias": sources.bias(params)}
 
 
 def _check_size(example: Example) -> None:

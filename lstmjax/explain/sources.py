@@ -3,8 +3,8 @@
 import dataclasses
 import itertools
 import math
+import os
 import re
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,11 +14,12 @@ from jaxtyping import Float
 from lstmjax import cell, files, stack
 from lstmjax.bidirectional import BidirectionalParams
 from lstmjax.explain import defaults
-from lstmjax.lstm import LSTMParams
+from lstmjax.lstm import LSTMParams, LSTMState
 from lstmjax.options import LSTMOptions
 from lstmjax.stack import StackParams
 
 LARGEST = 1e6  # of a weight, and of a number in the data
+MOST_BYTES = 2**20  # of data: steps by the hundred thousand, of which a few are shown
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -30,12 +31,14 @@ class Example:
         xs: data [time, inputs], float64.
         params_file: where params came from; None for `defaults.network`.
         data_file: where xs came from; None for `defaults.data`.
+        remark: what the file of params says and the equations do not follow; else nothing.
     """
 
     params: Any
     xs: Float[np.ndarray, "time inputs"]
     params_file: str | None = None
     data_file: str | None = None
+    remark: str = ""
 
 
 def example(
@@ -54,7 +57,7 @@ def example(
     >>> example(inputs=2).params.w_x.shape
     (2, 12)
     """
-    params = None if params_file is None else read_params(params_file)
+    params, remark = (None, "") if params_file is None else read_params(params_file)
     xs = None if data_file is None else read_data(data_file)
     if params is not None:
         first = cells(params)[0][0]
@@ -75,6 +78,7 @@ def example(
         defaults.data(steps or 4, inputs) if xs is None else xs,
         params_file,
         data_file,
+        remark,
     )
 
 
@@ -88,21 +92,42 @@ def cells(params: LSTMParams | BidirectionalParams | StackParams) -> list[list[L
     return [[one.forward, one.backward] if isinstance(one, BidirectionalParams) else [one] for one in layers]
 
 
-def remark(params: LSTMParams | BidirectionalParams | StackParams) -> str:
-    """What to say where params are not as many as the formula has: without biases, with two, or with a learned state.
+def arrays(params: LSTMParams) -> list[tuple[str, tuple[int, ...], str]]:
+    """All that one LSTM of the standard cell holds: each array's name here, its shape, and what it is beside W and b.
 
-    >>> remark(defaults.network(inputs=1, units=3))
-    ''
+    >>> arrays(defaults.network(inputs=1, units=3))
+    [('W_x', (1, 12), ''), ('W_h', (3, 12), ''), ('b', (12,), '')]
     """
-    counted = sum(4 * half.units * (half.inputs + half.units + 1) for half in itertools.chain(*cells(params)))
-    held = sum(leaf.size for leaf in jax.tree.leaves(params))
-    if held == counted:
-        return ""
-    return f"These params hold {held} numbers: with no bias, a second one or a learned initial state, not {counted}."
+    initial = params.initial or LSTMState(None, None)
+    found = [
+        ("W_x", params.w_x, ""),
+        ("W_h", params.w_h, ""),
+        ("b", params.bias, ""),
+        ("b_h", params.bias_h, "a second bias, as of PyTorch"),
+        ("b_0", params.offset, "an offset, which is not learned"),
+        ("h_0", initial.h, "the h to begin with, learned"),
+        ("c_0", initial.c, "the c to begin with, learned"),
+    ]
+    return [(name, tuple(array.shape), meaning) for name, array, meaning in found if array is not None]
 
 
-def read_params(path: str) -> LSTMParams | BidirectionalParams | StackParams:
+def bias(params: LSTMParams) -> str:
+    """What b in the equations is, where it is no array of params.
+
+    >>> bias(dataclasses.replace(defaults.network(inputs=1, units=3), bias=None))
+    'There is no bias: b in the equations is zeros.'
+    """
+    summed = [name for name, *_ in arrays(params) if name.startswith("b")]
+    if not summed:
+        return "There is no bias: b in the equations is zeros."
+    return "" if summed == ["b"] else f"b in the equations is their sum: {' + '.join(summed)}."
+
+
+def read_params(path: str) -> tuple[LSTMParams | BidirectionalParams | StackParams, str]:
     """Load what `lstmjax.files.save` wrote, if it is of cells that the equations here are of.
+
+    Returns:
+        The params, and a remark on those of its options that say how to compute, not what; "" without.
 
     Raises:
         ValueError: no such file, a file that `files.load` refuses, or one of another cell.
@@ -131,22 +156,30 @@ def read_params(path: str) -> LSTMParams | BidirectionalParams | StackParams:
             )
     for half in itertools.chain(*cells(params)):
         _check_cell(path, half)
-    standard = LSTMOptions()
-    if isinstance(options, LSTMOptions):
-        options = dataclasses.replace(options, precision=None, units_axis=None)
-    if options not in (None, standard):
+    if options is None:
+        return params, ""
+    how = {name: getattr(options, name, None) for name in ("precision", "units_axis")}
+    if not isinstance(options, LSTMOptions) or dataclasses.replace(options, **dict.fromkeys(how)) != LSTMOptions():
         raise ValueError(f"--params {path} must have the options of the standard cell; it has {options!r}.")
-    return params
+    said = " and ".join(f"{name}={value!r}" for name, value in how.items() if value is not None)
+    return params, said and f"The options of that file, {said}, are not followed: all is computed in float64."
 
 
 def read_data(path: str) -> Float[np.ndarray, "time inputs"]:
     """Read one time step a line, numbers separated by commas or whitespace; empty lines count for nothing.
 
     Raises:
-        ValueError: no such file, or one with something else; with the line.
+        ValueError: no such file, one that is too large, or one with something else; with the line.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+        with open(path, "rb") as file:
+            size, content = os.fstat(file.fileno()).st_size, file.read(MOST_BYTES + 1)
+        if len(content) > MOST_BYTES:
+            has = f"{size:,}" if size > MOST_BYTES else "more"
+            raise ValueError(
+                f"--data {path} must have at most {MOST_BYTES:,} bytes; it has {has}: cut it to fewer steps."
+            )
+        lines = content.decode("utf-8-sig").splitlines()
     except OSError as error:
         raise ValueError(f"--data {path} cannot be read: {error.strerror}.") from error
     except UnicodeDecodeError as error:
@@ -157,7 +190,12 @@ def read_data(path: str) -> Float[np.ndarray, "time inputs"]:
         if not line.strip():
             continue
         where = f"--data {path}, line {number}"
-        row = [_number(where, text) for text in re.split(r"\s*,\s*|\s+", line.strip())]
+        texts = re.split(r"\s*,\s*|\s+", line.strip())
+        if not rows and re.search(r"[^\W\d_]", line) and not any(map(_is_number, texts)):
+            raise ValueError(
+                f"{where}: it is no time step but a header, {line.strip()[:40]!r}: take it out of the file."
+            )
+        row = [_number(where, text) for text in texts]
         if rows and len(row) != len(rows[0]):
             raise ValueError(f"{where}: it must have {len(rows[0])} numbers, as line {first} has; got {len(row)}.")
         first = first or number
@@ -173,11 +211,16 @@ def _fixed(name: str, asked: int | None, right: int, meaning: str) -> int:
     return right
 
 
-def _number(where: str, text: str) -> float:
+def _is_number(text: str) -> bool:
     try:
-        value = math.nan if "_" in text else float(text)
+        float(text)
     except ValueError:
-        value = math.nan
+        return False
+    return "_" not in text
+
+
+def _number(where: str, text: str) -> float:
+    value = float(text) if _is_number(text) else math.nan
     if not abs(value) <= LARGEST:
         shown = f"{text[:40]!r}" if text else "nothing between two commas"
         raise ValueError(f"{where}: numbers from -{LARGEST:,.0f} to {LARGEST:,.0f} are right; got {shown}.")

@@ -45,9 +45,8 @@ class Call:
 
     def look(self) -> Any:
         """What tells it from another call."""
-        own = [id(leaf) for leaf in _concrete(self.params)]
-        unknown = None if own or self.path else id(self.params)
-        return self.title, self.output, own, unknown, [call.look() for call in self.within]
+        own = self.path or tuple(map(id, jax.tree.leaves(self.params)))
+        return self.title, self.output, own, [call.look() for call in self.within]
 
 
 class Watched(NamedTuple):
@@ -92,14 +91,9 @@ def watch(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str,
     with set_xla_metadata(lstmjax_summary=next(_traced)):
         jaxpr = jax.make_jaxpr(traced)(*arrays).jaxpr
     _, reached = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
-    layers = list(_layers(filled(arrays)))
-    used = {
-        node.path: any(jax.tree.leaves(node.value))
-        for layer in _layers(filled(reached))
-        for node in nodes(layer.value, layer.path)
-    }
-    unused = [node for layer in layers for node in _unused(layer, used)]
-    return Watched(recorder.calls, unused, [*(layer.value for layer in layers), *recorder.brought.values()])
+    marked = _layers(filled(True if hit else array for array, hit in zip(arrays, reached, strict=True)))
+    params = [*(layer.value for layer in _layers(filled(arrays))), *recorder.brought.values()]
+    return Watched(recorder.calls, [node for layer in marked for node in _unused(layer)], params)
 
 
 def _layers(arguments: inspect.BoundArguments) -> list[Node]:
@@ -116,12 +110,13 @@ def _layers(arguments: inspect.BoundArguments) -> list[Node]:
     ]
 
 
-def _unused(layer: Node, used: dict[Path, bool]) -> Iterator[Node]:
-    if not used[layer.path]:
+def _unused(layer: Node) -> Iterator[Node]:
+    """The largest layers in one that have no array which is marked as used."""
+    if not any(leaf is True for leaf in jax.tree.leaves(layer.value)):
         yield layer
         return
     for part in outermost(layer.value, layer.path):
-        yield from _unused(part, used)
+        yield from _unused(part)
 
 
 @dataclasses.dataclass
@@ -142,16 +137,14 @@ class _Recorder:
         self.calls: list[Call] = []
         self.brought: dict[int, Any] = {}
         self._open: list[_Open] = []
-        self._paths: dict[int, Path] = {}
+        self._known: dict[int, Node] = {}  # by the id of the layer, which no other object gets while it is here
         self._alike: dict[Any, set[Path]] = {}
-        self._kept: list[Any] = []
 
     def learn(self, layer: Node) -> None:
         """Remember where the layers of a tree are."""
-        self._kept.append(layer.value)  # so that no other object gets its id
         for node in nodes(layer.value, layer.path):
             if type(node.value) in KINDS:
-                self._paths[id(node.value)] = node.path
+                self._known[id(node.value)] = node
                 self._alike.setdefault(_look(node.value), set()).add(node.path)
 
     @contextlib.contextmanager
@@ -204,8 +197,10 @@ class _Recorder:
             first = next(outermost(params))
             path = self._path(first.value)
             return path if path is None else path[: len(path) - len(first.path)]
+        if id(params) in self._known:
+            return self._known[id(params)].path
         alike = set() if _concrete(params) else self._alike.get(_look(params), set())
-        return self._paths.get(id(params), next(iter(alike)) if len(alike) == 1 else None)
+        return next(iter(alike)) if len(alike) == 1 else None
 
     def _beside(self, path: Path) -> tuple[list[Call], Call | None]:
         """The calls that a new one is put beside, and the level of a hierarchy, or the like, that it is in."""
@@ -214,15 +209,12 @@ class _Recorder:
             return self.calls, None
         around, level = rows[-1], None
         for node in nodes(around.params, around.path):
-            if type(node.value) in KINDS and len(around.path) < len(node.path) < len(path) and _starts(path, node.path):
+            is_above = len(around.path) < len(node.path) < len(path) and path[: len(node.path)] == node.path
+            if is_above and type(node.value) in KINDS:
                 if not around.within or around.within[-1].path != node.path:
                     around.within.append(Call(titled(node.name, KINDS[type(node.value)].name), node.path, node.value))
                 around = level = around.within[-1]
         return around.within, level
-
-
-def _starts(path: Path, start: Path) -> bool:
-    return path[: len(start)] == start
 
 
 def _concrete(params: Any) -> list[Any]:

@@ -72,12 +72,12 @@ def formula(params: Any) -> str | None:
     for array, axes in tuple(kind.matrices.items())[:1] if kind else ():
         for copies in getattr(params, array).shape[:-axes]:
             computed = Number.named(str(copies), copies) * computed
-    steps = dict.fromkeys([computed.names, computed.numbers, f"{total:,}"])
-    return " = ".join(steps) if computed.value == total else None
+    numbers = [] if computed.numbers == str(total) else [computed.numbers]
+    return " = ".join([computed.names, *numbers, f"{total:,}"]) if computed.value == total else None
 
 
 def width(params: Any) -> Number | None:
-    """The last axis of what a layer puts out, where it has one of its own."""
+    """The last axis of what a layer puts out, where it has one of its own; of two directions side by side."""
     kind = KINDS.get(type(params))
     if kind is None:
         return _width_of_last(params)
@@ -149,7 +149,7 @@ def _width_of_last(params: Any) -> Number | None:
 def _width_of_both(params: BidirectionalParams) -> Number | None:
     halves = [width(half) for half in (params.forward, params.backward)]
     sizes = [half.value for half in halves if half is not None]
-    return Number.named("outputs", sum(sizes)) if len(sizes) == 2 else None
+    return Number(sum(sizes), "outputs", f"{sum(sizes)} (concat)") if len(sizes) == 2 else None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -23,9 +23,9 @@ def summary(params: Any, *args: Any, **kwargs: Any) -> str:
     A function is called with its arguments, arrays or `jax.ShapeDtypeStruct`, without computing anything: layers are
     listed in the order of their calls, one within another, with the shapes that they put out. A layer sees no axis that
     `jax.vmap` maps; the body of a `jax.lax.scan` is called once; layers of the same shapes in a function that `jax.jit`
-    compiled within another one have no path. Of params alone, a bidirectional layer is taken to put its halves side by
-    side, merge="concat". Layers in the arguments on which nothing that is returned depends are
-    listed as unused.
+    compiled within another one have no path. Layers in the arguments on which nothing that is returned depends are
+    listed as unused. Params alone do not tell how the halves of a bidirectional layer are merged: there its outputs are
+    those of merge="concat", and marked so.
 
     Args:
         params: any tree of arrays (or of `jax.ShapeDtypeStruct`); or a function.
@@ -79,7 +79,7 @@ def _of_params(params: Any) -> str:
         total = f"{count(node.value):,}"
         if kind := KINDS.get(type(node.value)):
             last = width(node.value)
-            axes = ["*batch", *kind.steps, *([f"{last.names} {last.value}"] if last else [])]
+            axes = ["*batch", *kind.steps, *([f"{last.names} {last.numbers}"] if last else [])]
             rows += [(titled(node.name, kind.name), f"[{', '.join(axes)}]", "", total), formula(node.value) or ""]
         else:
             rows.append((node.name, str(tuple(node.value.shape)), str(node.value.dtype), total))

@@ -37,6 +37,7 @@ from lstmjax.bidirectional import BidirectionalState
 from lstmjax.conv1d import Conv1DParams
 from lstmjax.dense import DenseParams
 from lstmjax.embedding import EmbeddingParams
+from lstmjax.inspect import Trace, trace
 from lstmjax.residual import ResidualParams
 
 RNG = np.random.default_rng(0)
@@ -77,9 +78,13 @@ def wide(tree):
     """A tree, of which leaves may be lists, in float64."""
 
     def is_leaf(node):
-        return isinstance(node, tuple | list) and not any(map(dataclasses.is_dataclass, node))
+        return isinstance(node, tuple | list) and not any(map(_is_tree, node))
 
     return jax.tree.map(array, tree, is_leaf=is_leaf)
+
+
+def _is_tree(value):
+    return dataclasses.is_dataclass(value) or isinstance(value, BidirectionalState)
 
 
 def array(value):
@@ -126,6 +131,40 @@ def _final(params, ends, merge):
     if isinstance(params, BidirectionalParams):
         return reference.MERGES[merge](ends[0][0], ends[1][0])
     return ends[0]
+
+
+def traced(params, xs, state=None, *, reverse=False, residual_from=None, merge="concat", **rest):
+    """The h and c of every step: c is what is left when the sequence is cut after it."""
+    if isinstance(params, BidirectionalParams):
+        forward, backward = (None, None) if state is None else state
+        ways = (params.forward, forward, reverse), (params.backward, backward, not reverse)
+        return [traced(half, xs, start, reverse=way, **rest) for half, start, way in ways]
+    if isinstance(params, LSTMParams):
+        return _traced(params, array(xs), state, reverse, **rest)
+    traces = []
+    for number, layer in enumerate(params.layers):
+        start, one = None if state is None else state[number], StackParams((layer,))
+        traces.append(traced(layer, xs, start, reverse=reverse, **rest))
+        residual = 0 if residual_from is not None and number >= residual_from else None
+        end = None if start is None else (start,)
+        run = recurrent(reference.stack)
+        xs, _ = run(one, xs, end, reverse=reverse, residual_from=residual, merge=merge, **rest)
+    return traces
+
+
+def _traced(params, xs, state, reverse, lengths=None, resets=None, **rest):
+    run = recurrent(reference.lstm)
+    h, _ = run(params, xs, state, lengths=lengths, resets=resets, reverse=reverse, **rest)
+    *batch, time, _ = xs.shape
+    lengths = np.full(batch, time) if lengths is None else steps(lengths, time)
+    c = np.zeros((*batch, time, np.shape(params.w_h)[-1] // 4))
+    for t in range(time):
+        read = slice(t, time) if reverse else slice(t + 1)
+        left = np.maximum(lengths - t, 0) if reverse else np.minimum(lengths, t + 1)
+        some = None if resets is None else np.asarray(resets)[..., read]
+        _, (_, end) = run(params, xs[..., read, :], state, lengths=left, resets=some, reverse=reverse, **rest)
+        c[..., t, :] = np.where(np.expand_dims(t < lengths, -1), end, 0)
+    return Trace(i=None, f=None, g=None, o=None, c=c, h=h)
 
 
 def stepped(params, x, state, *, options=DEFAULT, dropout=None):
@@ -347,6 +386,7 @@ RUN = {
     "unroll": None,
     "checkpoint": False,
 }
+SEEN = {name: RUN[name] for name in ("lengths", "resets", "reverse", "options", "dropout")}
 STACK = StackParams((lstm_params(), lstm_params(UNITS)))
 BOTH_STATES = BidirectionalState(state(BATCH), state(BATCH))
 LAYER_STATES = (state(BATCH), state(BATCH))
@@ -407,6 +447,23 @@ CALLS = {
             "dropout": None,
         },
         stepped_stack,
+    ),
+    "inspect.trace": Call(
+        trace,
+        {"params": lstm_params(), "xs": XS, "state": state(BATCH), **SEEN},
+        traced,
+    ),
+    "inspect.trace of a stack": Call(
+        trace,
+        {
+            "params": StackParams((both(), both(2 * UNITS))),
+            "xs": XS,
+            "state": (BOTH_STATES, BOTH_STATES),
+            **SEEN,
+            "residual_from": 1,
+            "merge": "concat",
+        },
+        traced,
     ),
     "hierarchy.apply": Call(
         hierarchy.apply,

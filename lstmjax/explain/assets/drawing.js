@@ -23,7 +23,7 @@ function filled(node, attributes, children) {
 const minus = (text) => text.replace("-", "\u2212");
 const fixed = (value) => minus(value === 0 ? "0" : value.toFixed(6));
 const short = (value) => minus(String(Number(value.toPrecision(7))));
-const factor = (value) => (value < 0 ? `(${short(value)})` : short(value));
+const factor = (value, form = short) => (form(value).startsWith("\u2212") ? `(${form(value)})` : form(value));
 const tuple = (...sizes) => `(${sizes.join(", ")}${sizes.length === 1 ? "," : ""})`;
 const vector = (values, form = fixed) => `[${values.map(form).join(", ")}]`;
 const counted = (count, word) => `${count} ${word}${count === 1 ? "" : "s"}`;

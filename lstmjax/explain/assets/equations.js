@@ -6,7 +6,7 @@ const GATES = ["i", "f", "g", "o"];
 const sigmoid = (z) => 1 / (1 + Math.exp(-z));
 
 // One LSTM over xs [time][inputs]; every value stands at its own step, whichever way it is read.
-function read({w_x, w_h, bias, h: h0, c: c0}, xs, reverse) {
+function read({w_x, w_h, bias, h: h0, c: c0, held}, xs, reverse) {
   const units = w_h.length, time = xs.length;
   const order = [...xs.keys()];
   if (reverse) order.reverse();
@@ -29,7 +29,7 @@ function read({w_x, w_h, bias, h: h0, c: c0}, xs, reverse) {
     ({h, c} = step);
     steps[t] = step;
   }
-  return {w_x, w_h, bias, xs, units, inputs: w_x.length, reverse, order, initial, steps, final: {h, c}};
+  return {w_x, w_h, bias, held, xs, units, inputs: w_x.length, reverse, order, initial, steps, final: {h, c}};
 }
 
 // The first rows of a table, and of each gate the first columns.

@@ -17,7 +17,7 @@ function show(id, left, right, edge) {
   place.scrollLeft = Math.max(Math.min(place.scrollLeft, left - edge), right - place.clientWidth);
 }
 
-const countOf = ({inputs, units}) => 4 * units * (inputs + units + 1);
+const countOf = ({inputs, units, held}) => (held ? held.count : 4 * units * (inputs + units + 1));
 const total = () => result.parts.reduce((sum, part) => sum + countOf(part), 0);
 
 function nameOf(part) {
@@ -50,19 +50,25 @@ function renderShapes({inputs, units, xs, layer}) {
 
 function renderCounts(part) {
   const {inputs, units} = part, wide = 4 * units;
-  const rows = [["W_x", `${inputs} \u00d7 ${wide}`, inputs * wide], ["W_h", `${units} \u00d7 ${wide}`, units * wide], ["b", `${wide}`, wide]];
+  const held = part.held || {
+    formula: `4 * units * (inputs + units + 1) = 4 * ${units} * (${inputs} + ${units} + 1) = ${countOf(part)}`,
+    arrays: [["W_x", [inputs, wide], inputs * wide, ""], ["W_h", [units, wide], units * wide, ""], ["b", [wide], wide, ""]],
+  };
+  const [names, ...numbers] = held.formula.replaceAll("*", "\u00d7").split(" = ");
   fill("counts",
-    element("p", {class: "formula"}, "4 \u00d7 units \u00d7 (inputs + units + 1)"),
-    element("p", {class: "formula", id: "formula"}, `= 4 \u00d7 ${units} \u00d7 (${inputs} + ${units} + 1) = `,
-      element("strong", {}, String(countOf(part)))),
+    element("p", {class: "formula"}, names),
+    element("p", {class: "formula", id: "formula"}, `= ${numbers.slice(0, -1).join(" = ")} = `, element("strong", {}, numbers.at(-1))),
     table("Parameters of each array", [heading("array"), heading("shape"), heading("numbers")],
-      rows.map(([name, size, count]) => element("tr", {id: `count-${name}`}, rowHeading(name, {class: "math"}),
-        cell(size, {class: "number"}), cell(String(count), {class: "number"}))), {class: "plain"}));
+      held.arrays.map(([name, sizes, count]) => element("tr", {id: `count-${name}`}, rowHeading(name, {class: "math"}),
+        cell(sizes.join(" \u00d7 "), {class: "number"}), cell(String(count), {class: "number"}))), {class: "plain"}));
   if (result.parts.length > 1) {
     by("counts").append(element("p", {class: "explained", id: "all-counts"},
       `All ${result.parts.length} LSTMs: ${result.parts.map(countOf).join(" + ")} = ${total()}`));
   }
-  if (data.note) by("counts").append(element("p", {class: "explained"}, data.note));
+  for (const [name, , , meaning] of held.arrays) {
+    if (meaning) by("counts").append(element("p", {class: "explained"}, `${name}: ${meaning}.`));
+  }
+  if (held.bias) by("counts").append(element("p", {class: "explained"}, held.bias));
 }
 
 function renderNetwork(part) {
@@ -116,8 +122,8 @@ function renderEquation(part) {
   const term = (text, kind = "") => element("span", {class: `term ${kind}`}, text);
   const lines = GATES.map((gate, number) => {
     const column = number * units + unit;
-    const terms = [...step.x.map((x, row) => term(`${(part.layer ? fixed : short)(x)}\u00b7${factor(part.w_x[row][column])}`, "of-x")),
-      ...step.before.h.map((h, row) => term(`${fixed(h)}\u00b7${factor(part.w_h[row][column])}`, "of-h")),
+    const terms = [...step.x.map((x, row) => term(`${factor(x, part.layer ? fixed : short)}\u00b7${factor(part.w_x[row][column])}`, "of-x")),
+      ...step.before.h.map((h, row) => term(`${factor(h, fixed)}\u00b7${factor(part.w_h[row][column])}`, "of-h")),
       term(factor(part.bias[column]), "of-b")];
     const squashed = gate === "g" ? "tanh" : "sigmoid";
     return element("div", {class: "line", id: `line-${gate}`},
@@ -127,11 +133,10 @@ function renderEquation(part) {
         element("b", {class: "result"}, fixed(step[gate][unit]))));
   });
   const at = (name) => fixed(step[name][unit]);
-  const inside = (text) => (text.startsWith("\u2212") ? `(${text})` : text);
   lines.push(
     element("div", {class: "line", id: "line-c"}, element("p", {class: "sum"}, element("span", {class: "gate gate-c"}, "c"),
-      " = f\u00b7c", element("sub", {}, "before"), " + i\u00b7g = ", term(`${at("f")}\u00b7${inside(fixed(step.before.c[unit]))}`), " + ",
-      term(`${at("i")}\u00b7${inside(at("g"))}`), " = ", element("b", {class: "result"}, at("c")))),
+      " = f\u00b7c", element("sub", {}, "before"), " + i\u00b7g = ", term(`${at("f")}\u00b7${factor(step.before.c[unit], fixed)}`), " + ",
+      term(`${at("i")}\u00b7${factor(step.g[unit], fixed)}`), " = ", element("b", {class: "result"}, at("c")))),
     element("div", {class: "line", id: "line-h"}, element("p", {class: "sum"}, element("span", {class: "gate gate-h"}, "h"),
       " = o\u00b7tanh(c) = ", term(`${at("o")}\u00b7tanh(${at("c")})`), " = ", element("b", {class: "result"}, at("h")))));
   fill("equation", element("p", {class: "legend"}, term("x\u00b7W_x", "of-x"), term("h\u00b7W_h", "of-h"), term("b", "of-b")), lines);

@@ -1,6 +1,6 @@
 """Pictures of an LSTM: the network over time, the cell, its weights, what its gates do, sequences of sequences.
 
-Each takes a matplotlib Axes to draw in, or makes one, and returns it. matplotlib is the extra `lstmjax[plot]`.
+Each takes a matplotlib Axes to draw in, `ax`, or makes one, and returns it. matplotlib is the extra `lstmjax[plot]`.
 """
 
 from lstmjax.inspect.plot.heat import connections as connections

@@ -22,12 +22,18 @@ class Diagram:
 
     def __init__(self, ax: Axes | None, width: float, height: float):
         """Fill an Axes as far as the picture's proportions allow, or make one of its size, in inches."""
+        pyplot = _pyplot()
+        from matplotlib.patches import Rectangle
+
+        _check(ax)
         self.ax: Any = ax
         if ax is None:
-            figure, self.ax = _pyplot().subplots(figsize=(width, height))
+            figure, self.ax = pyplot.subplots(figsize=(width, height))
             figure.set_facecolor(PAPER)
             self.ax.set_position((0, 0, 1, 1))
         self.ax.axis("off")
+        # Whatever the style or the figure behind it: all colours here are made for this one.
+        self.ax.add_patch(Rectangle((0, 0), width, height, facecolor=PAPER, edgecolor="none", zorder=-1))
         self.ax.set(xlim=(0, width), ylim=(0, height), aspect="equal")
         room = self.ax.get_window_extent()
         self.scale = min(room.width / width, room.height / height) / self.ax.figure.dpi
@@ -132,6 +138,15 @@ def tint(color: str, share: float = 0.28) -> tuple[float, float, float]:
 def told(array: Any) -> str:
     """The shape of an array, as Python writes it."""
     return str(tuple(array.shape))
+
+
+def _check(ax: Any) -> None:
+    from matplotlib.axes import Axes
+
+    if ax is None or (isinstance(ax, Axes) and ax.name == "rectilinear"):
+        return
+    came = f"one that is {ax.name}" if isinstance(ax, Axes) else type(ax).__name__
+    raise TypeError(f"ax must be a matplotlib Axes of x and y, as plt.subplots makes it, or None; got {came}.")
 
 
 def _towards(corner: tuple[float, float], other: tuple[float, float], radius: float = 0.08) -> tuple[float, float]:

@@ -33,7 +33,7 @@ MEANINGS = {
 }
 
 
-def connections(params: LSTMParams, ax: Axes | None = None) -> Axes:
+def connections(params: LSTMParams, *, ax: Axes | None = None) -> Axes:
     """Draw every weight between x_t, h_{t-1}, c and the gates, one column for each gate of each unit.
 
     Rows of W_x and W_h are full: every gate of every unit sees the whole x_t and the whole h_{t-1}. A peephole is one
@@ -47,7 +47,8 @@ def connections(params: LSTMParams, ax: Axes | None = None) -> Axes:
         The Axes.
 
     Raises:
-        TypeError: params is something else; the message says which of its elements to take.
+        TypeError: params is something else; the message says which of its elements to take. Or ax is no Axes
+            of x and y.
         ImportError: matplotlib is not installed.
 
     >>> import jax
@@ -115,7 +116,8 @@ def gates(
 
     Raises:
         ValueError: a trace with batch axes or without steps, another number of steps in xs, or a length beyond them.
-        TypeError: trace is that of a stack or of two directions; the message says which of its elements to take.
+        TypeError: trace is that of a stack or of two directions; the message says which of its elements to take. Or ax
+            is no Axes of x and y.
         ImportError: matplotlib is not installed.
 
     >>> import jax

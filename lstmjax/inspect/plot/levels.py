@@ -48,6 +48,7 @@ def hierarchy(
 
     Raises:
         ValueError: no utterances, a negative length, or words that are not as many as lengths say.
+        TypeError: ax is no Axes of x and y.
         ImportError: matplotlib is not installed.
 
     >>> hierarchy([4, 2, 3])

@@ -27,7 +27,7 @@ LEFT, OUT, RIGHT = 1.3, 5.9, 6.5  # the cell's edges, and where h is made
 GATE_WIDTH, GATE_HEIGHT, DOT = 0.56, 0.36, 0.14
 
 
-def cell(params: LSTMParams | None = None, ax: Axes | None = None) -> Axes:
+def cell(params: LSTMParams | None = None, *, ax: Axes | None = None) -> Axes:
     """Draw one step: how x_t, h_{t-1} and c_{t-1} become h_t and c_t, beside the equations.
 
     Args:
@@ -39,7 +39,8 @@ def cell(params: LSTMParams | None = None, ax: Axes | None = None) -> Axes:
         The Axes.
 
     Raises:
-        TypeError: params is something else; ImportError: matplotlib is not installed.
+        TypeError: params is something else, or ax is no Axes of x and y.
+        ImportError: matplotlib is not installed.
 
     >>> cell()
     <Axes: >

@@ -71,7 +71,7 @@ def unrolled(
 
     Raises:
         ValueError: steps is no positive integer, or layers do not fit each other.
-        TypeError: params is something else.
+        TypeError: params is something else, or ax is no Axes of x and y.
         ImportError: matplotlib is not installed.
 
     >>> import jax
