@@ -136,16 +136,24 @@ def _section(task: str, members: dict[str, Record], configs: Path, records: Path
     for name, record in members.items():
         own = _figures(record)
         lines.append(_row(f"**{name}**", {key: _spread(values) for key, values in own.items()}, columns))
-    published = {who: row for record in members.values() for who, row in record["runs"][0]["published"].items()}
-    baselines = {who: row for record in members.values() for who, row in _baselines(record).items()}
-    for kind, rows in (("published", published), ("baseline", baselines)):
-        lines += [
-            _row(f"{kind}: {who}", {name: number(value) for name, value in row.items()}, columns)
-            for who, row in rows.items()
-        ]
+    published = [(name, record["runs"][0]["published"]) for name, record in members.items()]
+    baselines = [(name, _baselines(record)) for name, record in members.items()]
+    for kind, rivals in (("published", published), ("baseline", baselines)):
+        for who, figures in _distinct(rivals).items():
+            lines.append(_row(f"{kind}: {who}", {name: number(value) for name, value in figures.items()}, columns))
     for name, record in members.items():
         lines += ["", *_told(name, record, configs)]
     return [*lines, ""]
+
+
+def _distinct(rivals: list[tuple[str, dict[str, dict]]]) -> dict[str, dict]:
+    """The figures of each rival once; who has others beside another config is named with that config."""
+    shown: dict[str, dict] = {}
+    for config, rows in rivals:
+        for who, figures in rows.items():
+            if shown.setdefault(who, figures) != figures:
+                shown[f"{who}, {config}"] = figures
+    return shown
 
 
 def _told(name: str, record: Record, configs: Path) -> list[str]:

@@ -83,6 +83,14 @@ def test_mean_spread_and_what_is_reached_or_missed(place):
     assert commit is None or commit["commit"][:10] in text
 
 
+def test_rivals_with_other_figures_beside_another_config_are_told_apart():
+    rows = [
+        ("short", {"paper": {"loss": 1}, "chance": {"loss": 9}}),
+        ("long", {"paper": {"loss": 2}, "chance": {"loss": 9}}),
+    ]
+    assert results._distinct(rows) == {"paper": {"loss": 1}, "chance": {"loss": 9}, "paper, long": {"loss": 2}}
+
+
 def test_a_criterion_that_one_run_did_not_meet_is_not_reached(place):
     text = page(place, [finished(place, 0, 1000), finished(place, 1, 9000, criterion_met=False)])
     assert cells(text, "[little]")[2] == "criterion not met in 1 of 2 runs"
