@@ -120,9 +120,10 @@ def _overview(found: dict[str, Record]) -> list[str]:
         rivals = {who: row[first["metric"]] for who, row in _baselines(record).items() if first["metric"] in row}
         best = sorted(rivals, key=rivals.__getitem__, reverse=rising(first["metric"]))[:1]
         beside = "".join(f"{first['metric']} {number(rivals[who])}, {who}" for who in best)
-        shown = (
-            f"{metric} {_spread(own[metric])} {first['unit']}" if metric == first["metric"] else _to_criterion(record)
-        )
+        if metric == first["metric"]:
+            shown = f"{metric} {_spread(own[metric])} {first['unit']}".strip()
+        else:
+            shown = _to_criterion(record)
         rows.append(f"| [{name}](#{first['task']}) | {len(record['runs'])} | {shown} | {published} | {beside} |")
     return rows
 

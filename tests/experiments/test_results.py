@@ -97,6 +97,14 @@ def test_a_criterion_that_one_run_did_not_meet_is_not_reached(place):
     assert cells(text, "[little]")[3] == "1500, the paper: not reached"
 
 
+def test_a_task_without_a_criterion_shows_its_metric_and_unit(place):
+    run = finished(place, 0, 1000)
+    result = json.loads(run.result.read_text()) | {"unit": "mm", "published": {"paper": {"error": 0.5}}}
+    del result["criterion_met"]
+    run.result.write_text(json.dumps(result))
+    assert cells(page(place, [run]), "[little]")[2:4] == ["error 0.01 mm", "0.5, paper: reached"]
+
+
 def test_a_rising_figure_is_missed_from_below(place):
     assert results._verdict({"accuracy": [0.5, 0.7]}, {"accuracy": 0.7}, "accuracy") == "missed by 0.1"
     assert results._verdict({"exact match": [0.75]}, {"exact match": 0.7}, "exact match") == "reached"
