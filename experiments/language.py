@@ -79,7 +79,7 @@ def say(
         xs,
         state,
         options=mesh.lstm_options(precision=model.precision),
-        dropout=Dropout(between_layers=model.dropout) if model.dropout else None,
+        dropout=Dropout(between_layers=model.dropout) if model.dropout and model.layers > 1 else None,
         key=between,
     )
     ys = _dropped(ys, model.dropout, after)

@@ -39,16 +39,17 @@ def test_weights_start_in_the_range_asked_for():
     assert sum(leaf.size for leaf in jax.tree.leaves(tied)) == VOCABULARY * 21 + 4 * 20 * (20 + 20 + 1)
 
 
-def test_what_is_dropped_is_dropped_at_all_steps_and_only_with_a_key():
+@pytest.mark.parametrize("layers", [1, 2])
+def test_what_is_dropped_is_dropped_at_all_steps_and_only_with_a_key(layers):
     xs = jnp.ones((2, 6, 50))
     dropped = np.asarray(language._dropped(xs, 0.4, jax.random.key(0)))
     np.testing.assert_array_equal(dropped, np.repeat(dropped[:, :1], 6, axis=1))
     assert set(np.unique(dropped)) == {0, np.float32(1 / np.float32(0.6))}
     assert 0.3 < np.mean(dropped == 0) < 0.5
-    model = Words(units=4, scale=0.5, dropout=0.5)
+    model = Words(units=4, layers=layers, scale=0.5, dropout=0.5)
     params = language.init(jax.random.key(0), VOCABULARY, model)
     state = language.initial_state(params, 3)
-    still, _ = language.say(Words(units=4, scale=0.5), params, TOKENS, state)
+    still, _ = language.say(Words(units=4, layers=layers, scale=0.5), params, TOKENS, state)
     without, _ = language.say(model, params, TOKENS, state)
     one, other = (language.say(model, params, TOKENS, state, jax.random.key(k))[0] for k in (1, 2))
     np.testing.assert_array_equal(without, still)
