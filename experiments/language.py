@@ -70,17 +70,18 @@ def say(
     model: Words, params: dict[str, Any], tokens: Int[Array, "rows steps"], state: Any, key: Array | None = None
 ) -> tuple[Float[Array, "rows steps vocabulary"], Any]:
     """The logits of each next word, and the state after the last; units are dropped where there is a key."""
-    before = between = after = None
+    before = between = after = dropout = None
     if key is not None and model.dropout:
         before, between, after = jax.random.split(key, 3)
+        dropout = Dropout(between_layers=model.dropout) if model.layers > 1 else None
     xs = _dropped(embedding.apply(params["embedding"], tokens), model.dropout, before)
     ys, state = stack.apply(
         params["lstm"],
         xs,
         state,
         options=mesh.lstm_options(precision=model.precision),
-        dropout=Dropout(between_layers=model.dropout) if model.dropout and model.layers > 1 else None,
-        key=between,
+        dropout=dropout,
+        key=between if dropout else None,
     )
     ys = _dropped(ys, model.dropout, after)
     if model.tied:
