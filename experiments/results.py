@@ -172,7 +172,8 @@ def _told(name: str, record: Record, configs: Path) -> list[str]:
         took += f", {number(sum(seconds) / steps * epoch)} s an epoch"
     seeds = ", ".join(str(run["seed"]) for run in record["runs"])
     commits = sorted({_commit(run["environment"]["git"]) for run in record["runs"]})
-    machine = f"{environment['devices']} x {environment['device']}, {environment['cpus']} cores"
+    machine = f"{environment['devices']} x {environment['device']}, {environment['cpus']} core"
+    machine += "" if environment["cpus"] == 1 else "s"
     told = [
         f"**{name}**: {paragraphs[0]}",
         "",
