@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Int
 from experiments import mesh, rnn
 from experiments.language import Words
 from experiments.rnn import RNN
+from experiments.seq2seq import Seq2Seq
 from experiments.tagger import Tagger
 from lstmjax import Dropout, LSTMOptions, LSTMState, dense, lstm, pooling, residual
 
@@ -63,7 +64,7 @@ class TCN:
             raise ValueError(f"model.dropout is {self.dropout}; it must be from 0 to below 1")
 
 
-MODELS: dict[str, type] = {"lstm": Model, "rnn": RNN, "tcn": TCN, "words": Words, "tagger": Tagger}
+MODELS: dict[str, type] = {"lstm": Model, "rnn": RNN, "tcn": TCN, "words": Words, "tagger": Tagger, "seq2seq": Seq2Seq}
 Sequential = Model | RNN | TCN
 
 

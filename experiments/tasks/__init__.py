@@ -16,6 +16,7 @@ from experiments.tasks import (
     mnist_rows,
     ptb,
     recall,
+    rewrite,
     swda,
     temporal_order,
 )
@@ -27,6 +28,7 @@ TASKS: dict[str, ModuleType] = {
     "temporal_order": temporal_order,
     "copy": copy,
     "recall": recall,
+    "rewrite": rewrite,
     "chars": chars,
     "ptb": ptb,
     "jsb": jsb,

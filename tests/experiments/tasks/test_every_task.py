@@ -12,6 +12,7 @@ from experiments.data.chunks import Sentence
 from experiments.data.dialogues import Conversation
 from experiments.language import Words
 from experiments.models import Model
+from experiments.seq2seq import Seq2Seq
 from experiments.tagger import Tagger
 from experiments.tasks import TASKS, chars, conll2000, jsb, mnist_rows, ptb, swda
 
@@ -21,6 +22,7 @@ PADDED = {
     "temporal_order": ["symbols"],
     "jsb": ["chords", "next"],
     "conll2000": ["words", "features", "tags"],
+    "rewrite": ["source", "target"],
 }
 
 
@@ -47,6 +49,7 @@ def build(monkeypatch):
     swda._vectors.cache_clear()
     models = {
         "ptb": Words(units=3),
+        "rewrite": Seq2Seq(embedding=2, units=3),
         "conll2000": Tagger(embedding=2, units=3),
         "swda": Tagger(embedding=2, units=3, context=2),
     }
