@@ -12,7 +12,7 @@ from experiments.data.files import DataError
 MODULE = """penn = {}
 penn['train'] = " no one ran \\n <unk> N ran \\n\\n"
 penn['valid'] = " one ran \\n"
-penn['test'] = " ran \\n"
+penn['test'] = " 1\\/2 ran \\n"
 """
 
 
@@ -35,7 +35,7 @@ def test_words_of_each_split_with_the_end_of_each_line(archive):
     assert treebank.load() == {
         "train": ["no", "one", "ran", "<eos>", "<unk>", "N", "ran", "<eos>"],
         "validation": ["one", "ran", "<eos>"],
-        "test": ["ran", "<eos>"],
+        "test": ["1\\/2", "ran", "<eos>"],
     }
 
 
