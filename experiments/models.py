@@ -86,11 +86,21 @@ def last(
     params: Params,
     xs: Float[Array, "batch time inputs"],
     lengths: Int[Array, " batch"] | None = None,
+    *,
+    key: Array | None = None,
 ) -> Float[Array, "batch outputs"]:
-    """What the model says once it has read each sequence to its end."""
+    """What the model says once it has read each sequence to its end; units are dropped where there is a key."""
     if not isinstance(model, Model):
-        return pooling.last(every(model, params, xs, lengths), lengths=lengths)
-    h, _ = lstm.apply(params["lstm"], xs, lengths=lengths, return_sequences=False, options=_options(model))
+        return pooling.last(every(model, params, xs, lengths, key=key), lengths=lengths)
+    h, _ = lstm.apply(
+        params["lstm"],
+        xs,
+        lengths=lengths,
+        return_sequences=False,
+        options=_options(model),
+        dropout=_dropout(model),
+        key=key,
+    )
     return dense.apply(params["dense"], h)
 
 
@@ -108,8 +118,9 @@ def every(
     elif isinstance(model, RNN):
         ys = rnn.apply(params["rnn"], xs, lengths)
     else:
-        dropout = Dropout(outputs=model.dropout, recurrent=model.dropout)
-        ys, _ = lstm.apply(params["lstm"], xs, lengths=lengths, options=_options(model), dropout=dropout, key=key)
+        ys, _ = lstm.apply(
+            params["lstm"], xs, lengths=lengths, options=_options(model), dropout=_dropout(model), key=key
+        )
     return dense.apply(params["dense"], ys)
 
 
@@ -134,3 +145,7 @@ def going_on(
 
 def _options(model: Model) -> LSTMOptions:
     return mesh.lstm_options(precision=model.precision)
+
+
+def _dropout(model: Model) -> Dropout:
+    return Dropout(outputs=model.dropout, recurrent=model.dropout)

@@ -14,12 +14,13 @@ from jaxtyping import Array
 
 from experiments import models, ngram, text
 from experiments.data import shakespeare
-from experiments.task import Task
+from experiments.task import Published, Task
 from lstmjax import LSTMState
 
 LONGEST = 8  # n-grams to choose among
 AT_ONCE = 500  # held-out characters in one piece
 BIT = math.log(2)  # nats
+PUBLISHED = (Published("nanoGPT on a CPU, 4 layers of 128, the last 10 %", {"loss": 1.88 / BIT}),)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +53,7 @@ def build(options: Options, model: models.Model, batch: int, key: Array) -> Task
         baselines=functools.partial(baselines, parts, len(alphabet)),
         carried=functools.partial(models.initial_state, model, batch=batch),
         watch=("validation",),
+        published=PUBLISHED,
         epoch=(len(parts["train"]) - 1) // (batch * options.steps),
     )
 

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.optimize
 
 from experiments import models
 from experiments.models import Model
@@ -47,6 +48,24 @@ def test_baselines_recomputed_image_by_image(task, data):
     nearest = [min(range(10), key=lambda d, i=image: ((i - means[d]) ** 2).sum()) for image in tested]
     assert task.baselines()["nearest mean image"]["accuracy"] == pytest.approx(np.mean(nearest == truth))
     assert task.baselines()["commonest"]["accuracy"] == pytest.approx(np.mean(truth == 7))
+
+
+def test_the_linear_baseline_minimizes_its_loss(task, data, monkeypatch):
+    monkeypatch.setattr(mnist_rows, "TOLERANCE", 1e-6)
+    (images, digits), (tested, truth) = data["train"], data["test"]
+    pixels, truly = images.reshape(200, 784).astype(float), np.eye(10)[digits]
+
+    def loss(flat):
+        weights, bias = flat[:7840].reshape(784, 10), flat[7840:]
+        logits = pixels @ weights + bias
+        outputs = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+        value = -np.log(outputs[truly > 0]).sum() + (weights**2).sum() / 2 / mnist_rows.PENALTY
+        slope = outputs - truly
+        return value, np.append(pixels.T @ slope + weights / mnist_rows.PENALTY, slope.sum(axis=0))
+
+    best = scipy.optimize.minimize(loss, np.zeros(7850), jac=True, method="L-BFGS-B").x
+    said = (tested.reshape(40, 784) @ best[:7840].reshape(784, 10) + best[7840:]).argmax(axis=1)
+    assert task.baselines()["linear, all pixels"]["accuracy"] == pytest.approx(np.mean(said == truth))
 
 
 def test_batches_keep_each_image_with_its_digit(task, data):
