@@ -85,6 +85,35 @@ def test_baselines_recomputed_note_by_note(build, rolls):
     assert baselines["note transitions"]["nll"] == pytest.approx(np.mean(transition))
 
 
+def test_the_linear_baseline_is_where_no_small_change_helps():
+    rng = np.random.default_rng(0)
+    before, after = rng.integers(0, 2, (2, 60, 4)).astype(float)
+    best = jsb.linear(before, after)
+
+    def loss(weights):
+        chance = 1 / (1 + np.exp(-before @ weights))
+        return -np.log(np.where(after == 1, chance, 1 - chance)).sum() + jsb.PENALTY / 2 * (weights**2).sum()
+
+    assert best.shape == (4, 4)
+    assert loss(best) < loss(np.zeros((4, 4)))
+    for _ in range(50):
+        assert loss(best) < loss(best + 0.02 * rng.normal(size=(4, 4)))
+
+
+def test_the_linear_baseline_reads_the_step_before(build, rolls):
+    train, test = ([np.asarray(roll, float) for roll in rolls[name]] for name in ("train", "test"))
+    (before, after), (shown, truth) = (
+        [
+            np.concatenate([np.insert(roll, 88, 1, axis=1)[part] for roll in split])
+            for part in (slice(-1), slice(1, None))
+        ]
+        for split in (train, test)
+    )
+    chance = 1 / (1 + np.exp(-shown @ jsb.linear(before, after[:, :88])))
+    expected = -np.log(np.where(truth[:, :88] == 1, chance, 1 - chance)).sum(axis=1).mean()
+    assert build(Model(units=5)).baselines()["linear, the step before"]["nll"] == pytest.approx(expected)
+
+
 def test_batches_keep_each_chorale_whole_and_draw_a_key_a_step(build):
     task = build(Model(units=5))
     train = task.splits["train"]
