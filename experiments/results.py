@@ -7,6 +7,7 @@ page can be made again when the runs are gone, and says when it belongs to anoth
 import dataclasses
 import itertools
 import json
+import operator
 import statistics
 from collections.abc import Iterable
 from pathlib import Path
@@ -117,9 +118,8 @@ def _overview(found: dict[str, Record]) -> list[str]:
         published = (
             f"{number(figures[metric])}, {source}: {_verdict(own, figures, metric)}" if metric in figures else ""
         )
-        rivals = {who: row[first["metric"]] for who, row in _baselines(record).items() if first["metric"] in row}
-        best = sorted(rivals, key=rivals.__getitem__, reverse=rising(first["metric"]))[:1]
-        beside = "".join(f"{first['metric']} {number(rivals[who])}, {who}" for who in best)
+        best = _best(record, first["metric"])
+        beside = f"{first['metric']} {number(best[1])}, {best[0]}" if best else ""
         if metric == first["metric"]:
             shown = f"{metric} {_spread(own[metric])} {first['unit']}".strip()
         else:
@@ -221,6 +221,12 @@ def _baselines(record: Record) -> dict[str, dict[str, float]]:
     }
 
 
+def _best(record: Record, name: str) -> tuple[str, float] | None:
+    """Of the baselines, the one that is best by this figure."""
+    rivals = {who: row[name] for who, row in _baselines(record).items() if name in row}
+    return (max if rising(name) else min)(rivals.items(), key=operator.itemgetter(1), default=None)
+
+
 def _verdict(own: dict[str, list[float]], figures: dict[str, float], name: str) -> str:
     if name not in own:
         return "not reached"
@@ -245,7 +251,8 @@ def _commit(git: dict | None) -> str:
 
 
 def _curves(path: Path, members: dict[str, Record]) -> None:
-    """Loss, and the metric where that is another, over steps, with the first published figure as a level line.
+    """Loss, and the metric where that is another, over steps, and a level line: the first published figure, or where
+    none is of this name the best baseline.
 
     A star is what a run gave on the test split.
     """
@@ -276,6 +283,6 @@ def _draw(axes, name: str, config: str, record: Record, color: str) -> None:
         if name in run["test"]:
             axes.plot(run["curve"][-1]["step"], run["test"][name], "*", color=color, markersize=9, alpha=0.7)
     source, figures = next(iter(record["runs"][0]["published"].items()), ("", {}))
-    if name in figures:
-        label = f"{number(figures[name])}, {source}"
-        axes.axhline(figures[name], color=color, linestyle="--", linewidth=1, label=label)
+    if beside := (source, figures[name]) if name in figures else _best(record, name):
+        source, level = beside
+        axes.axhline(level, color=color, linestyle="--", linewidth=1, label=f"{number(level)}, {source}")

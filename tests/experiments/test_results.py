@@ -143,3 +143,22 @@ def test_runs_that_cannot_be_reported_are_refused(place):
     run.result.unlink()
     with pytest.raises(RunError, match="little-001 is not finished"):
         results.collect([run], place / "configs", place / "results")
+
+
+@pytest.mark.parametrize(
+    ("published", "level", "label"), [({}, 0.7, "0.7, always 0.5"), ({"error": 0.5}, 0.5, "0.5, paper")]
+)
+def test_a_picture_has_each_run_its_test_figure_and_what_it_is_beside(place, monkeypatch, published, level, label):
+    drawn = []
+    monkeypatch.setattr(results.Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
+    found = [finished(place, seed, 1000, error=0.1 + seed) for seed in (0, 1)]
+    for run in found:
+        result = json.loads(run.result.read_text()) | {"published": {"paper": published} if published else {}}
+        run.result.write_text(json.dumps(result))
+    page(place, found)
+    _, axes = drawn[0].axes
+    lines = [line.get_xydata().tolist() for line in axes.get_lines()]
+    assert [line[-1] for line in lines if len(line) > 2] == [[250, pytest.approx(2 / 250)]] * 2
+    assert [line[0] for line in lines if len(line) == 1] == [[250, 0.1], [250, 1.1]]
+    assert [line[0][1] for line in lines if len(line) == 2] == [pytest.approx(level)]
+    assert label in [text.get_text() for text in axes.get_legend().get_texts()]
