@@ -20,6 +20,7 @@ from experiments import runs
 from experiments.config import Config, ConfigError, dumps, load, loads
 from experiments.report import logarithmic, number, rising
 from experiments.runs import Run, RunError
+from experiments.tasks import TASKS
 
 Record = dict[str, Any]
 
@@ -142,6 +143,8 @@ def _section(task: str, members: dict[str, Record], configs: Path, records: Path
     for kind, rivals in (("published", published), ("baseline", baselines)):
         for who, figures in _distinct(rivals).items():
             lines.append(_row(f"{kind}: {who}", {name: number(value) for name, value in figures.items()}, columns))
+    if cited := getattr(TASKS.get(task), "CITED", ()):
+        lines += ["", f"Published in: {' '.join(cited)}"]
     for name, record in members.items():
         lines += ["", *_told(name, record, configs)]
     return [*lines, ""]

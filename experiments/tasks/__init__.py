@@ -1,7 +1,7 @@
 """The tasks by name.
 
-Each module has `Options`, what [data] in a config may say; `build`, which makes a `Task`; and `MODELS`, the kinds of
-model it takes, where that is not an LSTM alone.
+Each module has `Options`, what [data] in a config may say; `build`, which makes a `Task`; `MODELS`, the kinds of
+model it takes, where that is not an LSTM alone; and `CITED`, where published figures stand.
 """
 
 from types import ModuleType

@@ -17,6 +17,7 @@ from experiments.task import Carried, Criterion, Published, Task
 MODELS = ("lstm", "rnn")
 TEST = 2560
 RIGHT = 0.04  # a sequence is processed correctly when its absolute error is below this
+CITED = ("Hochreiter & Schmidhuber, Long Short-Term Memory, Neural Computation 9(8), 1997, section 5.4.",)
 PAPER = "Hochreiter & Schmidhuber 1997"
 PUBLISHED = {
     100: (Published(PAPER, {"sequences": 74_000, f"wrong of {TEST}": 1}),),

@@ -19,6 +19,10 @@ from lstmjax import windows
 
 TRAIN = 96
 SEASON = 12
+CITED = (
+    "Brownlee, Time Series Prediction with LSTM Recurrent Neural Networks in Python with Keras, "
+    "machinelearningmastery.com, 2016.",
+)
 
 
 @dataclasses.dataclass(frozen=True)

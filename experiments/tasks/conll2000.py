@@ -30,6 +30,10 @@ from experiments.task import Carried, Published, Task
 from lstmjax import Dropout, crf, dense, embedding, hierarchy
 
 MODELS = ("tagger",)
+CITED = (
+    "Huang, Xu & Yu, Bidirectional LSTM-CRF Models for Sequence Tagging, arXiv:1508.01991, 2015, table 2. Theirs read "
+    "features of the spelling and of the words around, too.",
+)
 PAPER = "Huang, Xu & Yu 2015, random vectors of words"
 PUBLISHED = (Published(f"BiLSTM-CRF, {PAPER}", {"f1": 0.9413}), Published(f"BiLSTM, {PAPER}", {"f1": 0.9364}))
 AT_ONCE = 100  # held-out sentences in one piece

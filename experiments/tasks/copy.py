@@ -22,6 +22,10 @@ TEST = 1000
 COPIED = 10
 KINDS = 8
 BLANK, MARKER = 0, 9
+CITED = (
+    "Bai, Kolter & Koltun, An Empirical Evaluation of Generic Convolutional and Recurrent Networks for Sequence "
+    "Modeling, arXiv:1803.01271, 2018.",
+)
 PAPER = "Bai, Kolter & Koltun 2018"
 PUBLISHED = (Published(f"LSTM, {PAPER}", {"loss": 0.0204}), Published(f"TCN, {PAPER}", {"loss": 3.5e-5}))
 

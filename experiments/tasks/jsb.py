@@ -23,6 +23,10 @@ from experiments.data.order import shuffled
 from experiments.task import Carried, Published, Task
 
 MODELS = ("lstm", "rnn", "tcn")
+CITED = (
+    "Bai, Kolter & Koltun, An Empirical Evaluation of Generic Convolutional and Recurrent Networks for Sequence "
+    "Modeling, arXiv:1803.01271, 2018.",
+)
 PAPER = "Bai, Kolter & Koltun 2018"
 PUBLISHED = {
     "lstm": Published(f"LSTM, {PAPER}", {"nll": 8.45}),

@@ -18,6 +18,10 @@ MODELS = ("lstm", "rnn")
 AT_ONCE = 1000
 PENALTY, TOLERANCE = 0.1, 1e-3  # of the logistic regression; the first was chosen on the validation images
 SETS = {"mnist": mnist, "fashion": fashion}
+CITED = (
+    "Damien, TensorFlow-Examples, github.com/aymericdamien/TensorFlow-Examples, its recurrent network.",
+    "Xiao, Rasul & Vollgraf, Fashion-MNIST, README of github.com/zalandoresearch/fashion-mnist, benchmarks.",
+)
 PUBLISHED = {
     "mnist": (Published("LSTM(128), TensorFlow-Examples, 128 test images", {"accuracy": 0.9766}),),
     "fashion": (

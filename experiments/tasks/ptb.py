@@ -22,6 +22,7 @@ from experiments.task import Published, Task
 MODELS = ("words",)
 LONGEST = 4  # n-grams to choose among
 AT_ONCE = 200  # held-out words in one piece
+CITED = ("Zaremba, Sutskever & Vinyals, Recurrent Neural Network Regularization, arXiv:1409.2329, 2014, table 1.",)
 PUBLISHED = (Published("2 x 200 LSTM, Zaremba, Sutskever & Vinyals 2014", {"perplexity": 114.5}),)
 
 

@@ -42,6 +42,9 @@ from lstmjax import (
 )
 
 MODELS = ("tagger",)
+CITED = (
+    "Kumar, Agarwal, Dasgupta & Joshi, Dialogue Act Sequence Labeling using Hierarchical Encoder with CRF, AAAI 2018.",
+)
 PUBLISHED = (Published("hierarchical BiLSTM and CRF, Kumar et al. 2018", {"accuracy": 0.792}),)
 MANNER = ("another speaker than before", "another speaker than the first", "begins with a capital letter")
 LETTERS = 16  # of a longer word, half of these are its first characters and half its last ones

@@ -75,6 +75,7 @@ def test_mean_spread_and_what_is_reached_or_missed(place):
     assert cells(text, "**little**") == ["**little**", "0.01 ± 0", f"3 ± {statistics.stdev(wrong):.2g}", "1,400 ± 530"]
     assert cells(text, "published: the paper")[1:] == ["", "1", "1500"]
     assert cells(text, "baseline: always 0.5")[1:] == ["1.2", "", ""]
+    assert "Published in: Hochreiter & Schmidhuber, Long Short-Term Memory, Neural Computation 9(8), 1997" in text
     assert "Beside the paper: sequences reached, wrong of 2560 missed by 2." in text
     assert "**little**: A little of the adding problem." in text
     assert "Tried: a smaller rate." in text
