@@ -9,6 +9,7 @@ import itertools
 import json
 import operator
 import statistics
+import textwrap
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -288,4 +289,6 @@ def _draw(axes, name: str, config: str, record: Record, color: str) -> None:
     source, figures = next(iter(record["runs"][0]["published"].items()), ("", {}))
     if beside := (source, figures[name]) if name in figures else _best(record, name):
         source, level = beside
-        axes.axhline(level, color=color, linestyle="--", linewidth=1, label=f"{number(level)}, {source}")
+        axes.axhline(
+            level, color=color, linestyle="--", linewidth=1, label=textwrap.fill(f"{number(level)}, {source}", 36)
+        )
