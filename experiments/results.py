@@ -169,11 +169,7 @@ def _told(name: str, record: Record, configs: Path) -> list[str]:
         line.removeprefix("#").strip() or "\n"
         for line in itertools.takewhile(lambda line: line.startswith("#"), head.splitlines())
     ).split(" \n ")
-    seconds = [run["seconds"] for run in record["runs"]]
-    took = f"{number(statistics.mean(seconds))} s of training each"
-    if epoch := first["epoch"]:
-        steps = sum(run["steps_timed"] for run in record["runs"])
-        took += f", {number(sum(seconds) / steps * epoch)} s an epoch"
+    took = _took(record["runs"])
     seeds = ", ".join(str(run["seed"]) for run in record["runs"])
     commits = sorted({_commit(run["environment"]["git"]) for run in record["runs"]})
     machine = f"{environment['devices']} x {environment['device']}, {environment['cpus']} core"
@@ -194,6 +190,19 @@ def _told(name: str, record: Record, configs: Path) -> list[str]:
         if paragraph.startswith("Tried"):
             told += ["", paragraph]
     return told
+
+
+def _took(members: list[Record]) -> str:
+    """The time of training; a run that was killed did not say what its last steps took, those it timed stand for them."""
+    timed = [run for run in members if run["steps_timed"]]
+    if not timed:
+        return "training not timed"
+    whole = statistics.mean(run["seconds"] / run["steps_timed"] * run["step"] for run in timed)
+    took = f"{number(whole)} s of training each"
+    if epoch := timed[0]["epoch"]:
+        seconds, steps = (sum(run[key] for run in timed) for key in ("seconds", "steps_timed"))
+        took += f", {number(seconds / steps * epoch)} s an epoch"
+    return took
 
 
 def _row(name: str, shown: dict[str, str], columns: list[str]) -> str:

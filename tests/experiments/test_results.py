@@ -84,6 +84,21 @@ def test_mean_spread_and_what_is_reached_or_missed(place):
     assert commit is None or commit["commit"][:10] in text
 
 
+@pytest.mark.parametrize(
+    ("timed", "took"),
+    [
+        ([(100, 3.0)], "7.5 s of training each, 0.75 s an epoch"),  # killed before it said what 150 steps took
+        ([(250, 5.0), (50, 1.0)], "5 s of training each, 0.5 s an epoch"),  # 50 steps were done twice
+        ([(0, 0.0)], "training not timed"),
+    ],
+)
+def test_the_time_is_that_of_all_steps_where_a_run_was_killed(place, timed, took):
+    run = finished(place, 0, 1000)
+    lines = ({"steps": steps, "train_seconds": seconds, "compile_seconds": 9.0} for steps, seconds in timed)
+    run.timings.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert f"12,345 parameters; {took}, on " in page(place, [run])
+
+
 def test_rivals_with_other_figures_beside_another_config_are_told_apart():
     rows = [
         ("short", {"paper": {"loss": 1}, "chance": {"loss": 9}}),
