@@ -193,7 +193,7 @@ def _told(name: str, record: Record, configs: Path) -> list[str]:
 
 
 def _took(members: list[Record]) -> str:
-    """The time of training; a run that was killed did not say what its last steps took, those it timed stand for them."""
+    """The time of training all steps, told from those that were timed: a killed run says nothing of its last ones."""
     timed = [run for run in members if run["steps_timed"]]
     if not timed:
         return "training not timed"
