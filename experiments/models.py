@@ -12,7 +12,7 @@ from experiments.language import Words
 from experiments.rnn import RNN
 from experiments.seq2seq import Seq2Seq
 from experiments.tagger import Tagger
-from lstmjax import Dropout, LSTMOptions, LSTMState, dense, lstm, pooling, residual
+from lstmjax import Dropout, LSTMOptions, LSTMState, dense, lstm, pooling, regularize, residual
 
 Params = dict[str, Any]
 
@@ -54,14 +54,19 @@ class TCN:
     kernel: int = 3
     """Steps that each of the two convolutions of a block reads."""
     dropout: float = 0.0
-    """Rate at which units of a sequence are dropped in training."""
+    """Rate at which units are dropped in training, behind each convolution."""
+    dropout_kind: Literal["spatial", "elementwise"] = "spatial"
+    """Whether a sequence loses the same units at all its steps, or others at each."""
+    inputs_dropout: float = 0.0
+    """Rate at which numbers of the inputs are dropped in training, others at each step."""
 
     def __post_init__(self):
         for name in ("units", "blocks", "kernel"):
             if getattr(self, name) < 1:
                 raise ValueError(f"model.{name} is {getattr(self, name)}; it must be at least 1")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"model.dropout is {self.dropout}; it must be from 0 to below 1")
+        for name in ("dropout", "inputs_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"model.{name} is {getattr(self, name)}; it must be from 0 to below 1")
 
 
 MODELS: dict[str, type] = {"lstm": Model, "rnn": RNN, "tcn": TCN, "words": Words, "tagger": Tagger, "seq2seq": Seq2Seq}
@@ -114,7 +119,11 @@ def every(
 ) -> Float[Array, "batch time outputs"]:
     """What the model says at each step, given that one and those before; units are dropped where there is a key."""
     if isinstance(model, TCN):
-        ys = residual.apply(params["tcn"], xs, lengths=lengths, dropout=model.dropout, key=key)
+        if key is not None:
+            key, inputs_key = jax.random.split(key)
+            xs = xs * regularize.factors(inputs_key, model.inputs_dropout, xs.shape)
+        rates = {"dropout": model.dropout, "dropout_kind": model.dropout_kind}
+        ys = residual.apply(params["tcn"], xs, lengths=lengths, key=key, **rates)
     elif isinstance(model, RNN):
         ys = rnn.apply(params["rnn"], xs, lengths)
     else:

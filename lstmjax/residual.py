@@ -10,6 +10,7 @@ Sun, "Deep residual learning for image recognition" (2016).
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -22,6 +23,8 @@ from jaxtyping import Array, ArrayLike, Float, Integer
 
 from lstmjax import checks, conv1d, padding, placement, regularize
 from lstmjax.options import ACTIVATIONS
+
+DROPOUT_KINDS = ("spatial", "elementwise")
 
 
 @jax.tree_util.register_dataclass
@@ -98,6 +101,7 @@ def apply(
     strides: Sequence[int] | None = None,
     activation: str = "relu",
     dropout: float = 0.0,
+    dropout_kind: str = "spatial",
     key: Array | None = None,
     lengths: Integer[ArrayLike, "*batch"] | None = None,
 ) -> Float[Array, "*batch steps units"]:
@@ -112,8 +116,10 @@ def apply(
             first's output; None for 1, 2, 4, ...
         strides: one for each block, as `init` got them; None where all are 1.
         activation: a name in `lstmjax.options.ACTIVATIONS`.
-        dropout: rate, from 0 to below 1, at which units are dropped behind each convolution's activation, the
-            same at every step of a sequence; those kept are divided by 1 - dropout.
+        dropout: rate, from 0 to below 1, at which units are dropped behind each convolution's activation; those
+            kept are divided by 1 - dropout.
+        dropout_kind: "spatial", the same units at every step of a sequence (Tompson et al., "Efficient object
+            localization using convolutional networks", 2015); "elementwise", anew at each step, as Bai's code does.
         key: a JAX random key for dropout; None drops nothing.
         lengths: valid steps of each sequence, integers [*batch] from 0 to time; None where all are valid. Those
             of the outputs are `conv1d.output_lengths(lengths, math.prod(strides))`.
@@ -122,7 +128,7 @@ def apply(
         [*batch, ceil(time / product of strides), units], in the common dtype of params and xs.
 
     Raises:
-        ValueError: shapes or values that do not fit, or an unknown activation.
+        ValueError: shapes or values that do not fit, or an unknown activation or dropout_kind.
         TypeError: xs not floating, lengths not integers, dropout no number, params something else.
 
     >>> params = init(jax.random.key(0), inputs=1, units=(25,) * 8, kernel=7)
@@ -141,6 +147,7 @@ def apply(
     strides = _per_block("strides", [1] * blocks if strides is None else strides, blocks)
     checks.one_of("activation", activation, ACTIVATIONS)
     dropout = checks.rate("dropout", dropout)
+    checks.one_of("dropout_kind", dropout_kind, DROPOUT_KINDS)
     xs = checks.floating("xs", xs)
     inputs = params[0].first.w.shape[1]
     checks.features("xs", xs, inputs, "*batch, time, inputs", "params[0].first.w has that many in its second axis")
@@ -152,9 +159,10 @@ def apply(
     def run(params, xs, lengths, key):
         # Causal, so that what is computed on padding reaches no valid step: zeros at both ends are enough.
         ys = padding.fill(xs, lengths)
+        drop = functools.partial(_drop, rate=dropout, kind=dropout_kind)
         keys = [None] * blocks if key is None else jax.random.split(key, blocks)
         for block, dilation, stride, key in zip(params, dilations, strides, keys, strict=True):
-            ys = _block(block, ys, dilation, stride, ACTIVATIONS[activation], dropout, key)
+            ys = _block(block, ys, dilation, stride, ACTIVATIONS[activation], drop, key)
         return padding.fill(ys, None if lengths is None else conv1d.output_lengths(lengths, math.prod(strides)))
 
     return placement.automatic(run, len(batch))(params, xs, lengths, key)
@@ -182,11 +190,11 @@ def receptive_field(kernel: int, dilations: Sequence[int], strides: Sequence[int
     return conv1d.receptive_field(kernel, *zip(*convolutions, strict=True))
 
 
-def _block(params, x, dilation, stride, act, dropout, key):
+def _block(params, x, dilation, stride, act, drop, key):
     """The equations, for one block."""
     first, second = (None, None) if key is None else jax.random.split(key)
-    f = _drop(act(conv1d.apply(params.first, x, dilation=dilation, stride=stride)), dropout, first)
-    f = _drop(act(conv1d.apply(params.second, f, dilation=dilation)), dropout, second)
+    f = drop(act(conv1d.apply(params.first, x, dilation=dilation, stride=stride)), first)
+    f = drop(act(conv1d.apply(params.second, f, dilation=dilation)), second)
     if params.shortcut is not None:
         x = conv1d.apply(params.shortcut, x, stride=stride)
     elif stride != 1 or x.shape != f.shape:
@@ -197,11 +205,11 @@ def _block(params, x, dilation, stride, act, dropout, key):
     return act(f + x)
 
 
-def _drop(xs, rate, key):
-    """Drop whole units of each sequence."""
+def _drop(xs, key, rate, kind):
     if key is None or not rate:
         return xs
-    return xs * regularize.factors(key, rate, (*xs.shape[:-2], 1, xs.shape[-1])).astype(xs.dtype)
+    steps = xs.shape[-2] if kind == "elementwise" else 1
+    return xs * regularize.factors(key, rate, (*xs.shape[:-2], steps, xs.shape[-1])).astype(xs.dtype)
 
 
 def _per_block(name: str, values: Any, blocks: int | None = None) -> tuple[int, ...]:

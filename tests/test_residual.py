@@ -163,6 +163,20 @@ def test_dropout_takes_whole_units_of_a_sequence():
     assert (ys != residual.apply(params, xs, dropout=rate, key=jax.random.key(1))).any()
 
 
+def test_elementwise_dropout_draws_anew_at_each_step():
+    units, time, rate = 64, 6, 0.25
+    one = conv1d.Conv1DParams(jnp.eye(units)[None], jnp.zeros(units))
+    xs = jnp.ones((50, time, units))
+    call = partial(residual.apply, (residual.ResidualParams(one, one),), xs, dropout=rate, dropout_kind="elementwise")
+    factors = np.asarray(call(key=KEY) - 1)  # 0, or both kept
+    assert set(np.unique(factors.round(5))) == {0, np.float32(round((1 - rate) ** -2, 5))}
+    kept = factors > 0
+    assert abs(kept.mean() - (1 - rate) ** 2) < 0.01
+    assert len(np.unique(kept.reshape(-1, units), axis=0)) == 50 * time
+    np.testing.assert_array_equal(call(key=KEY), factors + 1)
+    assert (call(key=jax.random.key(1)) - 1 != factors).any()
+
+
 def test_dropout_draws_anew_behind_every_convolution():
     """A second convolution that gives 1 whatever it reads shows its own mask, the identity the product of both."""
     eye = jnp.eye(32)
@@ -194,10 +208,11 @@ def test_no_dropout_without_a_key_or_a_rate():
     np.testing.assert_array_equal(residual.apply(params, xs, strides=STRIDES, key=KEY), expected)
 
 
-def test_dropout_with_padding():
+@pytest.mark.parametrize("kind", residual.DROPOUT_KINDS)
+def test_dropout_with_padding(kind):
     params, xs = example(6, 2, 8)
     lengths = np.array([8, 3])
-    call = jax.jit(partial(residual.apply, params, strides=STRIDES, dropout=0.3, key=KEY))
+    call = jax.jit(partial(residual.apply, params, strides=STRIDES, dropout=0.3, dropout_kind=kind, key=KEY))
     ys = call(jnp.where(np.arange(8)[:, None] >= lengths[:, None, None], jnp.nan, xs), lengths=lengths)
     np.testing.assert_allclose(ys[0], call(xs)[0], rtol=1e-6)
     np.testing.assert_allclose(ys[1, :2], call(xs)[1, :2], rtol=1e-6)
@@ -229,9 +244,11 @@ def test_half_precision(dtype, tolerance):
     assert error < tolerance
 
 
-def test_derivatives(x64):
+@pytest.mark.parametrize("kind", residual.DROPOUT_KINDS)
+def test_derivatives(kind, x64):
     params, xs = example(9, 2, 5, units=(3, 4), strides=(1, 2), dtype=jnp.float64)
-    call = partial(residual.apply, strides=(1, 2), activation="tanh", lengths=np.array([5, 4]), dropout=0.5, key=KEY)
+    call = partial(residual.apply, strides=(1, 2), activation="tanh", lengths=np.array([5, 4]), key=KEY)
+    call = partial(call, dropout=0.5, dropout_kind=kind)
     check_grads(jax.jit(call), (params, xs), order=1, rtol=1e-6, atol=1e-6)
 
 
@@ -245,7 +262,7 @@ def test_a_second_call_compiles_nothing():
 
     params, xs = example(10, 2, 5)
     lengths = jnp.array([5, 2])
-    static = ("dilations", "strides", "activation", "dropout")
+    static = ("dilations", "strides", "activation", "dropout", "dropout_kind")
     jitted = jax.jit(residual.apply, static_argnames=static)
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:
@@ -259,13 +276,15 @@ def test_a_second_call_compiles_nothing():
         jax.monitoring.unregister_event_duration_listener(listen)
 
 
+@pytest.mark.parametrize("dropout_kind", residual.DROPOUT_KINDS)
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
-def test_batch_sharded_over_a_mesh(kind):
+def test_batch_sharded_over_a_mesh(kind, dropout_kind):
     params, xs = example(11, 8, 6)
     lengths = jnp.array([6, 0, 1, 2, 3, 4, 5, 6])
 
     def loss(params, xs, lengths, key):
-        ys = residual.apply(params, xs, strides=STRIDES, lengths=lengths, dropout=0.3, key=key)
+        dropped = {"dropout": 0.3, "dropout_kind": dropout_kind, "key": key}
+        ys = residual.apply(params, xs, strides=STRIDES, lengths=lengths, **dropped)
         return (ys**2).sum(), ys
 
     differentiate = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))
@@ -306,6 +325,8 @@ def test_refusals(untyped):
         residual.apply(params, xs, strides=STRIDES, activation="gelu")
     with pytest.raises(ValueError, match=r"dropout must be a rate from 0 to below 1; got 1\.0"):
         residual.apply(params, xs, strides=STRIDES, dropout=1.0)
+    with pytest.raises(ValueError, match=r"dropout_kind must be one of .*spatial.*elementwise.*got 'channels'"):
+        residual.apply(params, xs, strides=STRIDES, dropout_kind="channels")
     with pytest.raises(ValueError, match=r"lengths must lie between 0 and 4"):
         residual.apply(params, xs, strides=STRIDES, lengths=5)
     with pytest.raises(ValueError, match=r"strides must be 3 integers, one for each block"):

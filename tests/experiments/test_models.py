@@ -98,8 +98,15 @@ def test_tcn_says_at_each_step_what_it_knows_by_then():
     np.testing.assert_allclose(models.every(model, params, noise, lengths)[1, :4], said[1, :4], rtol=1e-5, atol=1e-6)
 
 
-def test_tcn_drops_units_only_with_a_key():
-    model = TCN(units=4, dropout=0.5)
+DROPPING = {
+    "units": TCN(units=4, dropout=0.5),
+    "values": TCN(units=4, dropout=0.5, dropout_kind="elementwise"),
+    "inputs": TCN(units=4, inputs_dropout=0.5),
+}
+
+
+@pytest.mark.parametrize("model", DROPPING.values(), ids=DROPPING)
+def test_tcn_drops_only_with_a_key(model):
     params = models.init(jax.random.key(0), 2, 5, model)
     said = models.every(model, params, XS)
     np.testing.assert_array_equal(models.every(TCN(units=4), params, XS), said)
@@ -107,6 +114,21 @@ def test_tcn_drops_units_only_with_a_key():
     np.testing.assert_array_equal(dropped[0], dropped[1])
     assert not np.allclose(dropped[0], said)
     assert not np.allclose(dropped[0], dropped[2])
+
+
+def test_inputs_are_dropped_at_each_step_anew():
+    """A block that adds nothing to what it reads shows which inputs were dropped."""
+    model = TCN(units=64, blocks=1, inputs_dropout=0.25)
+    params = models.init(jax.random.key(0), 64, 64, model)
+    (block,), head = params["tcn"], params["dense"]
+    params = {
+        "tcn": (jax.tree.map(jnp.zeros_like, block),),
+        "dense": dataclasses.replace(head, w=jnp.eye(64), bias=jnp.zeros(64)),
+    }
+    said = np.asarray(models.every(model, params, jnp.ones((8, 5, 64)), key=jax.random.key(1)))
+    assert set(np.unique(said)) == {0, np.float32(1 / 0.75)}
+    assert abs((said == 0).mean() - 0.25) < 0.05
+    assert len(np.unique(said.reshape(-1, 64), axis=0)) == 8 * 5
 
 
 def test_precision_is_that_of_the_computation():
@@ -128,7 +150,9 @@ def test_impossible_model_is_refused(field, value):
         Model(**{field: value})
 
 
-@pytest.mark.parametrize(("field", "value"), [("units", 0), ("blocks", 0), ("kernel", 0), ("dropout", 1.0)])
+@pytest.mark.parametrize(
+    ("field", "value"), [("units", 0), ("blocks", 0), ("kernel", 0), ("dropout", 1.0), ("inputs_dropout", -0.1)]
+)
 def test_impossible_tcn_is_refused(field, value):
     with pytest.raises(ValueError, match=rf"model\.{field} is {value}; it must be"):
         TCN(**{field: value})
