@@ -37,6 +37,8 @@ PUBLISHED = {
 class Options:
     images: Literal["mnist", "fashion"] = "mnist"
     """MNIST's digits, or the clothes of Fashion-MNIST."""
+    mirror: bool = False
+    """Whether half of the pictures are mirrored in training, others each time."""
 
 
 def build(options: Options, model: models.Model | models.RNN, batch: int, key: Array) -> Task:
@@ -47,7 +49,7 @@ def build(options: Options, model: models.Model | models.RNN, batch: int, key: A
     }
     return Task(
         init=functools.partial(models.init, inputs=28, outputs=10, model=model),
-        batches=functools.partial(_batches, batch=batch),
+        batches=functools.partial(_batches, options, batch=batch),
         loss=functools.partial(_loss, model),
         evaluate=functools.partial(_evaluate, model),
         splits=splits,
@@ -60,11 +62,15 @@ def build(options: Options, model: models.Model | models.RNN, batch: int, key: A
     )
 
 
-def _batches(train: dict[str, Array], key: Array, steps: Array, batch: int) -> dict[str, Array]:
-    order, noise = jax.random.split(key)
+def _batches(options: Options, train: dict[str, Array], key: Array, steps: Array, batch: int) -> dict[str, Array]:
+    (order, noise), sides = jax.random.split(key), jax.random.fold_in(key, 2)
     rows = shuffled(order, steps, examples=len(train["digit"]), batch=batch)
-    keys = jax.vmap(functools.partial(jax.random.fold_in, noise))(steps)
-    return {name: column[rows] for name, column in train.items()} | {"key": keys}
+    keys, tosses = (jax.vmap(functools.partial(jax.random.fold_in, each))(steps) for each in (noise, sides))
+    read = {name: column[rows] for name, column in train.items()}
+    if options.mirror:
+        heads = jax.vmap(lambda toss: jax.random.bernoulli(toss, shape=(batch,)))(tosses)
+        read["rows"] = jnp.where(heads[..., None, None], read["rows"][..., ::-1], read["rows"])
+    return read | {"key": keys}
 
 
 def _losses(model: models.Model | models.RNN, params: models.Params, batch: dict[str, Array]) -> tuple[Array, Array]:

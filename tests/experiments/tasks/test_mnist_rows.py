@@ -75,3 +75,23 @@ def test_batches_keep_each_image_with_its_digit(task, data):
     rows = np.asarray(batches["rows"]).reshape(-1, 28, 28)
     assert [known[row.tobytes()] for row in rows] == np.asarray(batches["digit"]).ravel().tolist()
     assert len({row.tobytes() for row in rows}) == 200
+
+
+def test_half_of_the_images_are_mirrored_others_each_time(data, monkeypatch):
+    monkeypatch.setattr(mnist_rows.mnist, "load", lambda: data)
+    plain, mirrored = (
+        mnist_rows.build(mnist_rows.Options(mirror=mirror), Model(units=4), 8, jax.random.key(0))
+        for mirror in (False, True)
+    )
+    steps = jnp.arange(50)  # twice through the images
+    expected, batches = (task.batches(task.splits["train"], jax.random.key(2), steps) for task in (plain, mirrored))
+    images, rows = (np.asarray(batch["rows"]) for batch in (expected, batches))
+    turned = (rows == images[..., ::-1]).all(axis=(2, 3))
+    assert (turned | (rows == images).all(axis=(2, 3))).all()
+    assert 0.4 < turned.mean() < 0.6
+    assert (turned[:25] != turned[25:]).any()
+    np.testing.assert_array_equal(batches["digit"], expected["digit"])
+    late = mirrored.batches(mirrored.splits["train"], jax.random.key(2), jnp.arange(30, 32))
+    np.testing.assert_array_equal(late["rows"], rows[30:32])
+    for name in ("validation", "test"):
+        np.testing.assert_array_equal(mirrored.splits[name]["rows"], data[name][0])
