@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import math
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -256,8 +257,17 @@ def _train(
         console.print(f"  {_command('resume', run)}")
         return mesh.greatest(asked())
     test = _test(task, outcome.state, over)
+    _check_finite(run, test)
     mesh.by_leader(lambda: _finish(run, config, task, outcome, test))
     return 0
+
+
+def _check_finite(run: Run, test: dict[str, float]) -> None:
+    if wrong := [f"{name} is {value}" for name, value in test.items() if not math.isfinite(value)]:
+        raise RunError(
+            f"{run.folder}: on the test split {', '.join(wrong)}; start again with a lower --train.learning_rate or "
+            f"--train.clip"
+        )
 
 
 def _finish(run: Run, config: Config, task: Task, outcome: Outcome, test: dict[str, float]) -> None:

@@ -62,8 +62,9 @@ def init(key: Array, vocabulary: int, model: Words) -> dict[str, Any]:
     }
 
 
-def initial_state(params: dict[str, Any], batch: int) -> Any:
-    return stack.initial_state(params["lstm"], (batch,))
+def initial_state(model: Words, params: dict[str, Any], batch: int) -> Any:
+    layers = stack.initial_state(params["lstm"], (batch,))
+    return tuple(dataclasses.replace(layer, h=layer.h.astype(model.precision)) for layer in layers)
 
 
 def say(

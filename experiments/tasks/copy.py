@@ -24,7 +24,8 @@ KINDS = 8
 BLANK, MARKER = 0, 9
 CITED = (
     "Bai, Kolter & Koltun, An Empirical Evaluation of Generic Convolutional and Recurrent Networks for Sequence "
-    "Modeling, arXiv:1803.01271, 2018.",
+    "Modeling, arXiv:1803.01271, 2018. Theirs is shown the marker at each of the last eleven steps, here once and then "
+    "blanks, as by Arjovsky, Shah & Bengio.",
 )
 PAPER = "Bai, Kolter & Koltun 2018"
 PUBLISHED = (Published(f"LSTM, {PAPER}", {"loss": 0.0204}), Published(f"TCN, {PAPER}", {"loss": 3.5e-5}))

@@ -42,18 +42,18 @@ def build(options: Options, model: language.Words, batch: int, key: Array) -> Ta
     numbers = {word: number for number, word in enumerate(sorted(set(said["train"])))}
     parts = {name: np.array([numbers[word] for word in words], np.int32) for name, words in said.items()}
     train = text.rows(parts["train"], batch, options.steps)
-    say = functools.partial(language.say, model)
+    say, begin = (functools.partial(function, model) for function in (language.say, language.initial_state))
     return Task(
         init=functools.partial(language.init, vocabulary=len(numbers), model=model),
         batches=text.batches,
         loss=functools.partial(text.loss, say),
-        evaluate=lambda params, split: text.evaluate(say, params, split, language.initial_state(params, 1)),
+        evaluate=lambda params, split: text.evaluate(say, params, split, begin(params, 1)),
         splits={"train": train} | {name: text.held_out(parts[name], AT_ONCE) for name in ("validation", "test")},
         metric="perplexity",
         measure="accuracy",
         baselines=functools.partial(baselines, parts, len(numbers)),
         score=score,
-        carried=functools.partial(language.initial_state, batch=batch),
+        carried=functools.partial(begin, batch=batch),
         watch=("validation",),
         published=PUBLISHED,
         epoch=len(train["read"]),
@@ -61,10 +61,11 @@ def build(options: Options, model: language.Words, batch: int, key: Array) -> Ta
 
 
 def score(evaluated: Mapping[str, Array], split: Any) -> dict[str, float]:
-    """Perplexity beside the rest."""
+    """Perplexity beside the rest; infinite where it is beyond float64."""
     del split
     found = {name: float(value) for name, value in evaluated.items()}
-    return {"perplexity": math.exp(found["loss"])} | found
+    with np.errstate(over="ignore"):
+        return {"perplexity": float(np.exp(found["loss"]))} | found
 
 
 def baselines(parts: dict[str, np.ndarray], vocabulary: int) -> dict[str, dict[str, float]]:

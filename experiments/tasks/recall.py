@@ -103,9 +103,9 @@ def _said(
 def _loss(model: models.Model, options: Options, params: models.Params, batch: dict[str, Array], carried: LSTMState):
     begun = jax.tree.map(lambda leaf: jnp.where(batch["first"][:, None], jnp.zeros_like(leaf), leaf), carried)
     nats, correct, state = _said(model, options, params, batch, begun)
-    asked = jnp.sum(batch["asked"], axis=1)
-    accuracy = jnp.sum(correct, axis=1, where=batch["asked"]) / jnp.maximum(asked, 1)
-    return jnp.sum(nats, where=batch["asked"]) / jnp.maximum(jnp.sum(asked), 1), (accuracy, state)
+    asked = jnp.maximum(jnp.sum(batch["asked"]), 1)
+    share = jnp.sum(correct, axis=1, where=batch["asked"]) * len(correct) / asked  # their mean is that of all asked
+    return jnp.sum(nats, where=batch["asked"]) / asked, (share, state)
 
 
 def _evaluate(model: models.Model, options: Options, params: models.Params, split: dict[str, Array]):

@@ -1,7 +1,7 @@
 """Say the symbols that were read in another order: reversed, or sorted.
 
-Sutskever, Vinyals & Le, Sequence to Sequence Learning with Neural Networks, NIPS 2014, for the model. Lengths that are
-multiples of `data.unseen` are never trained on, nor are those above `data.longest`; a test sequence has one of these.
+Sutskever, Vinyals & Le, Sequence to Sequence Learning with Neural Networks, NIPS 2014, for the model. Multiples of
+`data.unseen` below `data.longest` are never trained on, nor are lengths above it; a test sequence has one of these.
 """
 
 import dataclasses

@@ -353,6 +353,14 @@ def test_parameters_that_are_no_numbers_are_not_saved(configs, tmp_path, monkeyp
     assert Checkpoints(tmp_path / "airline-001" / "checkpoints").latest() is None
 
 
+def test_figures_that_are_no_numbers_are_no_result(configs, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(commands, "_test", lambda *_: {"perplexity": math.inf, "loss": 1000.0})
+    assert main(["run", str(configs / "airline.toml"), f"--out={tmp_path}", "--train.steps=1"]) == 1
+    err = capsys.readouterr().err
+    assert "airline-001: on the test split perplexity is inf; start again with a lower --train.learning_rate" in err
+    assert not (tmp_path / "airline-001" / "result.json").exists()
+
+
 def test_ctrl_c_before_the_first_step_stops_after_the_first_chunk(launch, tmp_path):
     (tmp_path / "long.toml").write_text(LONG)
     run = runs.Run(tmp_path / "runs" / "long-001")

@@ -8,6 +8,7 @@ import reference
 
 from experiments import language
 from experiments.language import Words
+from lstmjax import Dropout, stack
 
 VOCABULARY = 7
 TOKENS = jax.random.randint(jax.random.key(1), (3, 5), 0, VOCABULARY)
@@ -17,7 +18,7 @@ TOKENS = jax.random.randint(jax.random.key(1), (3, 5), 0, VOCABULARY)
 def test_words_are_embedded_read_and_said(tied):
     model = Words(units=4, layers=2, tied=tied, forget_bias=0.5)
     params = language.init(jax.random.key(0), VOCABULARY, model)
-    state = jax.tree.map(lambda leaf: leaf + 0.3, language.initial_state(params, 3))
+    state = jax.tree.map(lambda leaf: leaf + 0.3, language.initial_state(model, params, 3))
     logits, after = language.say(model, params, TOKENS, state)
     p, s = (jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), tree) for tree in (params, state))
     ys, ends = reference.stack(p["lstm"], p["embedding"].table[np.asarray(TOKENS)], s)
@@ -26,6 +27,19 @@ def test_words_are_embedded_read_and_said(tied):
     for layer, end in zip(after, ends, strict=True):
         np.testing.assert_allclose(layer.h, end[0], rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(layer.c, end[1], rtol=1e-5, atol=1e-6)
+
+
+def test_precision_is_that_of_the_computation():
+    wide, narrow = (Words(units=4, layers=2, scale=0.5, precision=precision) for precision in ("float32", "bfloat16"))
+    params = language.init(jax.random.key(0), VOCABULARY, wide)
+    expected, logits = (
+        language.say(model, params, TOKENS, language.initial_state(model, params, 3))[0] for model in (wide, narrow)
+    )
+    assert 1e-5 < np.abs(logits - expected).max() < 3e-2
+    before = language.initial_state(narrow, params, 3)
+    _, after = language.say(narrow, params, TOKENS, before)
+    assert [a.dtype for a in jax.tree.leaves(after)] == [a.dtype for a in jax.tree.leaves(before)]
+    assert [layer.h.dtype for layer in after] == [jnp.bfloat16] * 2
 
 
 def test_weights_start_in_the_range_asked_for():
@@ -48,13 +62,28 @@ def test_what_is_dropped_is_dropped_at_all_steps_and_only_with_a_key(layers):
     assert 0.3 < np.mean(dropped == 0) < 0.5
     model = Words(units=4, layers=layers, scale=0.5, dropout=0.5)
     params = language.init(jax.random.key(0), VOCABULARY, model)
-    state = language.initial_state(params, 3)
+    state = language.initial_state(model, params, 3)
     still, _ = language.say(Words(units=4, layers=layers, scale=0.5), params, TOKENS, state)
     without, _ = language.say(model, params, TOKENS, state)
     one, other = (language.say(model, params, TOKENS, state, jax.random.key(k))[0] for k in (1, 2))
     np.testing.assert_array_equal(without, still)
     assert np.abs(one - still).max() > 1e-4
     assert np.abs(one - other).max() > 1e-4
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_words_what_is_said_and_what_goes_between_layers_are_dropped(layers):
+    model = Words(units=4, layers=layers, scale=0.5, dropout=0.5)
+    params = language.init(jax.random.key(0), VOCABULARY, model)
+    state, key = language.initial_state(model, params, 3), jax.random.key(1)
+    logits, _ = language.say(model, params, TOKENS, state, key)
+    before, between, after = jax.random.split(key, 3)
+    first, last = (np.asarray(language._dropped(jnp.ones((3, 5, 4)), 0.5, part)) for part in (before, after))
+    xs = params["embedding"].table[TOKENS] * first
+    dropped = {"dropout": Dropout(between_layers=0.5), "key": between} if layers > 1 else {}
+    ys, _ = stack.apply(params["lstm"], xs, state, **dropped)
+    expected = (np.asarray(ys, np.float64) * last) @ params["dense"].w + params["dense"].bias[None, None]
+    np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 from experiments.data import treebank
 from experiments.data.files import DataError
 
-MODULE = """penn = {}
+MODULE = """penn = exit("run, not read")
 penn['train'] = " no one ran \\n <unk> N ran \\n\\n"
 penn['valid'] = " one ran \\n"
 penn['test'] = " 1\\/2 ran \\n"

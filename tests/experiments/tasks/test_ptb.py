@@ -36,13 +36,35 @@ def test_rows_are_stretches_of_the_words(task):
 def test_perplexity_is_that_of_one_reading(task):
     params = task.init(jax.random.key(1))
     numbers = np.searchsorted(sorted(set(SAID["train"])), SAID["test"])
-    logits, _ = language.say(MODEL, params, jnp.asarray(numbers[None, :-1]), language.initial_state(params, 1))
+    logits, _ = language.say(MODEL, params, jnp.asarray(numbers[None, :-1]), language.initial_state(MODEL, params, 1))
     outputs = np.exp(np.asarray(logits, np.float64)[0])
     outputs /= outputs.sum(axis=-1, keepdims=True)
     expected = math.exp(-np.mean(np.log(outputs[np.arange(299), numbers[1:]])))
     figures = task.score(task.evaluate(params, task.splits["test"]), task.splits["test"])
     assert figures["perplexity"] == pytest.approx(expected, rel=1e-5)
     assert list(figures) == ["perplexity", "loss", "accuracy"]
+
+
+def test_units_are_dropped_in_training_alone_and_others_in_each_batch(task, monkeypatch):
+    dropping = ptb.build(ptb.Options(steps=10), Words(units=5, scale=2.0, dropout=0.5), 4, jax.random.key(0))
+    params = dropping.init(jax.random.key(1))
+    batches = dropping.batches(dropping.splits["train"], jax.random.key(2), jnp.arange(2))
+    one, other = (jax.tree.map(lambda column, n=n: column[n], batches) for n in range(2))
+    state = dropping.carried(params)
+    plain, dropped, again, anew = (
+        float(built.loss(params, batch, state)[0])
+        for built, batch in ((task, one), (dropping, one), (dropping, one), (dropping, one | {"key": other["key"]}))
+    )
+    assert again == dropped
+    assert abs(dropped - plain) > 1e-4
+    assert abs(dropped - anew) > 1e-4
+    for name in ("validation", "test"):
+        split = task.splits[name]
+        np.testing.assert_array_equal(dropping.evaluate(params, split)["loss"], task.evaluate(params, split)["loss"])
+
+
+def test_a_loss_beyond_all_numbers_is_an_infinite_perplexity(task):
+    assert task.score({"loss": jnp.float32(1000), "accuracy": jnp.float32(0)}, None)["perplexity"] == math.inf
 
 
 def test_unigrams_by_counting(task):
@@ -52,6 +74,19 @@ def test_unigrams_by_counting(task):
     baselines = task.baselines()
     assert baselines["unigram"]["perplexity"] == pytest.approx(expected, rel=1e-9)
     assert list(baselines)[-1].endswith("-gram, Witten-Bell")
+
+
+def test_the_ngram_is_chosen_on_the_validation_words(task, monkeypatch):
+    def probabilities(train, text, vocabulary, longest):
+        of_each = {250: (0.1, 0.4, 0.2, 0.3), 300: (0.1, 0.2, 0.4, 0.3)}[len(text)]  # 2-grams; and 3-grams on the test
+        return np.repeat(np.array(of_each)[:, None], len(text), axis=1)
+
+    monkeypatch.setattr(ptb.ngram, "probabilities", probabilities)
+    found = task.baselines()
+    assert {name: figures["perplexity"] for name, figures in found.items()} == {
+        "unigram": pytest.approx(10),
+        "2-gram, Witten-Bell": pytest.approx(5),
+    }
 
 
 def test_too_little_text_and_no_steps_are_refused(task, monkeypatch):

@@ -54,12 +54,15 @@ def test_loss_is_of_what_was_asked_in_the_carried_state_or_from_zeros(task, requ
         batch = jax.tree.map(lambda column, n=number: column[n], batches)
         keep = carry & ~batch["first"]
         before = jax.tree.map(lambda leaf, keep=keep: leaf * keep[:, None], state)
-        loss, (_, state) = task.loss(params, batch, state)
+        loss, (correct, state) = task.loss(params, batch, state)
         logits, after = models.going_on(MODEL, params, batch["xs"], before)
         outputs = np.exp(np.asarray(logits, np.float64))
         outputs /= outputs.sum(axis=-1, keepdims=True)
         right = np.take_along_axis(outputs, np.asarray(batch["symbol"])[..., None], -1)[..., 0]
-        assert float(loss) == pytest.approx(-np.log(right[np.asarray(batch["asked"])]).mean(), rel=1e-5)
+        asked = np.asarray(batch["asked"])
+        assert float(loss) == pytest.approx(-np.log(right[asked]).mean(), rel=1e-5)
+        said = outputs.argmax(axis=-1) == np.asarray(batch["symbol"])
+        assert float(correct.mean()) == pytest.approx(float(said[asked].mean()), rel=1e-5)
         np.testing.assert_allclose(state.h, after.h, rtol=1e-6)
 
 
