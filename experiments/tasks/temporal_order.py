@@ -20,7 +20,10 @@ TEST = 2560
 RIGHT = 0.3  # a sequence is classified correctly when every output errs by less
 SYMBOLS = "abcdXYEB"
 SPANS = {"6a": ((10, 20), (50, 60)), "6b": ((10, 20), (33, 43), (66, 76))}
-CITED = ("Hochreiter & Schmidhuber, Long Short-Term Memory, Neural Computation 9(8), 1997, section 5.6.",)
+CITED = (
+    "Hochreiter & Schmidhuber, Long Short-Term Memory, Neural Computation 9(8), 1997, section 5.6. Theirs has "
+    "logistic outputs, here they are a softmax.",
+)
 PAPER = "Hochreiter & Schmidhuber 1997"
 PUBLISHED = {
     "6a": Published(PAPER, {"sequences": 31_390, f"wrong of {TEST}": 1}),

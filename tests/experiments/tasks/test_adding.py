@@ -1,11 +1,13 @@
 """The adding problem as the paper states it, each sequence checked by hand in NumPy."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from experiments.data import drawn
 from experiments.models import Model
+from experiments.task import Criterion
 from experiments.tasks import adding
 
 COUNT = 3000
@@ -71,3 +73,10 @@ def test_loss_gives_the_absolute_error_of_each_sequence():
     loss, (errors, _) = task.loss(params, batch, None)
     assert errors.shape == (4,)
     assert float(loss) == pytest.approx(np.mean(np.asarray(errors) ** 2), rel=1e-5)
+
+
+def test_criterion_is_that_of_section_5_4():
+    """The average error below 0.01, and the 2,000 most recent sequences processed correctly: errors below 0.04."""
+    task = adding.build(adding.Options(), Model(units=2), 4, jax.random.key(0))
+    assert task.criterion == Criterion(each=0.04, mean=0.01, sequences=2000)
+    assert adding._figures(jnp.array([0.0399, -0.0401, 0.0401]))["wrong of 2560"] == 2

@@ -115,6 +115,17 @@ def test_baselines_are_over_the_characters_that_the_lstm_is_measured_on(task):
     assert best["loss"] < 2.0 < task.baselines()["unigram"]["loss"]
 
 
+def test_the_ngram_is_chosen_on_the_validation_characters(monkeypatch):
+    parts = {"train": np.zeros(50, int), "validation": np.zeros(20, int), "test": np.zeros(30, int)}
+    of_each = {20: (2**-3, 2**-1, 2**-2), 30: (2**-5, 2**-4, 2**-2)}  # 2-grams; and 3-grams on the test characters
+
+    def probabilities(train, text, symbols, longest):
+        return np.repeat(np.array(of_each[len(text)])[:, None], len(text), axis=1)
+
+    monkeypatch.setattr(chars.ngram, "probabilities", probabilities)
+    assert chars.baselines(parts, 2) == {"unigram": {"loss": 5.0}, "2-gram, Witten-Bell": {"loss": 4.0}}
+
+
 @pytest.mark.parametrize(("steps", "batch"), [(20, 1000), (20000, 1)])
 def test_text_too_short_for_one_batch_is_refused(steps, batch):
     with pytest.raises(ValueError, match=rf"{batch} \* {steps}; it must be below \d+, which is how much text"):

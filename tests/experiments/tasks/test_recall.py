@@ -67,11 +67,11 @@ def test_loss_is_of_what_was_asked_in_the_carried_state_or_from_zeros(task, requ
 
 
 def test_measured_is_what_was_asked_in_later_batches(task, request):
-    params = task.init(jax.random.key(1))
+    params = jax.tree.map(lambda leaf: 4 * leaf, task.init(jax.random.key(1)))  # so that the state says something
     split, carry = jax.tree.map(np.asarray, task.splits["test"]), "True" in request.node.name
     episodes, pieces, streams, steps = split["asked"].shape
     assert (episodes, pieces, streams, steps) == (3, 4, 128, 10)
-    right, asked, ends, state = 0, 0, 0, models.initial_state(MODEL, params, streams)
+    right, asked, ends, nats, state = 0, 0, 0, 0.0, models.initial_state(MODEL, params, streams)
     for e in range(episodes):
         for p in range(pieces):
             state = state if carry else models.initial_state(MODEL, params, streams)
@@ -80,9 +80,14 @@ def test_measured_is_what_was_asked_in_later_batches(task, request):
             if p:
                 right += (correct & split["asked"][e, p]).sum()
                 asked += split["asked"][e, p].sum()
+                outputs = np.exp(np.asarray(logits, np.float64))
+                outputs /= outputs.sum(axis=-1, keepdims=True)
+                said = np.take_along_axis(outputs, split["symbol"][e, p][..., None], -1)[..., 0]
+                nats -= np.log(said[split["asked"][e, p]]).sum()
         ends += correct[:, -1].sum()
     figures = task.evaluate(params, task.splits["test"])
     assert float(figures["accuracy"]) == pytest.approx(right / asked, rel=1e-6)
+    assert float(figures["loss"]) == pytest.approx(nats / asked, rel=1e-5)
     assert float(figures["accuracy at the end"]) == pytest.approx(ends / (3 * 128), rel=1e-6)
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from experiments.data import drawn
 from experiments.models import Model
+from experiments.task import Criterion
 from experiments.tasks import temporal_order
 from experiments.tasks.temporal_order import SPANS, SYMBOLS
 
@@ -68,3 +69,11 @@ def test_loss_is_the_cross_entropy():
     truth = np.asarray(batch["class"])
     assert float(loss) == pytest.approx(-np.mean(np.log(outputs[np.arange(5), truth])), rel=1e-5)
     np.testing.assert_allclose(errors, abs(outputs - np.eye(4)[truth]).max(axis=1), rtol=1e-5)
+
+
+def test_criterion_is_that_of_section_5_6():
+    """The average error below 0.1, and the 2,000 most recent sequences classified right, every output within 0.3."""
+    task = temporal_order.build(temporal_order.Options(), Model(units=2), 4, jax.random.key(0))
+    assert task.criterion == Criterion(each=0.3, mean=0.1, sequences=2000)
+    outputs = jnp.array([[0.71, 0.29, 0, 0], [0.69, 0.31, 0, 0]])
+    assert temporal_order._figures(outputs, jnp.zeros(2, int))["wrong of 2560"] == 1
