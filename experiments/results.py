@@ -186,10 +186,19 @@ def _told(name: str, record: Record, configs: Path) -> list[str]:
     verdicts = [f"{key} {_verdict(_figures(record), figures, key)}" for key in figures if key in _figures(record)]
     if verdicts:
         told += ["", f"Beside {source}: {', '.join(verdicts)}."]
+    if watched := _watched(record["runs"]):
+        told += ["", f"On the validation split at the end: {', '.join(watched)}."]
     for paragraph in paragraphs[1:]:
         if paragraph.startswith("Tried"):
             told += ["", paragraph]
     return told
+
+
+def _watched(members: list[Record]) -> list[str]:
+    """Figures of the validation split at the last step, where that was watched."""
+    ends = [run["curve"][-1] for run in members]
+    names = [name for name in ends[0] if name.startswith("validation_")]
+    return [f"{name.removeprefix('validation_')} {_spread([end[name] for end in ends])}" for name in names]
 
 
 def _took(members: list[Record]) -> str:

@@ -99,6 +99,14 @@ def test_the_time_is_that_of_all_steps_where_a_run_was_killed(place, timed, took
     assert f"12,345 parameters; {took}, on " in page(place, [run])
 
 
+def test_what_the_validation_split_gave_at_the_end_is_told(place):
+    found = [finished(place, seed, 1000) for seed in (0, 1)]
+    assert "validation" not in page(place, found)
+    for run, loss in zip(found, (0.25, 0.35), strict=True):
+        runs.append(run.metrics, {"step": 251, "sequences": 1004, "loss": 1.0, "validation_loss": loss})
+    assert "On the validation split at the end: loss 0.3 ± 0.071." in page(place, found)
+
+
 def test_rivals_with_other_figures_beside_another_config_are_told_apart():
     rows = [
         ("short", {"paper": {"loss": 1}, "chance": {"loss": 9}}),
