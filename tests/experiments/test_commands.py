@@ -374,7 +374,10 @@ def test_ctrl_c_before_the_first_step_stops_after_the_first_chunk(launch, tmp_pa
     assert Checkpoints(run.checkpoints).latest() == 50
 
 
-def test_second_ctrl_c_stops_at_once_and_says_how_to_go_on(capsys, monkeypatch):
+def test_second_ctrl_c_stops_at_once_and_says_how_to_go_on(capsys, monkeypatch, request):
+    """Whatever SIGINT does to the tests: a shell's background jobs ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     run = runs.Run(Path("runs/a-001"))
 
     def stopped_twice():
