@@ -7,6 +7,7 @@ page can be made again when the runs are gone, and says when it belongs to anoth
 import dataclasses
 import itertools
 import json
+import math
 import operator
 import statistics
 import textwrap
@@ -101,10 +102,10 @@ def _run_record(run: Run, config: Config) -> Record:
 
 
 def _thinned(lines: list[dict]) -> list[dict]:
-    """Every so many lines and the last one, of numbers as they are shown."""
+    """Every so many lines and the last one, of numbers as they are shown; an infinite perplexity can not be."""
     every = -(-len(lines) // POINTS)
     kept = [*lines[every - 1 : -1 : every], *lines[-1:]]
-    return [{name: _rounded(value) for name, value in line.items()} for line in kept]
+    return [{name: _rounded(value) for name, value in line.items() if math.isfinite(value)} for line in kept]
 
 
 def _rounded(value: float) -> float:

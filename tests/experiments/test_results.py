@@ -157,6 +157,14 @@ def test_a_curve_keeps_its_end_and_a_hundred_points(place):
     assert (place / "results" / "adding.svg").read_text().startswith("<?xml")
 
 
+def test_what_was_infinite_on_the_way_is_no_point_of_a_curve(place):
+    run = finished(place, 0, 1000)
+    runs.append(run.metrics, {"step": 251, "sequences": 1004, "loss": 2.0, "train_error": float("inf")})
+    page(place, [run])
+    (record,) = json.loads((place / "results" / "little.json").read_text())["runs"]
+    assert record["curve"][-1] == {"step": 251, "sequences": 1004, "loss": 2.0}
+
+
 def test_runs_that_cannot_be_reported_are_refused(place):
     run = finished(place, 0, 1000)
     with pytest.raises(RunError, match="no record"):
