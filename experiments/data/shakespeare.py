@@ -3,6 +3,7 @@
 from experiments.data import files
 from experiments.data.files import DataError
 
+SHORTEST = 40  # characters: a twentieth of them is held out, and is one to read and one to say
 FILE = "tinyshakespeare/input.txt"
 SOURCE = (
     "text in the public domain, in the repository of Karpathy's char-rnn, https://github.com/karpathy/char-rnn, as "
@@ -13,6 +14,6 @@ SOURCE = (
 def load() -> str:
     path = files.required(FILE, SOURCE)
     text = files.text(path, "ascii")
-    if not text:
-        raise DataError(f"{path} is empty; it should be {SOURCE}")
+    if len(text) < SHORTEST:
+        raise DataError(f"{path} has {len(text)} characters; it should have {SHORTEST} at least, and be {SOURCE}")
     return text

@@ -4,7 +4,9 @@ from experiments.data import files, shakespeare
 from experiments.data.files import DataError
 
 
-@pytest.mark.parametrize(("content", "words"), [(b"", "is empty; it should be"), ("é".encode(), "is no text in ASCII")])
+@pytest.mark.parametrize(
+    ("content", "words"), [(b"", "has 0 characters; it should have 40 at least"), ("é".encode(), "is no text in ASCII")]
+)
 def test_what_is_no_play_is_refused(tmp_path, monkeypatch, content, words):
     monkeypatch.setenv("LSTMJAX_DATA", str(tmp_path))
     path = tmp_path / shakespeare.FILE

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from experiments import models
+from experiments.data.files import DataError
 from experiments.models import Model
 from experiments.tasks import chars
 from experiments.train import Hooks, Train, initial_state, train
@@ -132,6 +133,19 @@ def test_text_too_short_for_one_batch_is_refused(steps, batch):
         chars.build(chars.Options(steps=steps), Model(units=3), batch, jax.random.key(0))
     with pytest.raises(ValueError, match=r"data\.steps is 0"):
         chars.Options(steps=0)
+
+
+@pytest.mark.parametrize("characters", [0, 1, 19, 39])
+def test_text_of_which_nothing_can_be_held_out_is_refused(text, characters):
+    text.write_text(TEXT[:characters], encoding="ascii")
+    with pytest.raises(DataError, match=rf"input\.txt has {characters} characters; it should have 40 at least"):
+        chars.build(chars.Options(steps=1), Model(units=3), 1, jax.random.key(0))
+
+
+def test_shortest_text_is_held_out(text):
+    text.write_text(TEXT[:40], encoding="ascii")
+    splits = chars.build(chars.Options(steps=1), Model(units=3), 1, jax.random.key(0)).splits
+    assert [float(splits[name]["counts"].sum()) for name in ("validation", "test")] == [1, 1]
 
 
 def trained(task, options, state=None, stop=lambda: False):
