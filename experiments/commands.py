@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from rich.table import Table
@@ -156,7 +157,8 @@ def show() -> int:
 def write_results(folders: list[str]) -> int:
     """Records finished runs of configs/, those named or all in runs/, in docs/results/, and writes docs/results.md."""
     found = [runs.find(folder) for folder in folders] or runs.all_runs(Path("runs"))
-    results.collect(found, Path("configs"), RESULTS)
+    for reason in results.collect(found, Path("configs"), RESULTS, named=bool(folders)):
+        console.print(f"left out: {reason}")
     page = results.write(Path("configs"), RESULTS)
     console.print(f"{page} and the pictures in {RESULTS} are written")
     return 0
@@ -250,7 +252,7 @@ def _train(
                 f"{run.folder}: {error}; the config: {run.config}; the last good checkpoint: {where}. Start again with "
                 f"a lower --train.learning_rate or --train.clip"
             ) from None
-    times = {"steps": outcome.steps, "compile_seconds": outcome.compile_seconds}
+    times = {"steps": outcome.steps, "compile_seconds": outcome.compile_seconds, "git": runs.environment()["git"]}
     mesh.by_leader(lambda: runs.append(run.timings, times | {"train_seconds": outcome.train_seconds}))
     if not outcome.finished:
         console.print(f"stopped and saved at step {int(outcome.state.step)}; to go on:")
@@ -316,11 +318,12 @@ def _task(config: Config) -> Task:
 
 
 def _over(config: Config, task: Task) -> Mesh:
-    """The mesh that the config asks for, if the task can be divided over it."""
+    """The mesh that the config asks for, if the task has such batches and can be divided over it."""
     if mesh.by_leader(lambda: dumps(config)) != dumps(config):
         raise ConfigError(f"{config.name}: the leading process was given another config; all must be given the same")
     try:
         params = jax.eval_shape(task.init, jax.random.key(0))
+        jax.eval_shape(task.batches, task.splits.get("train"), jax.random.key(0), jnp.arange(1))
         mesh.check(config.mesh, config.train.batch, params)
         return mesh.make(config.mesh)
     except ValueError as error:

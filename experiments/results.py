@@ -39,32 +39,47 @@ python -m experiments run configs/NAME.toml --train.seed 0
 python -m experiments report
 ```
 
-A run is the same again with the same versions and machine; its last digits vary with them. Times are those of training,
-without compiling, on machines that may have had other work to do.
+A run is the same again at the same commit, with the same versions and machine; its last digits vary with these. Times
+are those of training, without compiling, on machines that may have had other work to do.
 """
 
 
-def collect(found: Iterable[Run], configs: Path, records: Path) -> None:
-    """Writes the records of the configs that these runs, all finished, were made from; one run of each seed counts."""
-    names = {}
+def collect(found: Iterable[Run], configs: Path, records: Path, named: bool = True) -> list[str]:
+    """Writes these runs into the records of their configs, where each takes the place of an earlier one of its seed.
+
+    Runs that were named must all be finished and of a config in `configs`; of others, the reasons are returned why they
+    were left out.
+    """
+    names, left = {}, []
     for path in sorted(configs.glob("*.toml")):
         try:
             names[_unseeded(load(path))] = path.stem
         except ConfigError as error:
             if "[sweep]" not in str(error):
                 raise
-    members: dict[str, dict[int, Record]] = {}
+    members: dict[str, dict[int, Run]] = {}
     for run in found:
         config = load(run.config)
+        name = names.get(_unseeded(config))
         if not run.result.exists():
-            raise RunError(f"{run.folder} is not finished; `resume` it first, or name the runs to report")
-        if (name := names.get(_unseeded(config))) is None:
-            raise RunError(f"{run.folder}: no config in {configs} is that of this run, whatever the seed")
-        members.setdefault(name, {})[config.train.seed] = _run_record(run, config)
+            left.append(f"{run.folder} is not finished; `resume` it first")
+        elif name is None:
+            left.append(f"{run.folder}: no config in {configs} is that of this run, whatever the seed")
+        elif twin := members.setdefault(name, {}).get(config.train.seed):
+            raise RunError(f"{twin.folder} and {run.folder} are both {name} with seed {config.train.seed}; name one")
+        else:
+            members[name][config.train.seed] = run
+    if left and named:
+        raise RunError("; ".join(left))
     records.mkdir(parents=True, exist_ok=True)
     for name, seeds in members.items():
-        record = {"config": _unseeded(load(configs / f"{name}.toml")), "runs": [seeds[seed] for seed in sorted(seeds)]}
-        runs.write(records / f"{name}.json", json.dumps(record, indent=1, allow_nan=False) + "\n")
+        path, config = records / f"{name}.json", _unseeded(load(configs / f"{name}.toml"))
+        before = json.loads(path.read_text()) if path.exists() else {"config": config, "runs": []}
+        kept = {run["seed"]: run for run in before["runs"] if before["config"] == config}
+        kept |= {seed: _run_record(run, seed) for seed, run in seeds.items()}
+        record = {"config": config, "runs": [kept[seed] for seed in sorted(kept)]}
+        runs.write(path, json.dumps(record, indent=1, allow_nan=False) + "\n")
+    return left
 
 
 def write(configs: Path, records: Path) -> Path:
@@ -88,27 +103,35 @@ def _unseeded(config: Config) -> str:
     return dumps(dataclasses.replace(config, train=dataclasses.replace(config.train, seed=0), name="run", out="runs"))
 
 
-def _run_record(run: Run, config: Config) -> Record:
+def _run_record(run: Run, seed: int) -> Record:
     result, environment = (json.loads(path.read_text()) for path in (run.result, run.environment))
     times = runs.read(run.timings)
     machine = {key: environment[key] for key in ("python", "device", "devices", "cpus", "git")}
     return result | {
-        "seed": config.train.seed,
+        "seed": seed,
         "seconds": sum(time["train_seconds"] for time in times),
         "steps_timed": sum(time["steps"] for time in times),
         "environment": machine | {"jax": environment["packages"]["jax"]},
+        "resumed_at": [time["git"] for time in times if time.get("git", environment["git"]) != environment["git"]],
         "curve": _thinned(runs.read(run.metrics)),
     }
 
 
 def _thinned(lines: list[dict]) -> list[dict]:
-    """Every so many lines and the last one, of numbers as they are shown; an infinite perplexity can not be."""
+    """Every so many lines, those with held-out figures and the last one."""
     every = -(-len(lines) // POINTS)
-    kept = [*lines[every - 1 : -1 : every], *lines[-1:]]
-    return [{name: _rounded(value) for name, value in line.items() if math.isfinite(value)} for line in kept]
+    kept = [
+        line
+        for number, line in enumerate(lines, 1)
+        if number % every == 0 or number == len(lines) or any(name.startswith("validation_") for name in line)
+    ]
+    return [{name: _rounded(value) for name, value in line.items()} for line in kept]
 
 
-def _rounded(value: float) -> float:
+def _rounded(value: float) -> float | None:
+    """As it is shown; None for an infinite perplexity, which JSON has no number for."""
+    if not math.isfinite(value):
+        return None
     return float(f"{value:.4g}") if isinstance(value, float) else value
 
 
@@ -153,18 +176,24 @@ def _section(task: str, members: dict[str, Record], configs: Path, records: Path
 
 
 def _distinct(rivals: list[tuple[str, dict[str, dict]]]) -> dict[str, dict]:
-    """The figures of each rival once; who has others beside another config is named with that config."""
+    """The figures of each rival once; where they are not the same beside all configs, with the names of some."""
     shown: dict[str, dict] = {}
-    for config, rows in rivals:
-        for who, figures in rows.items():
-            if shown.setdefault(who, figures) != figures:
-                shown[f"{who}, {config}"] = figures
+    for who in dict.fromkeys(who for _, rows in rivals for who in rows):
+        groups: list[tuple[dict, list[str]]] = []
+        for config, rows in rivals:
+            if who in rows:
+                same = next((configs for figures, configs in groups if figures == rows[who]), None)
+                if same is None:
+                    groups.append((rows[who], same := []))
+                same.append(config)
+        for figures, configs in groups:
+            shown[who if len(configs) == len(rivals) else f"{who} ({', '.join(configs)})"] = figures
     return shown
 
 
 def _told(name: str, record: Record, configs: Path) -> list[str]:
     """What a config is, how it was run, and what was tried where it falls short."""
-    path, first, environment = configs / f"{name}.toml", record["runs"][0], record["runs"][0]["environment"]
+    path, first = configs / f"{name}.toml", record["runs"][0]
     head = path.read_text(encoding="utf-8") if path.exists() else ""
     paragraphs = " ".join(
         line.removeprefix("#").strip() or "\n"
@@ -172,14 +201,15 @@ def _told(name: str, record: Record, configs: Path) -> list[str]:
     ).split(" \n ")
     took = _took(record["runs"])
     seeds = ", ".join(str(run["seed"]) for run in record["runs"])
-    commits = sorted({_commit(run["environment"]["git"]) for run in record["runs"]})
-    machine = f"{environment['devices']} x {environment['device']}, {environment['cpus']} core"
-    machine += "" if environment["cpus"] == 1 else "s"
+    commits = sorted(
+        {_commit(git) for run in record["runs"] for git in (run["environment"]["git"], *run.get("resumed_at", ()))}
+    )
+    machines = dict.fromkeys(_machine(run["environment"]) for run in record["runs"])
     told = [
         f"**{name}**: {paragraphs[0]}",
         "",
         f"`python -m experiments run configs/{name}.toml`, seeds {seeds}; {first['parameters']:,} parameters; {took}, "
-        f"on {machine}, Python {environment['python']}, jax {environment['jax']}; commit {', '.join(commits)}.",
+        f"on {' and on '.join(machines)}; commit {', '.join(commits)}.",
     ]
     if not path.exists() or _unseeded(load(path)) != _unseeded(loads(record["config"], path)):
         told += ["", f"**These are runs of an older configs/{name}.toml.**"]
@@ -198,8 +228,14 @@ def _told(name: str, record: Record, configs: Path) -> list[str]:
 def _watched(members: list[Record]) -> list[str]:
     """Figures of the validation split at the last step, where that was watched."""
     ends = [run["curve"][-1] for run in members]
-    names = [name for name in ends[0] if name.startswith("validation_")]
-    return [f"{name.removeprefix('validation_')} {_spread([end[name] for end in ends])}" for name in names]
+    told = []
+    for name in (name for name in ends[0] if name.startswith("validation_")):
+        finite = [end[name] for end in ends if end[name] is not None]
+        spread = (
+            _spread(finite) if finite == [end[name] for end in ends] else f"infinite in {len(ends) - len(finite)} runs"
+        )
+        told.append(f"{name.removeprefix('validation_')} {spread}")
+    return told
 
 
 def _took(members: list[Record]) -> str:
@@ -209,8 +245,10 @@ def _took(members: list[Record]) -> str:
         return "training not timed"
     whole = statistics.mean(run["seconds"] / run["steps_timed"] * run["step"] for run in timed)
     took = f"{number(whole)} s of training each"
+    seconds, steps = (sum(run[key] for run in timed) for key in ("seconds", "steps_timed"))
+    if steps < (every := sum(run["step"] for run in members)):
+        took += f", told from the {steps:,} of {every:,} steps that were timed"
     if epoch := timed[0]["epoch"]:
-        seconds, steps = (sum(run[key] for run in timed) for key in ("seconds", "steps_timed"))
         took += f", {number(seconds / steps * epoch)} s an epoch"
     return took
 
@@ -269,6 +307,12 @@ def _counted(value: float, digits: int = 4) -> str:
     return f"{value:,.0f}" if value >= 1000 else f"{float(f'{value:.{digits}g}'):g}"
 
 
+def _machine(environment: Record) -> str:
+    cores = f"{environment['cpus']} core" + "s" * (environment["cpus"] != 1)
+    python, jax = environment["python"], environment["jax"]
+    return f"{environment['devices']} x {environment['device']}, {cores}, Python {python}, jax {jax}"
+
+
 def _commit(git: dict | None) -> str:
     return "unknown" if git is None else git["commit"][:10] + " with changes" * git["dirty"]
 
@@ -277,20 +321,24 @@ def _curves(path: Path, members: dict[str, Record]) -> None:
     """Loss, and the metric where that is another, over steps, and a level line: the first published figure, or where
     none is of this name the best baseline.
 
-    A star is what a run gave on the test split.
+    A star is what a run gave on the test split; an upright line is the step at which a published sequence count ends.
     """
     metric = next(iter(members.values()))["runs"][0]["metric"]
     shown = list(dict.fromkeys(("loss", metric)))
     with rc_context({"svg.hashsalt": path.stem}), runs.writing(path):
-        figure = Figure(figsize=(4.6 * len(shown), 3.4), layout="constrained")
+        figure = Figure(figsize=(4.2 * len(shown) + 2.6, 3.6), layout="constrained")
         for axes, name in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
             for color, (config, record) in zip(itertools.cycle(COLORS), members.items(), strict=False):
                 _draw(axes, name, config, record, color)
             if not rising(name):
                 logarithmic(axes)
+            if any("criterion_met" in record["runs"][0] for record in members.values()):
+                axes.set_xscale("log")
             axes.set(xlabel="step", ylabel=name)
             axes.grid(alpha=0.3)
-            axes.legend(fontsize="x-small")
+        lines = {line.get_label(): line for axes in figure.axes for line in axes.get_lines()}
+        named = [line for label, line in lines.items() if not str(label).startswith("_")]
+        figure.legend(handles=named, loc="outside right upper", fontsize="x-small")
         figure.savefig(path, metadata={"Date": None})
 
 
@@ -300,12 +348,17 @@ def _draw(axes, name: str, config: str, record: Record, color: str) -> None:
     watched = next((key for key in (f"validation_{name}", name, f"train_{name}") if key in logged), None)
     label = f"{config}, {watched.partition('_')[0] if watched != name else 'train'}" if watched else ""
     for run in record["runs"] if watched else ():
-        points = [(line["step"], line[watched]) for line in run["curve"] if watched in line]
+        points = [(line["step"], line[watched]) for line in run["curve"] if line.get(watched) is not None]
         axes.plot(*zip(*points, strict=True), color=color, linewidth=1, label=label)
         label = None
         if name in run["test"]:
             axes.plot(run["curve"][-1]["step"], run["test"][name], "*", color=color, markersize=9, alpha=0.7)
-    source, figures = next(iter(record["runs"][0]["published"].items()), ("", {}))
+    first = record["runs"][0]
+    source, figures = next(iter(first["published"].items()), ("", {}))
+    if "sequences" in figures:
+        label = textwrap.fill(f"{config}, {figures['sequences']:,.0f} sequences, {source}", 36)
+        step = figures["sequences"] * first["step"] / first["sequences"]
+        axes.axvline(step, color=color, linestyle=":", linewidth=1, label=label)
     if beside := (source, figures[name]) if name in figures else _best(record, name):
         source, level = beside
         axes.axhline(

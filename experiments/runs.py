@@ -113,7 +113,8 @@ def alone(run: Run) -> Iterator[None]:
 def differences(run: Run) -> dict[str, tuple]:
     """What of the machine is not as it was when the run began: resuming there need not be bit for bit."""
     then, now = json.loads(run.environment.read_text()), environment()
-    return {key: (then[key], now[key]) for key in ("python", "packages", "device", "devices") if then[key] != now[key]}
+    keys = ("python", "packages", "device", "devices", "git")
+    return {key: (then[key], now[key]) for key in keys if then[key] != now[key]}
 
 
 def all_runs(parent: Path) -> list[Run]:

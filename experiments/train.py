@@ -62,6 +62,9 @@ class Train:
             raise ValueError(f"train.decay_from is {self.decay_from}; it must be at least 0")
         if not 0 <= self.seed < 2**31:
             raise ValueError(f"train.seed is {self.seed}; it must be from 0 to 2**31 - 1")
+        for name in ("steps", "batch", "decay_from", "decay_every", "log_every", "evaluate_every", "save_every"):
+            if getattr(self, name) >= 2**31:
+                raise ValueError(f"train.{name} is {getattr(self, name)}; it must be below 2**31")
         for name in ("evaluate_every", "save_every"):
             if (every := getattr(self, name)) <= 0 or every % self.log_every:
                 raise ValueError(f"train.{name} is {every}; it must be a multiple of train.log_every, {self.log_every}")

@@ -1,5 +1,6 @@
 """The command line as a user meets it: every config runs, and what was stopped goes on as if it never was."""
 
+import contextlib
 import json
 import math
 import shutil
@@ -351,6 +352,30 @@ def test_parameters_that_are_no_numbers_are_not_saved(configs, tmp_path, monkeyp
     assert main(["run", str(configs / "airline.toml"), f"--out={tmp_path}", "--train.steps=1", *every]) == 1
     assert "not all parameters are finite after step 1" in capsys.readouterr().err
     assert Checkpoints(tmp_path / "airline-001" / "checkpoints").latest() is None
+
+
+def test_a_batch_of_more_than_there_is_to_train_on_leaves_no_run(configs, written, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("LSTMJAX_DATA", str(written))
+    assert main(["run", str(configs / "conll2000.toml"), f"--out={tmp_path}", "--train.batch=1000"]) == 2
+    assert "conll2000: train.batch is 1000; there are only 300 training examples" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_resuming_at_another_commit_is_said_and_kept(configs, tmp_path, monkeypatch, capsys):
+    at = [{"commit": letter * 40, "dirty": False} for letter in "ab"]
+    monkeypatch.setattr(runs, "_git", lambda: at[0])
+    monkeypatch.setattr(commands, "_interrupt", lambda run: contextlib.nullcontext(lambda: 143))
+    options = [
+        f"--out={tmp_path}",
+        "--train.steps=2",
+        *(f"--train.{name}-every=1" for name in ("log", "evaluate", "save")),
+    ]
+    assert main(["run", str(configs / "airline.toml"), *options]) == 143
+    monkeypatch.undo()
+    monkeypatch.setattr(runs, "_git", lambda: at[1])
+    assert main(["resume", str(tmp_path / "airline-001")]) == 0
+    assert "git was {'commit': 'aaaa" in capsys.readouterr().out
+    assert [line["git"] for line in runs.read(runs.Run(tmp_path / "airline-001").timings)] == at
 
 
 def test_figures_that_are_no_numbers_are_no_result(configs, tmp_path, monkeypatch, capsys):

@@ -128,6 +128,7 @@ MISTAKES = {
     "base that is none": ('base = "\\u0000"\n', ["cannot be read as TOML", "null byte"]),
     "name": ('name = "a/b"\n' + AIRLINE, ["name is 'a/b'", "name of a folder"]),
     "seed": (AIRLINE + "seed = 99999999999\n", ["train.seed is 99999999999", "2**31"]),
+    "steps": (AIRLINE.replace("= 20", "= 3000000000"), ["train.steps is 3000000000", "below 2**31"]),
     "no number": (AIRLINE + "clip = nan\n", ["train.clip is nan", "above 0"]),
     "no task": (AIRLINE.replace("task", "name"), ["says no task", 'task = "airline"']),
     "text for int": (AIRLINE.replace("= 20", '= "20"'), ["train.steps", "'20'", "type int"]),

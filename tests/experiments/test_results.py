@@ -87,7 +87,8 @@ def test_mean_spread_and_what_is_reached_or_missed(place):
 @pytest.mark.parametrize(
     ("timed", "took"),
     [
-        ([(100, 3.0)], "7.5 s of training each, 0.75 s an epoch"),  # killed before it said what 150 steps took
+        # Killed before it said what 150 steps took.
+        ([(100, 3.0)], "7.5 s of training each, told from the 100 of 250 steps that were timed, 0.75 s an epoch"),
         ([(250, 5.0), (50, 1.0)], "5 s of training each, 0.5 s an epoch"),  # 50 steps were done twice
         ([(0, 0.0)], "training not timed"),
     ],
@@ -107,12 +108,40 @@ def test_what_the_validation_split_gave_at_the_end_is_told(place):
     assert "On the validation split at the end: loss 0.3 ± 0.071." in page(place, found)
 
 
+def test_a_validation_figure_that_ended_infinite_is_told(place):
+    found = [finished(place, seed, 1000) for seed in (0, 1)]
+    for run, loss in zip(found, (float("inf"), 0.35), strict=True):
+        runs.append(run.metrics, {"step": 251, "sequences": 1004, "loss": 1.0, "validation_loss": loss})
+    assert "On the validation split at the end: loss infinite in 1 runs." in page(place, found)
+
+
 def test_rivals_with_other_figures_beside_another_config_are_told_apart():
     rows = [
         ("short", {"paper": {"loss": 1}, "chance": {"loss": 9}}),
         ("long", {"paper": {"loss": 2}, "chance": {"loss": 9}}),
+        ("plain", {"paper": {"loss": 1}, "chance": {"loss": 9}, "linear": {"loss": 5}}),
     ]
-    assert results._distinct(rows) == {"paper": {"loss": 1}, "chance": {"loss": 9}, "paper, long": {"loss": 2}}
+    assert results._distinct(rows) == {
+        "paper (short, plain)": {"loss": 1},
+        "paper (long)": {"loss": 2},
+        "chance": {"loss": 9},
+        "linear (plain)": {"loss": 5},
+    }
+
+
+def test_machines_and_commits_are_those_of_all_runs(place):
+    found = [finished(place, seed, 1000) for seed in (0, 1, 2)]
+    environment = json.loads(found[1].environment.read_text())
+    there = {"device": "TPU v5e", "devices": 8, "cpus": 1, "python": "3.13.0", "git": {"commit": "a" * 40, "dirty": 1}}
+    found[1].environment.write_text(json.dumps(environment | there))
+    runs.append(found[2].timings, {"steps": 0, "train_seconds": 0.0, "git": {"commit": "b" * 40, "dirty": False}})
+    text, jax = page(place, found), environment["packages"]["jax"]
+    here = f"{environment['devices']} x {environment['device']}, {environment['cpus']} core"
+    assert f", on {here}" in text
+    assert f" and on 8 x TPU v5e, 1 core, Python 3.13.0, jax {jax}; commit " in text
+    assert "aaaaaaaaaa with changes" in text
+    assert "bbbbbbbbbb" in text
+    assert text.count(here) == 1
 
 
 def test_a_criterion_that_one_run_did_not_meet_is_not_reached(place):
@@ -157,24 +186,72 @@ def test_a_curve_keeps_its_end_and_a_hundred_points(place):
     assert (place / "results" / "adding.svg").read_text().startswith("<?xml")
 
 
+def test_a_curve_keeps_all_that_the_validation_split_gave(place):
+    run = finished(place, 0, 1000)
+    lines = runs.read(run.metrics)
+    for line in lines[::50]:
+        line["validation_loss"] = 0.5
+    run.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    page(place, [run])
+    (record,) = json.loads((place / "results" / "little.json").read_text())["runs"]
+    assert [line["step"] for line in record["curve"] if "validation_loss" in line] == [1, 51, 101, 151, 201]
+
+
 def test_what_was_infinite_on_the_way_is_no_point_of_a_curve(place):
     run = finished(place, 0, 1000)
     runs.append(run.metrics, {"step": 251, "sequences": 1004, "loss": 2.0, "train_error": float("inf")})
     page(place, [run])
     (record,) = json.loads((place / "results" / "little.json").read_text())["runs"]
-    assert record["curve"][-1] == {"step": 251, "sequences": 1004, "loss": 2.0}
+    assert record["curve"][-1] == {"step": 251, "sequences": 1004, "loss": 2.0, "train_error": None}
 
 
-def test_runs_that_cannot_be_reported_are_refused(place):
-    run = finished(place, 0, 1000)
+def test_runs_that_cannot_be_reported_are_refused_where_they_are_named(place):
+    run, configs, records = finished(place, 0, 1000), place / "configs", place / "results"
     with pytest.raises(RunError, match="no record"):
-        results.write(place / "configs", place / "results")
-    (place / "configs" / "little.toml").write_text('task = "adding"\n')
+        results.write(configs, records)
+    content = (configs / "little.toml").read_text()
+    (configs / "little.toml").write_text('task = "adding"\n')
     with pytest.raises(RunError, match=r"little-001: no config in .*configs is that of this run"):
-        results.collect([run], place / "configs", place / "results")
+        results.collect([run], configs, records)
+    (configs / "little.toml").write_text(content)
+    other = finished(place, 1, 1000)
     run.result.unlink()
     with pytest.raises(RunError, match="little-001 is not finished"):
-        results.collect([run], place / "configs", place / "results")
+        results.collect([run, other], configs, records)
+    (reason,) = results.collect([run, other], configs, records, named=False)
+    assert "little-001 is not finished" in reason
+    assert "seeds 1;" in results.write(configs, records).read_text()
+
+
+def test_two_runs_of_one_seed_are_refused(place):
+    found = [finished(place, 3, 1000), finished(place, 3, 2000)]
+    with pytest.raises(RunError, match=r"little-001 and .*little-002 are both little with seed 3; name one"):
+        results.collect(found, place / "configs", place / "results")
+
+
+def test_a_run_takes_the_place_of_its_seed_and_leaves_the_others(place):
+    page(place, [finished(place, seed, 1000 + seed) for seed in (0, 1, 2)])
+    page(place, [finished(place, 1, 5000)])
+    record = json.loads((place / "results" / "little.json").read_text())
+    assert [(run["seed"], run["sequences"]) for run in record["runs"]] == [(0, 1000), (1, 5000), (2, 1002)]
+    little = place / "configs" / "little.toml"
+    little.write_text(little.read_text().replace("[train]", "[train]\nbatch = 3"))
+    page(place, [finished(place, 1, 7000)])
+    record = json.loads((place / "results" / "little.json").read_text())
+    assert [(run["seed"], run["sequences"]) for run in record["runs"]] == [(1, 7000)]
+
+
+def test_a_published_count_of_sequences_is_an_upright_line(place, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(results.Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
+    page(place, [finished(place, 0, 1000)])
+    for axes in drawn[0].axes:
+        (upright,) = (
+            line for line in axes.get_lines() if len({x for x, _ in line.get_xydata()}) == 1 < len(line.get_xydata())
+        )
+        assert upright.get_xdata()[0] == pytest.approx(1500 * 250 / 1000)
+        assert "little, 1,500 sequences, the paper" in upright.get_label().replace("\n", " ")
+        assert axes.get_xscale() == "log"
 
 
 @pytest.mark.parametrize(
@@ -193,4 +270,4 @@ def test_a_picture_has_each_run_its_test_figure_and_what_it_is_beside(place, mon
     assert [line[-1] for line in lines if len(line) > 2] == [[250, pytest.approx(2 / 250)]] * 2
     assert [line[0] for line in lines if len(line) == 1] == [[250, 0.1], [250, 1.1]]
     assert [line[0][1] for line in lines if len(line) == 2] == [pytest.approx(level)]
-    assert label in [text.get_text() for text in axes.get_legend().get_texts()]
+    assert label in [text.get_text() for text in drawn[0].legends[0].get_texts()]
