@@ -86,7 +86,7 @@ def test_run_leaves_all_that_is_needed_to_judge_and_repeat_it(whole):
     for word in ("always 0.5", "criterion", "compiling", "training", "evaluate runs/long-001", "361"):
         assert word in out
     seconds = runs.read(run.timings)
-    assert [set(t) for t in seconds] == [{"steps", "compile_seconds", "train_seconds"}]
+    assert [set(t) for t in seconds] == [{"steps", "compile_seconds", "train_seconds", "git"}]
 
 
 @pytest.mark.slow
