@@ -202,7 +202,7 @@ def _told(name: str, record: Record, configs: Path) -> list[str]:
     took = _took(record["runs"])
     seeds = ", ".join(str(run["seed"]) for run in record["runs"])
     commits = sorted(
-        {_commit(git) for run in record["runs"] for git in (run["environment"]["git"], *run.get("resumed_at", ()))}
+        {_commit(git) for run in record["runs"] for git in (run["environment"]["git"], *run["resumed_at"])}
     )
     machines = dict.fromkeys(_machine(run["environment"]) for run in record["runs"])
     told = [
@@ -230,10 +230,9 @@ def _watched(members: list[Record]) -> list[str]:
     ends = [run["curve"][-1] for run in members]
     told = []
     for name in (name for name in ends[0] if name.startswith("validation_")):
-        finite = [end[name] for end in ends if end[name] is not None]
-        spread = (
-            _spread(finite) if finite == [end[name] for end in ends] else f"infinite in {len(ends) - len(finite)} runs"
-        )
+        values = [end[name] for end in ends]
+        infinite = values.count(None)
+        spread = f"infinite in {infinite} of {len(values)} runs" if infinite else _spread(values)
         told.append(f"{name.removeprefix('validation_')} {spread}")
     return told
 

@@ -7,6 +7,7 @@ import statistics
 import pytest
 
 from experiments import results, runs
+from experiments.__main__ import main
 from experiments.config import dumps, load
 from experiments.runs import RunError
 
@@ -112,7 +113,7 @@ def test_a_validation_figure_that_ended_infinite_is_told(place):
     found = [finished(place, seed, 1000) for seed in (0, 1)]
     for run, loss in zip(found, (float("inf"), 0.35), strict=True):
         runs.append(run.metrics, {"step": 251, "sequences": 1004, "loss": 1.0, "validation_loss": loss})
-    assert "On the validation split at the end: loss infinite in 1 runs." in page(place, found)
+    assert "On the validation split at the end: loss infinite in 1 of 2 runs." in page(place, found)
 
 
 def test_rivals_with_other_figures_beside_another_config_are_told_apart():
@@ -221,6 +222,16 @@ def test_runs_that_cannot_be_reported_are_refused_where_they_are_named(place):
     (reason,) = results.collect([run, other], configs, records, named=False)
     assert "little-001 is not finished" in reason
     assert "seeds 1;" in results.write(configs, records).read_text()
+
+
+def test_report_says_which_runs_it_leaves_out(place, monkeypatch, capsys):
+    finished(place, 0, 1000)
+    finished(place, 1, 1000).result.unlink()
+    monkeypatch.chdir(place)
+    (place / "docs").mkdir()
+    assert main(["report"]) == 0
+    assert "left out: runs/little-002 is not finished" in capsys.readouterr().out
+    assert "seeds 0;" in (place / "docs" / "results.md").read_text()
 
 
 def test_two_runs_of_one_seed_are_refused(place):
