@@ -259,6 +259,7 @@ def _apart(function, arguments, module="compiled", **environment):
     """What a function of a module beside this one prints, in a process of its own."""
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
+        "JAX_ENABLE_COMPILATION_CACHE": "false",  # what the compiler writes while it works is read
         "TPU_SKIP_MDS_QUERY": "1",
         "TPU_WORKER_HOSTNAMES": "localhost",
         "TPU_LOG_DIR": "disabled",

@@ -1,6 +1,7 @@
-"""`python -m sphinx -W --keep-going -b html docs docs/_build/html`: the site, with every example executed anew."""
+"""`python -m sphinx -W --keep-going -b html docs docs/_build/html`: the site, with every example executed."""
 
 import ast
+import hashlib
 import inspect
 import os
 import re
@@ -8,11 +9,14 @@ import sys
 import textwrap
 from pathlib import Path
 
+import jax
+import jaxlib
 from sphinx import addnodes
 
 import lstmjax
 
 HERE = Path(__file__).parent
+ROOT = HERE.parent
 
 project = "lstmjax"
 author = "the authors of lstmjax"
@@ -38,8 +42,19 @@ copybutton_exclude = ".linenos, .gp, .go"
 # Pages are plain Markdown: headings have the anchors that GitHub gives them.
 myst_heading_anchors = 4
 
-# Nothing is cached: an example that no longer runs is an error.
-nb_execution_mode = "force"
+
+def digest():
+    """A name for all that an example may depend on next to its page: this code, the configs, Python and JAX."""
+    found = hashlib.sha256(f"{sys.version} {jax.__version__} {jaxlib.__version__}".encode())
+    for path in sorted(path for folder in ("lstmjax", "experiments", "configs") for path in (ROOT / folder).rglob("*")):
+        if path.suffix in (".py", ".toml", ".html", ".css", ".js"):
+            found.update(path.read_bytes())
+    return found.hexdigest()[:16]
+
+
+# An example that no longer runs is an error. Pages that ran are kept until they, or the code, change.
+nb_execution_mode = "cache"
+nb_execution_cache_path = str(HERE / "_build" / "executed" / digest())
 nb_execution_raise_on_error = True
 nb_execution_timeout = 300
 nb_merge_streams = True

@@ -1,23 +1,21 @@
-"""Every test runs with four CPU devices, rank promotion refused, and shapes checked against annotations."""
+"""Programs are cached and compiled with little effort; rank promotion is refused; annotations are checked."""
+
+# ruff: noqa: E402 - the environment is set before JAX is imported
 
 import os
+from pathlib import Path
 
-# A test compiles much and computes little, so its programs are not optimised as others are.
-os.environ["XLA_FLAGS"] = " ".join(
-    (
-        os.environ.get("XLA_FLAGS", ""),
-        "--xla_force_host_platform_device_count=4",
-        "--xla_backend_optimization_level=0",
-        "--xla_llvm_disable_expensive_passes=true",
-    )
-)
-os.environ["JAX_PLATFORMS"] = "cpu"
+import programs
+
+programs.configure(os.environ)
 os.environ["MPLBACKEND"] = "agg"
 
 import hypothesis
 import jax
 import jaxtyping
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
+from jax.extend import backend
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -28,11 +26,44 @@ hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, prin
 hypothesis.settings.load_profile("ci")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def programs_of_one_module_at_a_time():
-    """A process may map 65,530 pieces of memory; the programs of all tests are more."""
+def pytest_sessionstart(session):
+    """Once for all workers, before they start."""
+    if not hasattr(session.config, "workerinput"):
+        programs.prune(Path(os.environ["JAX_COMPILATION_CACHE_DIR"]), limit=2**30)
+
+
+def pytest_collection_modifyitems(items):
+    """Tests of meshes come last: four devices take another backend, for which all is compiled anew."""
+    items.sort(key=lambda item: "four_devices" in item.fixturenames)
+
+
+@pytest.fixture(scope="module")
+def four_devices():
+    """Four simulated CPU devices."""
+    backend.clear_backends()
+    jax.config.update("jax_num_cpu_devices", 4)
     yield
-    jax.clear_caches()
+    backend.clear_backends()
+    jax.config.update("jax_num_cpu_devices", 1)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def programs_fit_the_process():
+    """A process may map 65,530 pieces of memory, and a program takes several."""
+    yield
+    maps = Path("/proc/self/maps")
+    if not maps.exists() or len(maps.read_bytes().splitlines()) > 30_000:
+        jax.clear_caches()
+
+
+@pytest.fixture
+def nothing_cached():
+    """For tests that count compilations."""
+    jax.config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()
+    yield
+    jax.config.update("jax_enable_compilation_cache", True)
+    compilation_cache.reset_cache()
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """Two LSTMs read one sequence from both ends: against two calls of one, in every way of merging."""
 
 import dataclasses
+import functools
 from functools import partial
 
 import jax
@@ -15,11 +16,14 @@ KEY = jax.random.key(0)
 BATCH, TIME, INPUTS, UNITS = 3, 5, 2, 4
 LENGTHS = np.array([TIME, 3, 0])
 PADDING = np.arange(TIME) >= LENGTHS[:, None]
-XS = jax.random.normal(jax.random.key(1), (BATCH, TIME, INPUTS))
+RNG = np.random.default_rng(1)
+XS = jnp.asarray(RNG.normal(size=(BATCH, TIME, INPUTS)), jnp.float32)
 PARAMS = bidirectional.init(KEY, INPUTS, UNITS)
 STATE = BidirectionalState(
-    *(LSTMState(*jax.random.normal(key, (2, BATCH, UNITS)) / 2) for key in jax.random.split(KEY))
+    *(LSTMState(*jnp.asarray(RNG.normal(scale=0.5, size=(2, BATCH, UNITS)), jnp.float32)) for _ in range(2))
 )
+
+UNEVEN = BidirectionalParams(PARAMS.forward, lstm.init(KEY, INPUTS, 3))
 
 MERGES = {
     "concat": lambda f, b: np.concatenate([f, b], axis=-1),
@@ -44,14 +48,27 @@ def halves(xs=XS, state=STATE, *, reverse=False, params=PARAMS, **arguments):
     return (forward, backward), BidirectionalState(forward_end, backward_end)
 
 
+@functools.cache
+def by_merge(return_sequences, reverse, state=True):
+    """What every merge gives, and the two halves, in one program."""
+    start = STATE if state else None
+
+    @jax.jit
+    def run(params, xs, start, lengths):
+        arguments = {"lengths": lengths, "return_sequences": return_sequences, "reverse": reverse}
+        merged = [bidirectional.apply(params, xs, start, merge=merge, **arguments) for merge in MERGES]
+        return merged, halves(xs, start or BidirectionalState(None, None), params=params, **arguments)
+
+    merged, expected = run(PARAMS, XS, start, LENGTHS)
+    return dict(zip(MERGES, merged, strict=True)), expected
+
+
 @every_merge
 @pytest.mark.parametrize("return_sequences", [True, False])
 @pytest.mark.parametrize("reverse", [False, True])
 def test_two_lstms_merged(merge, return_sequences, reverse):
-    arguments = {"lengths": LENGTHS, "return_sequences": return_sequences, "reverse": reverse}
-    ys, end = bidirectional.apply(PARAMS, XS, STATE, merge=merge, **arguments)
-    expected, expected_end = halves(**arguments)
-    same((ys, end), (MERGES[merge](*expected), expected_end))
+    merged, (expected, expected_end) = by_merge(return_sequences, reverse)
+    same(merged[merge], (MERGES[merge](*expected), expected_end))
 
 
 def test_merges_concatenated_unless_asked():
@@ -61,8 +78,8 @@ def test_merges_concatenated_unless_asked():
 @every_merge
 def test_without_sequences_the_last_step_that_each_half_read(merge):
     """The forward half ends at each sequence's last valid step, the backward half at its first."""
-    ys, _ = bidirectional.apply(PARAMS, XS, merge=merge, lengths=LENGTHS, return_sequences=False)
-    (forward, backward), _ = bidirectional.apply(PARAMS, XS, merge=None, lengths=LENGTHS)
+    ys, _ = by_merge(False, False, state=False)[0][merge]
+    (forward, backward), _ = by_merge(True, False, state=False)[0][None]
     last = forward[np.arange(BATCH), np.maximum(LENGTHS - 1, 0)]
     same(ys, MERGES[merge](last, backward[:, 0]))
     assert not any(np.asarray(leaf[2]).any() for leaf in jax.tree.leaves(ys))
@@ -70,20 +87,22 @@ def test_without_sequences_the_last_step_that_each_half_read(merge):
 
 @pytest.mark.parametrize("reverse", [False, True])
 def test_neither_half_reads_padding(reverse):
-    call = partial(bidirectional.apply, reverse=reverse)
+    call = jax.jit(partial(bidirectional.apply, reverse=reverse))
     poisoned = jnp.where(PADDING[..., None], jnp.nan, XS)
     ys, end = call(PARAMS, poisoned, STATE, lengths=LENGTHS)
     equal((ys, end), call(PARAMS, XS, STATE, lengths=LENGTHS))
     assert not np.asarray(ys)[PADDING].any()
     equal(*jax.tree.map(lambda leaf: leaf[2], (end, STATE)))
-    alone, alone_end = call(PARAMS, XS[1, :3], jax.tree.map(lambda leaf: leaf[1], STATE))
+    own = jax.tree.map(lambda leaf: leaf[1], STATE)
+    alone, alone_end = bidirectional.apply(PARAMS, XS[1, :3], own, reverse=reverse)
     same((ys[1, :3], jax.tree.map(lambda leaf: leaf[1], end)), (alone, alone_end))
 
     def loss(params, xs, state):
         ys, end = call(params, xs, state, lengths=LENGTHS)
         return (ys**2).sum() + sum((leaf**2).sum() for leaf in jax.tree.leaves(end))
 
-    slopes = [jax.grad(loss, argnums=(0, 1, 2))(PARAMS, xs, STATE) for xs in (poisoned, XS)]
+    differentiated = jax.jit(jax.grad(loss, argnums=(0, 1, 2)))
+    slopes = [differentiated(PARAMS, xs, STATE) for xs in (poisoned, XS)]
     equal(*slopes)
     assert not np.asarray(slopes[0][1])[PADDING].any()
 
@@ -118,7 +137,7 @@ def test_the_state_goes_in_and_out():
     assert isinstance(end, BidirectionalState)
     assert shapes(end) == shapes(STATE)
     equal(bidirectional.apply(PARAMS, XS), bidirectional.apply(PARAMS, XS, jax.tree.map(jnp.zeros_like, STATE)))
-    slopes = jax.grad(lambda state: bidirectional.apply(PARAMS, XS, state)[0].sum())(STATE)
+    slopes = jax.jit(jax.grad(lambda state: bidirectional.apply(PARAMS, XS, state)[0].sum()))(STATE)
     assert isinstance(slopes, BidirectionalState)
     assert all((np.abs(leaf) > 0).all() for leaf in jax.tree.leaves(slopes))
     (forward, backward), _ = bidirectional.apply(PARAMS, XS[:, :0], STATE, merge=None, return_sequences=False)
@@ -158,18 +177,18 @@ def test_paths_of_the_leaves():
 
 @every_merge
 def test_a_projection_narrows_the_outputs(merge):
-    params = bidirectional.init(KEY, INPUTS, UNITS, projection=2)
-    ys, end = bidirectional.apply(params, XS, merge=merge)
+    params = jax.eval_shape(lambda: bidirectional.init(KEY, INPUTS, UNITS, projection=2))
+    ys, end = jax.eval_shape(partial(bidirectional.apply, merge=merge), params, XS)
     width = 4 if merge == "concat" else 2
     assert {leaf.shape for leaf in jax.tree.leaves(ys)} == {(BATCH, TIME, width)}
     assert (end.backward.h.shape, end.backward.c.shape) == ((BATCH, 2), (BATCH, UNITS))
 
 
 def test_halves_of_different_units():
-    params = BidirectionalParams(PARAMS.forward, lstm.init(KEY, INPUTS, 3))
-    ys, end = bidirectional.apply(params, XS)
+    params = UNEVEN
+    ys, end = jax.eval_shape(bidirectional.apply, params, XS)
     assert (ys.shape, end.backward.h.shape) == ((BATCH, TIME, UNITS + 3), (BATCH, 3))
-    (forward, backward), _ = bidirectional.apply(params, XS, merge=None)
+    (forward, backward), _ = jax.eval_shape(partial(bidirectional.apply, merge=None), params, XS)
     assert (forward.shape[-1], backward.shape[-1]) == (UNITS, 3)
 
 
@@ -177,12 +196,9 @@ def test_jit_and_vmap():
     call = partial(bidirectional.apply, merge="mul", options=LSTMOptions(cell_clip=0.2))
     expected = call(PARAMS, XS, STATE, lengths=LENGTHS)
     same(jax.jit(lambda *arrays: call(*arrays[:3], lengths=arrays[3]))(PARAMS, XS, STATE, LENGTHS), expected)
-    mapped = jax.vmap(lambda xs, state, lengths: call(PARAMS, xs, state, lengths=lengths))
+    mapped = jax.jit(jax.vmap(lambda xs, state, lengths: call(PARAMS, xs, state, lengths=lengths)))
     same(mapped(XS, STATE, LENGTHS), expected)
     assert (np.abs(bidirectional.apply(PARAMS, XS, STATE, merge="mul", lengths=LENGTHS)[0] - expected[0]) > 0).any()
-
-
-UNEVEN = BidirectionalParams(PARAMS.forward, lstm.init(KEY, INPUTS, 3))
 
 
 @pytest.mark.usefixtures("untyped")

@@ -142,6 +142,7 @@ def test_against_all_paths(tags, constraint, implementation):
         row[: truth.paths.shape[1]] = truth.paths[c]
     given = padded(emissions, LENGTHS)
     result = jitted(implementation)(float32(params), jnp.asarray(given, jnp.float32), path, LENGTHS, allowed)
+    result = jax.tree.map(np.asarray, result)
 
     (_, likelihoods), slopes = result["log_likelihood"]
     close(result["log_partition"], [t.log_partition for t in truths])
@@ -199,7 +200,7 @@ def test_samples(constraint):
 def test_derivatives_in_float64(implementation, x64):
     """Of first and second order, forward and reverse, against differences; and -inf where nothing is possible."""
     (params, emissions), allowed = example(3, 2, time=4), allowed_of("most", 3)
-    path = np.array(jax.jit(crf.decode)(params, emissions, allowed=allowed)[0])
+    path = np.array([truth.best for truth in enumerated(params, emissions, allowed, [4, 4])])
     lengths = np.array([4, 2])
     path[1, 1] = 2
 
@@ -282,15 +283,22 @@ def test_a_path_far_below_the_best_is_not_lost():
     np.testing.assert_allclose(together(float32(emissions)), [t.marginals for t in truths], atol=1e-6)
 
 
-@pytest.fixture
-def products_alone(monkeypatch):
-    """NaN where logarithms would be taken."""
+@pytest.fixture(scope="module")
+def products_alone():
+    """`crf.marginals` compiled with NaN where logarithms would be taken."""
 
     def cond(holds, products, logarithms, *operands):
         del logarithms
         return jax.tree.map(lambda array: jnp.where(holds, array, jnp.nan), products(*operands))
 
-    monkeypatch.setattr(jax.lax, "cond", cond)
+    compiled = jax.jit(lambda *arguments, **named: crf.marginals(*arguments, **named))
+
+    def marginals(*arguments, **named):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(jax.lax, "cond", cond)
+            return compiled(*arguments, **named)
+
+    return marginals
 
 
 def test_products_serve_what_is_unlikely(products_alone):
@@ -300,7 +308,7 @@ def test_products_serve_what_is_unlikely(products_alone):
     emissions[0] = (0, -64, -65), (0, 5, 0), (-30, 3, 1), (0, 60, 0)
     (truth,) = enumerated(params, emissions, lengths=[4])
     assert 0.01 < truth.marginals[0, 1] < 0.99
-    slopes = jax.jit(jax.jacfwd(partial(crf.marginals, float32(params))))(float32(emissions[0]))
+    slopes = jax.jit(jax.jacfwd(partial(products_alone, float32(params))))(float32(emissions[0]))
     np.testing.assert_allclose(slopes, truth.covariances, atol=1e-6)
 
 
@@ -311,8 +319,7 @@ def test_products_serve_what_is_forbidden(constraint, products_alone):
     allowed = allowed_of(constraint, 5)
     allowed.transitions[:, 1] = False  # nothing comes before tag 1
     emissions[[0, 5], 1, 2] = -np.inf
-    run = jax.jit(partial(crf.marginals, lengths=LENGTHS, allowed=allowed))
-    found = run(*float32((params, emissions)))
+    found = products_alone(*float32((params, emissions)), lengths=LENGTHS, allowed=allowed)
     for row, truth in zip(found, enumerated(params, emissions, allowed), strict=True):
         np.testing.assert_allclose(row[: len(truth.marginals)], truth.marginals, atol=1e-6)
 
@@ -350,19 +357,22 @@ def test_batch_axes_are_vmap():
 def test_nothing(batch, time, implementation):
     """Of no steps there is one path, with score 0; start and end count where there is a first and a last."""
     params, emissions = float32(example(2, *batch, time=time))
-    tags = jnp.zeros((*batch, time), int)
+    tags = np.zeros((*batch, time), np.int32)
 
-    def run(params, emissions):
+    def totals(params, emissions):
         likelihood = crf.log_likelihood(params, emissions, tags, implementation=implementation)
         partition = crf.log_partition(params, emissions, implementation=implementation)
-        path, best = crf.decode(params, emissions)
+        return likelihood.sum() + partition.sum(), (likelihood, partition)
+
+    @jax.jit
+    def run(params, emissions):
+        slopes, scores = jax.grad(totals, (0, 1), has_aux=True)(params, emissions)
         marginals = crf.marginals(params, emissions, implementation=implementation)
         drawn = crf.sample(params, emissions, key=jax.random.key(0))
-        return likelihood.sum() + partition.sum(), ((likelihood, partition, best), path, drawn, marginals)
+        return slopes, scores, crf.decode(params, emissions), drawn, marginals
 
-    (_, results), slopes = jax.jit(jax.value_and_grad(run, (0, 1), has_aux=True))(params, emissions)
-    scores, path, drawn, marginals = results
-    for result in scores:
+    slopes, scores, (path, best), drawn, marginals = run(params, emissions)
+    for result in (*scores, best):
         np.testing.assert_array_equal(result, np.zeros(batch))
     for leaf in jax.tree.leaves(slopes):
         np.testing.assert_array_equal(leaf, 0)
@@ -446,25 +456,34 @@ def test_non_finite_emissions_of_valid_steps_propagate():
         assert np.isfinite(result[0, 1:]).all()
 
 
+def run_on_five_tags(path, lengths, *, implementation="scan", emissions=None, allowed=None, **scores):
+    """The program of `test_against_all_paths` on `enumerated_example(5, "none")` with some arrays replaced."""
+    params, given, free, _ = enumerated_example(5, "none")
+    params, emissions = float32((dataclasses.replace(params, **scores), given if emissions is None else emissions))
+    return jitted(implementation)(params, emissions, path, lengths, free if allowed is None else allowed)
+
+
 @pytest.mark.parametrize("place", ["emissions", "transitions"])
 def test_a_path_that_is_not_allowed_does_not_hide_what_is_not_finite(place):
-    params, emissions = float32(example(2, 3))
+    params, emissions, allowed, _ = enumerated_example(5, "none")
+    emissions, transitions, may = emissions.copy(), params.transitions.copy(), allowed.transitions.copy()
     if place == "emissions":
-        emissions = emissions.at[:, 0, 0].set(jnp.nan)
+        emissions[:, 0, 0] = np.nan
     else:
-        params = dataclasses.replace(params, transitions=params.transitions.at[0, 0].set(jnp.nan))
-    allowed = crf.Allowed(
-        start=np.ones(2, bool), transitions=np.array([[True, True], [True, False]]), end=np.ones(2, bool)
-    )
-    assert np.isnan(crf.log_likelihood(params, emissions, np.ones((3, TIME), int), allowed=allowed)).all()
+        transitions[0, 0] = np.nan
+    may[1, 1] = False
+    allowed = dataclasses.replace(allowed, transitions=may)
+    path, lengths = np.ones((len(LENGTHS), TIME), int), np.full(len(LENGTHS), TIME)
+    result = run_on_five_tags(path, lengths, emissions=emissions, allowed=allowed, transitions=transitions)
+    (_, likelihoods), _ = result["log_likelihood"]
+    assert np.isnan(likelihoods).all()
 
 
 def test_a_tag_out_of_range_gives_nan_under_jit():
-    params, emissions = float32(example(2, 3))
-    tags = np.zeros((3, TIME), int)
-    tags[0, 0], tags[1, 2] = -1, 2
-    likelihoods = jax.jit(crf.log_likelihood)(params, emissions, tags, lengths=np.array([1, 6, 6]))
-    np.testing.assert_array_equal(np.isnan(likelihoods), [True, True, False])
+    path, lengths = np.zeros((len(LENGTHS), TIME), int), np.array([1, 6, 6, 3, 2, 0])
+    path[0, 0], path[1, 2], path[3, 3] = -1, 5, 5
+    (_, likelihoods), _ = run_on_five_tags(path, lengths)["log_likelihood"]
+    np.testing.assert_array_equal(np.isnan(likelihoods), [True, True, False, False, False, False])
 
 
 def in_rows():
@@ -475,6 +494,7 @@ def in_rows():
 
 
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+@pytest.mark.usefixtures("four_devices")
 def test_batch_sharded_over_a_mesh(kind):
     (params, *arrays), expected = in_rows()
     rows = NamedSharding(jax.make_mesh((4,), ("data",), axis_types=(kind,)), PartitionSpec("data"))
@@ -484,6 +504,7 @@ def test_batch_sharded_over_a_mesh(kind):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), results, expected)
 
 
+@pytest.mark.usefixtures("four_devices")
 def test_shard_map_over_the_batch():
     (params, *arrays), expected = in_rows()
     rows, mesh = PartitionSpec("data"), jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))
@@ -522,16 +543,17 @@ def test_init():
     np.testing.assert_array_equal(params.end, 0)
 
 
-@pytest.mark.parametrize("implementation", crf.IMPLEMENTATIONS)
+@every_implementation
 def test_marginals_of_padding_are_0_even_beside_nan(implementation):
-    params = CRFParams(start=jnp.array([jnp.nan, 0.0]), transitions=jnp.zeros((2, 2)), end=jnp.zeros(2))
-    found = crf.marginals(params, jnp.zeros((4, 2)), lengths=2, implementation=implementation)
-    assert np.isnan(found[:2]).all()
-    assert not found[2:].any()
+    start, path = np.array([np.nan, 0, 0, 0, 0]), np.zeros((len(LENGTHS), TIME), int)
+    found = np.asarray(run_on_five_tags(path, LENGTHS, implementation=implementation, start=start)["marginals"])
+    for marginals, length in zip(found, LENGTHS, strict=True):
+        assert np.isnan(marginals[:length]).all()
+        assert not marginals[length:].any()
 
 
 def test_refusals(untyped):
-    params, emissions = float32(example(3, 2))
+    params, emissions = jax.tree.map(np.float32, example(3, 2))
     tags = np.zeros((2, TIME), int)
     functions = [
         partial(crf.log_likelihood, tags=tags),
@@ -544,7 +566,7 @@ def test_refusals(untyped):
         with pytest.raises(TypeError, match=r"params must be CRFParams, as crf\.init makes it; got dict"):
             call({}, emissions)
         with pytest.raises(TypeError, match="emissions must have a floating dtype, got int32"):
-            call(params, emissions.astype(int))
+            call(params, emissions.astype(np.int32))
         with pytest.raises(ValueError, match=r"emissions must have 3 features in its last axis, because params\.trans"):
             call(params, emissions[..., :2])
         with pytest.raises(ValueError, match=r"emissions must have axes \[\*batch, time, tags\], at least 2 of them"):
@@ -562,7 +584,7 @@ def test_refusals(untyped):
         with pytest.raises(TypeError, match=r"allowed must be Allowed, as crf\.bio makes it; got list"):
             call(params, emissions, allowed=["O", "B-X", "I-X"])
         with pytest.raises(TypeError, match=r"allowed\.start must be bool, True where a path may go; got int32 \(3,\)"):
-            call(params, emissions, allowed=crf.Allowed(jnp.ones(3, int), jnp.ones((3, 3), bool), jnp.ones(3, bool)))
+            call(params, emissions, allowed=crf.Allowed(np.ones(3, np.int32), np.ones((3, 3), bool), np.ones(3, bool)))
         with pytest.raises(ValueError, match=r"allowed\.start must have shape \(3,\) .*, got \(2,\)"):
             call(params, emissions, allowed=crf.bio(["O", "B-X"]))
     for call in functions[:3]:
@@ -573,7 +595,7 @@ def test_refusals(untyped):
     ):
         crf.log_likelihood(params, emissions, tags + 3, lengths=np.array([6, 1]))
     with pytest.raises(TypeError, match=r"tags must be integers, got float32 \(2, 6\)"):
-        crf.log_likelihood(params, emissions, jnp.zeros((2, TIME)))
+        crf.log_likelihood(params, emissions, np.zeros((2, TIME), np.float32))
     with pytest.raises(
         ValueError, match=r"tags must have shape \(2, 6\) \(\[\*batch, time\] of emissions\), got \(2, 5\)"
     ):

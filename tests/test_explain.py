@@ -69,7 +69,10 @@ def in_order(text, values):
 @pytest.mark.parametrize(
     ("inputs", "units", "formula", "arrays"),
     [
-        (1, 1, "4 * 1 * (1 + 1 + 1) = 12", [("W_x", "1 x 4", 4), ("W_h", "1 x 4", 4), ("b", "4", 4)]),
+        pytest.param(
+            *(1, 1, "4 * 1 * (1 + 1 + 1) = 12", [("W_x", "1 x 4", 4), ("W_h", "1 x 4", 4), ("b", "4", 4)]),
+            marks=pytest.mark.slow,
+        ),
         (2, 3, "4 * 3 * (2 + 3 + 1) = 72", [("W_x", "2 x 12", 24), ("W_h", "3 x 12", 36), ("b", "12", 12)]),
     ],
 )
@@ -78,11 +81,13 @@ def test_parameters_are_counted_array_by_array(told, inputs, units, formula, arr
     assert f"4 * units * (inputs + units + 1) = {formula}\n" in text
     for name, shape, count in arrays:
         assert re.search(rf"^  {name} +{shape} = +{count}$", text, re.MULTILINE)
-    params = lstm.init(jax.random.key(0), inputs, units)
+    params = jax.eval_shape(lambda: lstm.init(jax.random.key(0), inputs, units))
     assert sum(leaf.size for leaf in jax.tree.leaves(params)) == sum(count for *_, count in arrays)
 
 
-@pytest.mark.parametrize(("inputs", "units", "steps"), [(1, 3, 4), (2, 1, 1), (3, 5, 8)])
+@pytest.mark.parametrize(
+    ("inputs", "units", "steps"), [(1, 3, 4), (2, 1, 1), pytest.param(3, 5, 8, marks=pytest.mark.slow)]
+)
 def test_every_printed_value_is_what_the_library_gives(told, inputs, units, steps):
     text = told("--inputs", inputs, "--units", units, "--steps", steps)
     params, xs = defaults.network(inputs, units), jnp.asarray(defaults.data(steps, inputs), jnp.float32)
@@ -149,7 +154,7 @@ MADE = {
 }
 
 
-@pytest.mark.parametrize("kind", [kind for kind in MADE if kind not in ("without biases", "learned state")])
+@pytest.mark.parametrize("kind", ["lstm", "stack", pytest.param("bidirectional", marks=pytest.mark.slow)])
 def test_own_weights_and_data(told, tmp_path, kind):
     params = MADE[kind](jax.random.key(7))
     files.save(tmp_path / "own.safetensors", params, LSTMOptions())
@@ -170,8 +175,14 @@ def test_own_weights_and_data(told, tmp_path, kind):
     np.testing.assert_allclose(np.concatenate(printed, axis=-1), ys, **PRINTED)
 
 
-@pytest.mark.parametrize("reverse", [False, True])
-@pytest.mark.parametrize("kind", MADE)
+@pytest.mark.parametrize(
+    ("kind", "reverse"),
+    [
+        *((kind, False) for kind in MADE),
+        *(("learned state", True), ("stack", True)),
+        *(pytest.param(kind, True, marks=pytest.mark.slow) for kind in ("lstm", "without biases", "bidirectional")),
+    ],
+)
 def test_the_equations_are_those_of_the_library(kind, reverse):
     params = MADE[kind](jax.random.key(1))
     xs = np.random.default_rng(0).normal(size=(5, 2))
@@ -312,6 +323,7 @@ def test_all_that_a_file_holds_is_counted(told, tmp_path, fields):
     if len(fields) == 1:
         for words in MORE[fields[0]][2]:
             assert any(words in line for line in lines)
+        return
     told("--params", tmp_path / "p", "--html", tmp_path / "page.html")
     ((half,),) = given((tmp_path / "page.html").read_text())["params"]
     assert half["held"]["count"] == sum(count for _, _, count, _ in half["held"]["arrays"]) == held
@@ -330,7 +342,7 @@ def test_the_counts_of_all_parts_are_added(told, tmp_path):
         (LSTMOptions(precision="bfloat16"), "precision='bfloat16', are not followed"),
         (LSTMOptions(units_axis="model"), "units_axis='model', are not followed"),
         (LSTMOptions(), ""),
-        (None, ""),
+        pytest.param(None, "", marks=pytest.mark.slow),
     ],
 )
 def test_options_that_are_not_followed_are_told(told, tmp_path, options, said):
@@ -361,7 +373,7 @@ def given(text):
     return json.loads(data)
 
 
-@pytest.mark.parametrize("own", ["nothing", "data", "params"])
+@pytest.mark.parametrize("own", ["data", "params", pytest.param("nothing", marks=pytest.mark.slow)])
 def test_the_page_is_given_what_apply_computes(told, tmp_path, own):
     arguments = {
         "nothing": ["--inputs", 2],

@@ -77,6 +77,18 @@ TREES = {
 GOOD = {"encoder": LSTMParams(np.ones((2, 12), "f"), np.ones((3, 12), "f"), None), "head": [np.arange(3, dtype="i2")]}
 
 
+def filled(make):
+    """A tree of these shapes and dtypes in which NumPy drew every array."""
+    rng = np.random.default_rng(0)
+
+    def draw(leaf):
+        floating = jnp.issubdtype(leaf.dtype, jnp.floating)
+        drawn = rng.normal(size=leaf.shape) if floating else rng.integers(0, 2, leaf.shape)
+        return jnp.asarray(drawn.astype(leaf.dtype))
+
+    return jax.tree.map(draw, jax.eval_shape(make))
+
+
 def bits(array):
     return str(array.dtype), array.shape, np.asarray(array).tobytes()
 
@@ -140,7 +152,7 @@ def good(path):
 
 @pytest.mark.parametrize("make", TREES.values(), ids=TREES)
 def test_params_come_back_to_the_bit_under_the_names_of_their_paths(path, make):
-    params = make()
+    params = filled(make)
     files.save(path, params)
     loaded, options = files.load(path, like=jax.eval_shape(lambda: params))
     assert options is None
@@ -151,7 +163,7 @@ def test_params_come_back_to_the_bit_under_the_names_of_their_paths(path, make):
 
 
 def test_other_readers_of_the_format_see_the_same_arrays(path):
-    params = TREES["hierarchy"]()
+    params = filled(TREES["hierarchy"])
     files.save(path, params)
     assert {name: bits(array) for name, array in safetensors.load_file(path).items()} == named(params)
 
@@ -220,7 +232,7 @@ OPTIONS = nested(
 
 
 @hypothesis.given(nested(LEAVES), OPTIONS)
-@hypothesis.settings(suppress_health_check=[hypothesis.HealthCheck.too_slow])
+@hypothesis.settings(max_examples=40, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 def test_any_tree_comes_back_to_the_bit(tmp_path_factory, params, options):
     path = tmp_path_factory.getbasetemp() / "any.safetensors"
     files.save(path, params, options)
@@ -360,11 +372,12 @@ def mutated(draw, good, other):
     )()
 
 
-def test_ten_thousand_mutations_are_refused(path, good, tmp_path):
+@pytest.mark.parametrize("count", [1_000, pytest.param(10_000, marks=pytest.mark.long)])
+def test_mutations_are_refused(path, good, tmp_path, count):
     draw = random.Random(0)
     files.save(tmp_path / "other", GOOD | {"head": [np.arange(3, 6, dtype="i2")]}, LSTMOptions(cell_clip=4))
     other, refused = (tmp_path / "other").read_bytes(), 0
-    while refused < 10_000:
+    while refused < count:
         content = mutated(draw, good, other)
         if content in (good, other):
             continue
@@ -415,10 +428,11 @@ def spoiled(draw, value):
     return draw.choice([atom for atom in ATOMS if atom is not value])
 
 
-def test_forged_headers_are_refused_or_give_params_that_fit(path, good):
+@pytest.mark.parametrize("count", [300, pytest.param(3_000, marks=pytest.mark.long)])
+def test_forged_headers_are_refused_or_give_params_that_fit(path, good, count):
     draw = random.Random(0)
     outcomes = {True: 0, False: 0}
-    for _ in range(3_000):
+    for _ in range(count):
         header, data = parts(good)
         document = header["__metadata__"]["lstmjax"]
         if draw.random() < 0.3:
@@ -435,8 +449,8 @@ def test_forged_headers_are_refused_or_give_params_that_fit(path, good):
         outcomes[True] += 1
         files.save(path, params, options)
         assert same(files.load(path)[0], params)
-    assert outcomes[False] > 2000
-    assert outcomes[True] > 10
+    assert outcomes[False] > count * 2 / 3
+    assert outcomes[True] > count / 300
 
 
 class Touches:

@@ -6,6 +6,7 @@ Here a CPU interprets them. `tests/test_contract.py` runs the contract, `tests/a
 import itertools
 from functools import partial
 
+import covering
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,8 +17,7 @@ from jax.sharding import PartitionSpec
 from lstmjax import Dropout, LSTMOptions, LSTMState, bidirectional, lstm, stack
 from lstmjax.kernels import standin, tpu
 
-pytestmark = pytest.mark.slow
-
+slow = pytest.mark.slow
 KEY = jax.random.key(0)
 INPUTS, UNITS = 3, 5
 same = partial(jax.tree.map, partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5))
@@ -41,20 +41,18 @@ def on_a_tpu(monkeypatch, devices=1):
 
 def example(rows, time, *, lengths, resets):
     params = lstm.init(KEY, INPUTS, UNITS, learned_state=True)
-    keys = jax.random.split(KEY, 5)
-    leaves, tree = jax.tree.flatten(params)
-    draws = jax.random.split(keys[0], len(leaves))
-    params = tree.unflatten(leaf + jax.random.normal(k, leaf.shape) / 5 for leaf, k in zip(leaves, draws, strict=True))
+    rng = np.random.default_rng(0)
+    draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)  # noqa: E731
     arrays = {
-        "params": params,
-        "xs": jax.random.normal(keys[1], (rows, time, INPUTS)),
-        "state": LSTMState(*jax.random.normal(keys[2], (2, rows, UNITS))),
+        "params": jax.tree.map(lambda leaf: leaf + np.float32(rng.normal(scale=0.2, size=leaf.shape)), params),
+        "xs": draw(rows, time, INPUTS),
+        "state": LSTMState(draw(rows, UNITS), draw(rows, UNITS)),
     }
     times = {}
     if lengths:
-        times["lengths"] = jax.random.randint(keys[3], (rows,), 0, time + 1).at[0].set(0)
+        times["lengths"] = jnp.asarray(rng.integers(0, time + 1, rows)).at[0].set(0)
     if resets:
-        times["resets"] = jax.random.bernoulli(keys[4], 0.3, (rows, time))
+        times["resets"] = jnp.asarray(rng.random((rows, time)) < 0.3)
     return arrays, times
 
 
@@ -68,10 +66,26 @@ def values_and_slopes(arrays, **arguments):
     return jax.jit(jax.grad(loss, has_aux=True))(arrays)
 
 
+BLOCKS = {
+    "sizes": [(20, 11), (8, 8), (17, 3)],
+    "lengths": [True, False],
+    "resets": [True, False],
+    "reverse": [False, True],
+}
+
+
+def rarity(row):
+    """By default the fullest call of most blocks, in the slow suite every pair of values."""
+    pairs = covering.pairs(BLOCKS)
+    return [] if row == ((20, 11), True, True, False) else slow if row in pairs else pytest.mark.long
+
+
 @pytest.mark.usefixtures("small_blocks")
-@pytest.mark.parametrize(("rows", "time"), [(20, 11), (8, 8), (17, 3)])
-@pytest.mark.parametrize(("lengths", "resets", "reverse"), list(itertools.product([False, True], repeat=3)))
-def test_several_blocks_of_rows_and_steps(rows, time, lengths, resets, reverse):
+@pytest.mark.parametrize(
+    tuple(BLOCKS), [pytest.param(*row, marks=rarity(row)) for row in itertools.product(*BLOCKS.values())]
+)
+def test_several_blocks_of_rows_and_steps(sizes, lengths, resets, reverse):
+    rows, time = sizes
     arrays, times = example(rows, time, lengths=lengths, resets=resets)
     made = tpu.plan(tpu.Shape(time, rows, INPUTS, UNITS, 4, 4), backward=False)
     assert (made.rows, made.units) == (8, 128)
@@ -82,6 +96,7 @@ def test_several_blocks_of_rows_and_steps(rows, time, lengths, resets, reverse):
     same(actual, expected)
 
 
+@slow
 @pytest.mark.usefixtures("small_blocks")
 @pytest.mark.parametrize(("lengths", "resets"), [(False, False), (True, True)])
 def test_no_race_and_nothing_read_that_was_not_written(lengths, resets, capfd):
@@ -122,7 +137,7 @@ def test_weights_are_fetched_once():
     assert {tuple(map(int, spec.index_map(row, block))) for row in range(2) for block in range(4)} == {(0, 0)}
 
 
-@pytest.mark.parametrize(
+other_cells = pytest.mark.parametrize(
     ("cell", "arguments", "part"),
     [
         ({"peepholes": True}, {}, "peepholes"),
@@ -138,8 +153,13 @@ def test_weights_are_fetched_once():
         ({}, {"dropout": Dropout(recurrent=0.1), "key": KEY}, "recurrent dropout"),
     ],
 )
+
+
+@other_cells
 def test_other_cells_are_refused(cell, arguments, part, monkeypatch):
-    params, xs = lstm.init(KEY, INPUTS, UNITS, **cell), jnp.ones((2, 4, INPUTS))
+    params = jax.eval_shape(lambda: lstm.init(KEY, INPUTS, UNITS, **cell))
+    params = jax.tree.map(lambda leaf: np.ones(leaf.shape, leaf.dtype), params)
+    xs = np.ones((2, 4, INPUTS), np.float32)
     with pytest.raises(
         ValueError, match=f"'pallas_tpu' cannot run here: it computes the standard cell, without {part}"
     ):
@@ -147,6 +167,14 @@ def test_other_cells_are_refused(cell, arguments, part, monkeypatch):
     on_a_tpu(monkeypatch)
     said = lstm.explain(params, xs, **arguments)
     assert said == f"fused runs\npallas_tpu does not: it computes the standard cell, without {part}"
+
+
+@slow
+@other_cells
+def test_other_cells_run_by_the_fused_path(cell, arguments, part, monkeypatch):
+    del part
+    params, xs = lstm.init(KEY, INPUTS, UNITS, **cell), jnp.ones((2, 4, INPUTS))
+    on_a_tpu(monkeypatch)
     same(lstm.apply(params, xs, **arguments), lstm.apply(params, xs, implementation="fused", **arguments))
 
 
@@ -172,6 +200,7 @@ def test_auto_takes_it_on_a_tpu(monkeypatch):
     jax.clear_caches()
 
 
+@pytest.mark.usefixtures("four_devices")
 def test_auto_takes_it_on_several_tpus_where_shard_map_has_all_axes(monkeypatch):
     params, xs = lstm.init(KEY, INPUTS, UNITS), jnp.ones((4, 4, INPUTS))
     on_a_tpu(monkeypatch, devices=4)
@@ -192,9 +221,20 @@ def test_a_dtype_that_a_tpu_lacks_is_refused_there(monkeypatch):
     )
 
 
-@pytest.mark.parametrize("wide", [False, True], ids=["x32", "jax_enable_x64"])
-@pytest.mark.parametrize("precision", ["default", "highest", "tensorfloat32"])
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+LOWERED = {
+    "dtype": [jnp.float32, jnp.bfloat16],
+    "precision": ["default", "highest", "tensorfloat32"],
+    "wide": [False, True],
+}
+
+
+@pytest.mark.parametrize(
+    tuple(LOWERED),
+    [
+        pytest.param(*row, marks=[] if row == (jnp.float32, "default", False) else slow)
+        for row in itertools.product(*LOWERED.values())
+    ],
+)
 def test_lowers_for_a_tpu(dtype, precision, wide):
     """As far as JAX itself goes; tests/aot compiles."""
     arrays, times = example(12, 7, lengths=True, resets=True)
@@ -243,6 +283,7 @@ def test_sizes_left_open_are_refused():
         )
 
 
+@slow
 @pytest.mark.parametrize("layer", [bidirectional, stack], ids=["bidirectional", "stack"])
 def test_layers_of_it(layer):
     units = UNITS if layer is bidirectional else (UNITS, 4)
@@ -253,7 +294,7 @@ def test_layers_of_it(layer):
             outputs = layer.apply(params, xs, lengths=jnp.array([4, 6]), implementation=implementation)
             return sum((leaf**2).sum() for leaf in jax.tree.leaves(outputs)), outputs
 
-        return jax.grad(loss, argnums=(0, 1), has_aux=True)(params, xs)
+        return jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))(params, xs)
 
     same(slopes("pallas_tpu"), slopes("scan"))
 
@@ -280,7 +321,8 @@ def calls(jaxpr):
 def test_what_a_gradient_keeps():
     """z and c of each step, and what is there already: x and h."""
     params, xs = lstm.init(KEY, INPUTS, UNITS), jnp.ones((2, 50, INPUTS))
-    _, pull = jax.vjp(lambda params, xs: lstm.apply(params, xs, implementation="pallas_tpu")[0], params, xs)
+    call = lambda params, xs: lstm.apply(params, xs, implementation="pallas_tpu")[0]  # noqa: E731
+    pull = jax.eval_shape(lambda params, xs: jax.vjp(call, params, xs)[1], params, xs)
     assert sum(leaf.size for leaf in jax.tree.leaves(pull) if leaf.ndim == 3) / 100 == 4 * UNITS + 2 * UNITS + INPUTS
 
 
@@ -317,6 +359,7 @@ class TestStandIn:
         assert one == 4 * 30
 
 
+@slow
 def test_float64_state_of_float32_inputs(x64):
     del x64
     params, xs = jax.tree.map(

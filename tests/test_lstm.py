@@ -89,20 +89,23 @@ def test_options_against_the_reference(options):
     assert np.abs(expected[0] - plain[0]).max() > 1e-2
 
     params, state = LSTMParams(w_x, w_h, bias), LSTMState(h, c)
-    ys, end = lstm.apply(params, xs, state, lengths=lengths, options=LSTMOptions(**options))
+    weights = rng.normal(size=expected[0].shape)
+
+    @jax.jit
+    @partial(jax.grad, argnums=(0, 1, 2), has_aux=True)
+    def differentiated(*arrays):
+        ys, end = lstm.apply(*arrays, lengths=lengths, options=LSTMOptions(**options))
+        return (ys * weights).sum(), (ys, end)
+
+    actual, (ys, end) = differentiated(params, xs, state)
     for a, e in zip((ys, end.h, end.c), expected, strict=True):
         np.testing.assert_allclose(a, e, rtol=2e-6, atol=2e-6)
     y, _ = lstm.step(params, xs[:, 0], state, options=LSTMOptions(**options))
     np.testing.assert_allclose(y, expected[0][:, 0], rtol=2e-6, atol=2e-6)
 
-    weights = rng.normal(size=ys.shape)
     slopes = reference.gradients(
         lambda *a: (reference.apply(*a, lengths=lengths, **options)[0] * weights).sum(), arrays
     )
-    actual = jax.grad(
-        lambda p, xs, s: (lstm.apply(p, xs, s, lengths=lengths, options=LSTMOptions(**options))[0] * weights).sum(),
-        argnums=(0, 1, 2),
-    )(params, xs, state)
     for a, e in zip(jax.tree.leaves(actual), slopes, strict=True):
         np.testing.assert_allclose(a, e, rtol=0, atol=1e-5 * np.abs(e).max())
 

@@ -1,14 +1,13 @@
 """Pooling against NumPy over the valid steps alone."""
 
+import itertools
 import math
-from functools import cache, partial
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jax.test_util import check_grads
 
@@ -41,11 +40,18 @@ POOLS = {
     "overlapping": over_windows(3, 1),
     "apart": over_windows(2, 3),
 }
-every_pool = pytest.mark.parametrize("name", POOLS)
 
 
 def example(seed, *axes):
     return np.random.default_rng(seed).normal(size=(*axes, FEATURES))
+
+
+def pooled(xs, lengths=None):
+    """What every pool gives; all in one program where this is compiled."""
+    return {name: pool(xs, lengths=lengths) for name, (pool, _) in POOLS.items()}
+
+
+jitted = jax.jit(pooled)
 
 
 def expected_of(name, xs, lengths, steps):
@@ -57,153 +63,167 @@ def expected_of(name, xs, lengths, steps):
     return ys
 
 
-@cache
-def differentiated(name):
-    def loss(xs, lengths, weights):
-        ys = POOLS[name][0](xs, lengths=lengths)
-        return (ys * weights).sum(), ys
+def assert_expected(ys, xs, lengths, **tolerance):
+    """Compare each of `pooled` with its loop."""
+    assert set(ys) == set(POOLS)
+    for name, y in ys.items():
+        steps = y.shape[xs.ndim - 2 : -1]
+        expected = expected_of(name, np.float64(xs), lengths, steps)
+        np.testing.assert_allclose(np.float64(y), expected, err_msg=name, **tolerance)
 
-    return jax.jit(jax.grad(loss, has_aux=True))
 
-
-@every_pool
-@settings(max_examples=25)
-@given(st.tuples(*[st.integers(0, TIME)] * 3))
-def test_of_the_valid_steps_alone(name, lengths):
+def test_of_the_valid_steps_alone():
     """Values, and slopes by differences: all is linear between ties, and there are none."""
-    lengths = np.array(lengths)
-    xs = example(0, 3, TIME)
+    lengths = np.random.default_rng(0).permutation(TIME + 1)
+    xs = example(0, len(lengths), TIME)
     padding = np.arange(TIME) >= lengths[:, None]
     xs[padding] = np.nan
-    steps = jax.eval_shape(POOLS[name][0], jnp.asarray(xs, jnp.float32)).shape[1:-1]
-    expected = expected_of(name, xs, lengths, steps)
-    weights = np.random.default_rng(1).normal(size=expected.shape)
-    slopes, ys = differentiated(name)(jnp.asarray(xs, jnp.float32), lengths, jnp.asarray(weights, jnp.float32))
-    np.testing.assert_allclose(ys, expected, rtol=2e-6, atol=2e-6)
-    np.testing.assert_array_equal(slopes[padding], 0)
-    for row, t in np.argwhere(~padding):
-        for f in range(FEATURES):
-            moved = xs.copy()
-            moved[row, t, f] += 1e-6
-            slope = ((expected_of(name, moved, lengths, steps) - expected) * weights).sum() / 1e-6
-            np.testing.assert_allclose(slopes[row, t, f], slope, rtol=1e-5, atol=1e-5)
+    shapes = jax.eval_shape(pooled, xs.astype(np.float32))
+    rng = np.random.default_rng(1)
+    weights = {name: rng.normal(size=y.shape).astype(np.float32) for name, y in shapes.items()}
+
+    @jax.jit
+    def differentiated(xs, lengths):
+        ys, pull = jax.vjp(lambda xs: pooled(xs, lengths), xs)
+        each = {name: {n: w if n == name else 0 * w for n, w in weights.items()} for name in weights}
+        return ys, {name: pull(cotangents)[0] for name, cotangents in each.items()}
+
+    ys, slopes = jax.tree.map(np.asarray, differentiated(xs.astype(np.float32), lengths))
+    assert_expected(ys, xs, lengths, rtol=2e-6, atol=2e-6)
+    for name, (row, t), f in itertools.product(POOLS, np.argwhere(~padding), range(FEATURES)):
+        moved = xs[row].copy()
+        moved[t, f] += 1e-6
+        steps = ys[name].shape[1:-1]
+        one, other = (expected_of(name, x, lengths[row : row + 1], steps) for x in (xs[row : row + 1], moved[None]))
+        slope = ((other - one) * weights[name][row]).sum() / 1e-6
+        np.testing.assert_allclose(slopes[name][row, t, f], slope, rtol=1e-5, atol=1e-5, err_msg=name)
+    for name, slope in slopes.items():
+        np.testing.assert_array_equal(slope[padding], 0, err_msg=name)
 
 
-@every_pool
 @pytest.mark.parametrize("batch", [(), (2, 3), (2, 0)])
 @pytest.mark.parametrize("time", [0, TIME])
-def test_batch_axes_and_time(name, batch, time):
-    xs = example(2, *batch, time)
+def test_batch_axes_and_time(batch, time):
+    xs = example(2, *batch, time).astype(np.float32)
     lengths = np.arange(math.prod(batch)).reshape(batch) % (time + 1)
-    pool = mapped = jax.jit(POOLS[name][0])
-    ys = pool(jnp.asarray(xs, jnp.float32), lengths=lengths)
-    steps = ys.shape[len(batch) : -1]
-    np.testing.assert_allclose(ys, expected_of(name, xs, lengths, steps), rtol=2e-6, atol=2e-6)
-    whole = pool(jnp.asarray(xs, jnp.float32))
-    np.testing.assert_allclose(whole, expected_of(name, xs, np.full(batch, time), steps), rtol=2e-6, atol=2e-6)
-    if 0 not in batch:
+
+    @jax.jit
+    def run(xs, lengths):
+        mapped = pooled
         for _ in batch:
             mapped = jax.vmap(mapped)
-        np.testing.assert_allclose(whole, mapped(jnp.asarray(xs, jnp.float32)), rtol=1e-6)
+        return pooled(xs, lengths), pooled(xs), None if 0 in batch else mapped(xs)
+
+    ys, whole, mapped = run(xs, lengths)
+    assert_expected(ys, xs, lengths, rtol=2e-6, atol=2e-6)
+    assert_expected(whole, xs, np.full(batch, time), rtol=2e-6, atol=2e-6)
+    if 0 not in batch:
+        jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-6), whole, mapped)
 
 
-@pytest.mark.parametrize("window", [1, 2, 3, 9])
-@pytest.mark.parametrize("stride", [None, 1, 2, 4])
-def test_windows(window, stride):
-    pool, expected = over_windows(window, stride)
-    for time in (1, 4, 7):
-        xs = example(9, time)
-        np.testing.assert_allclose(jax.jit(pool)(jnp.asarray(xs, jnp.float32)), expected(xs), rtol=1e-6)
+def test_windows():
+    cases = {str(case): over_windows(*case) for case in itertools.product([1, 2, 3, 9], [None, 1, 2, 4])}
+    several = [example(9, time) for time in (1, 4, 7)]
+    found = jax.jit(lambda several: {case: [pool(xs) for xs in several] for case, (pool, _) in cases.items()})(
+        [xs.astype(np.float32) for xs in several]
+    )
+    for case, (_, expected) in cases.items():
+        for ys, xs in zip(found[case], several, strict=True):
+            np.testing.assert_allclose(ys, expected(xs), rtol=1e-6, err_msg=case)
 
 
-@every_pool
-def test_in_float64(name, x64):
+def test_in_float64(x64):
     xs, lengths = example(3, 3, TIME), np.array([6, 2, 0])
-    ys = POOLS[name][0](jnp.asarray(xs), lengths=lengths)
-    assert ys.dtype == jnp.float64
-    np.testing.assert_allclose(ys, expected_of(name, xs, lengths, ys.shape[1:-1]), rtol=1e-12, atol=1e-12)
-    check_grads(jax.jit(partial(POOLS[name][0], lengths=lengths)), (jnp.asarray(xs),), order=1, rtol=1e-6, atol=1e-6)
+    ys = jitted(xs, lengths)
+    assert {y.dtype.name for y in ys.values()} == {"float64"}
+    assert_expected(ys, xs, lengths, rtol=1e-12, atol=1e-12)
+    check_grads(jax.jit(partial(pooled, lengths=lengths)), (xs,), order=1, rtol=1e-6, atol=1e-6)
 
 
-@every_pool
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
-def test_half_precision(name, dtype):
-    xs, lengths = jnp.asarray(example(4, 3, TIME), dtype), np.array([6, 2, 0])
-    ys = POOLS[name][0](xs, lengths=lengths)
-    assert ys.dtype == dtype
-    expected = expected_of(name, np.float64(xs), lengths, ys.shape[1:-1])
-    np.testing.assert_allclose(np.float64(ys), expected, rtol=float(jnp.finfo(dtype).eps), atol=1e-7)
+def test_half_precision(dtype):
+    xs, lengths = example(4, 3, TIME).astype(dtype), np.array([6, 2, 0])
+    ys = jitted(xs, lengths)
+    assert {y.dtype for y in ys.values()} == {jnp.dtype(dtype)}
+    assert_expected(ys, xs, lengths, rtol=float(jnp.finfo(dtype).eps), atol=1e-7)
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_the_mean_adds_up_in_float32(dtype):
-    assert pooling.global_mean(jnp.full((5000, 1), 100, dtype))[0] == 100
+    assert np.asarray(jax.jit(pooling.global_mean)(np.full((5000, 1), 100, dtype)))[0] == 100
 
 
-@every_pool
-def test_non_finite_values_of_valid_steps_propagate(name):
+def test_non_finite_values_of_valid_steps_propagate():
     xs = np.zeros((2, TIME, FEATURES), np.float32)
     xs[0, 3], xs[1] = np.nan, -np.inf
-    ys = np.asarray(POOLS[name][0](jnp.asarray(xs), lengths=np.array([4, 3])))
-    assert np.isnan(ys[0]).any()
-    assert np.isneginf(ys[1]).any()
-    assert not np.isnan(ys[1]).any()
+    for name, ys in jitted(xs, np.array([4, 3])).items():
+        ys = np.asarray(ys)
+        assert np.isnan(ys[0]).any(), name
+        assert np.isneginf(ys[1]).any(), name
+        assert not np.isnan(ys[1]).any(), name
 
 
-@every_pool
-def test_lengths_above_time_count_as_time_under_jit(name):
-    xs = jnp.asarray(example(5, 2, 4), jnp.float32)
-    ys = jax.jit(partial(POOLS[name][0], xs))(lengths=jnp.array([9, 4]))
-    np.testing.assert_array_equal(ys, POOLS[name][0](xs))
+def test_lengths_above_time_count_as_time_under_jit():
+    xs = example(5, 2, TIME).astype(np.float32)
+    expected = jax.jit(pooled)(xs)
+    jax.tree.map(np.testing.assert_array_equal, jitted(xs, np.array([TIME + 5, TIME])), expected)
 
 
-@every_pool
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
-def test_batch_sharded_over_a_mesh(name, kind):
-    xs, lengths = jnp.asarray(example(6, 8, TIME), jnp.float32), jnp.arange(8) % (TIME + 1)
+@pytest.mark.usefixtures("four_devices")
+def test_batch_sharded_over_a_mesh(kind):
+    xs, lengths = example(6, 8, TIME).astype(np.float32), np.arange(8, dtype=np.int32) % (TIME + 1)
 
-    def loss(xs, lengths):
-        ys = POOLS[name][0](xs, lengths=lengths)
-        return (ys**2).sum(), ys
+    @jax.jit
+    def run(xs, lengths):
+        slopes = {
+            name: jax.grad(lambda xs, pool=pool: (pool(xs, lengths=lengths) ** 2).sum())(xs)
+            for name, (pool, _) in POOLS.items()
+        }
+        return pooled(xs, lengths), slopes, pooled(xs)
 
-    differentiate = jax.jit(jax.grad(loss, has_aux=True))
-    expected = differentiate(xs, lengths)
+    expected = run(xs, lengths)
     rows = NamedSharding(jax.make_mesh((4,), ("data",), axis_types=(kind,)), PartitionSpec("data"))
     with jax.set_mesh(rows.mesh):
-        slopes, ys = differentiate(*jax.device_put((xs, lengths), rows))
-        assert POOLS[name][0](jax.device_put(xs, rows)).shape == ys.shape
-    assert ys.sharding.is_equivalent_to(rows, ys.ndim)
-    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-6), (slopes, ys), expected)
+        actual = run(*jax.device_put((xs, lengths), rows))
+    for name, ys in actual[0].items():
+        assert ys.sharding.is_equivalent_to(rows, ys.ndim), name
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-6), actual, expected)
 
 
+@pytest.mark.usefixtures("four_devices")
 def test_shard_map_over_the_batch():
-    xs, lengths = jnp.asarray(example(7, 8, TIME), jnp.float32), jnp.arange(8) % (TIME + 1)
+    xs, lengths = example(7, 8, TIME).astype(np.float32), np.arange(8, dtype=np.int32) % (TIME + 1)
     rows = PartitionSpec("data")
     mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))
-
-    def pools(xs, lengths):
-        return [pool(xs, lengths=lengths) for pool, _ in POOLS.values()]
-
-    sharded = jax.jit(jax.shard_map(pools, mesh=mesh, in_specs=rows, out_specs=rows))
-    jax.tree.map(np.testing.assert_array_equal, sharded(xs, lengths), pools(xs, lengths))
+    sharded = jax.jit(jax.shard_map(pooled, mesh=mesh, in_specs=rows, out_specs=rows))
+    jax.tree.map(np.testing.assert_array_equal, sharded(xs, lengths), jitted(xs, lengths))
 
 
 def test_windows_over_a_strided_convolution():
     """Lengths through two layers that shorten time."""
     params = conv1d.init(jax.random.key(0), FEATURES, 2)
-    xs, lengths = jnp.asarray(example(8, 3, 11), jnp.float32), jnp.array([11, 6, 0])
-    ys = conv1d.apply(params, xs, stride=2, lengths=lengths)
-    pooled = pooling.max_over_windows(ys, 3, stride=2, lengths=conv1d.output_lengths(lengths, 2))
-    for x, length, y in zip(xs, lengths, pooled, strict=True):
-        alone = pooling.max_over_windows(conv1d.apply(params, x[:length], stride=2), 3, stride=2)
-        assert len(alone) == conv1d.output_lengths(length, 4)
+    xs, lengths = example(8, 3, 11).astype(np.float32), np.array([11, 6, 0])
+
+    @jax.jit
+    def run(xs, lengths):
+        def pool(xs, lengths=None, inside=None):
+            ys = conv1d.apply(params, xs, stride=2, lengths=lengths)
+            return pooling.max_over_windows(ys, 3, stride=2, lengths=inside)
+
+        alone = [pool(x[:length]) for x, length in zip(xs, (11, 6, 0), strict=True)]
+        return pool(xs, lengths, conv1d.output_lengths(lengths, 2)), alone, conv1d.output_lengths(lengths, 4)
+
+    pooled, each, counts = jax.tree.map(np.asarray, run(xs, lengths))
+    for y, alone, count in zip(pooled, each, counts, strict=True):
+        assert len(alone) == count
         np.testing.assert_allclose(y[: len(alone)], alone, rtol=1e-6)
         np.testing.assert_array_equal(y[len(alone) :], 0)
 
 
 @pytest.mark.parametrize("pool", [pooling.global_max, partial(pooling.max_over_windows, window=2)])
 def test_a_shared_maximum_shares_its_gradient(pool):
-    slopes = jax.grad(lambda xs: pool(xs).sum())(jnp.ones((2, 1)))
+    slopes = jax.jit(jax.grad(lambda xs: pool(xs).sum()))(np.ones((2, 1), np.float32))
     np.testing.assert_array_equal(slopes, [[0.5], [0.5]])
 
 
@@ -215,8 +235,7 @@ def test_a_second_call_compiles_nothing():
         if "compile" in event:
             compilations.append(event)
 
-    xs, lengths = jnp.ones((2, TIME, FEATURES)), jnp.array([5, 2])
-    jitted = jax.jit(lambda xs, lengths: [pool(xs, lengths=lengths) for pool, _ in POOLS.values()])
+    xs, lengths = example(10, 2, TIME + 1).astype(np.float32), np.array([5, 2])  # a shape of this test alone
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:
         jax.block_until_ready(jitted(xs, lengths))
@@ -229,15 +248,18 @@ def test_a_second_call_compiles_nothing():
 
 
 def test_a_window_beyond_all_steps_needs_no_memory():
-    xs = jax.random.normal(jax.random.key(0), (2, 5, 3))
-    for stride in (1, 2, None):
-        ys = pooling.max_over_windows(xs, 2**31 - 1, stride=stride)
-        np.testing.assert_array_equal(ys, pooling.max_over_windows(xs, 6, stride=stride))
+    xs = example(11, 2, 5).astype(np.float32)
+
+    @partial(jax.jit, static_argnums=0)
+    def pools(window):
+        return [pooling.max_over_windows(xs, window, stride=stride) for stride in (1, 2, None)]
+
+    jax.tree.map(np.testing.assert_array_equal, pools(2**31 - 1), pools(6))
 
 
 def test_8_bits_have_no_infinity_and_are_refused(untyped):
     with pytest.raises(TypeError, match="xs must have a dtype of at least 16 bits, got float8_e4m3fn"):
-        pooling.global_max(jnp.ones((2, 3), jnp.float8_e4m3fn))
+        pooling.global_max(np.ones((2, 3), jnp.float8_e4m3fn))
 
 
 def test_refusals(untyped):

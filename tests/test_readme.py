@@ -1,6 +1,8 @@
 import pathlib
 import re
 
+import pytest
+
 ROOT = pathlib.Path(__file__).parent.parent
 
 
@@ -17,5 +19,6 @@ def test_examples_run_and_give_the_shapes_they_say():
     assert {name: names[name].shape for name in expected} == expected
 
 
+@pytest.mark.usefixtures("four_devices")
 def test_the_example_of_many_devices_runs():
     assert run("docs/scale.md")["ys"].shape == (4, 10, 16)

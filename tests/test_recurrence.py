@@ -15,21 +15,27 @@ INPUTS, UNITS = 3, 4
 ZONEOUT = Dropout(zoneout_h=0.3, zoneout_c=0.3)
 
 same = partial(jax.tree.map, partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5))
-every_implementation = pytest.mark.parametrize("implementation", lstm.IMPLEMENTATIONS)
 
 
 def example(time, batch=3):
     params = lstm.init(KEY, INPUTS, UNITS)
-    xs = jax.random.normal(KEY, (batch, time, INPUTS))
-    return params, xs, LSTMState(*jax.random.normal(KEY, (2, batch, UNITS)))
+    rng = np.random.default_rng(0)
+    draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)  # noqa: E731
+    return params, draw(batch, time, INPUTS), LSTMState(draw(batch, UNITS), draw(batch, UNITS))
 
 
 def number(outputs):
     return sum((leaf**2).sum() for leaf in jax.tree.leaves(outputs))
 
 
-@every_implementation
-@pytest.mark.parametrize("argnums", [0, (0, 1)], ids=["params", "params and xs"])
+@pytest.mark.parametrize(
+    ("implementation", "argnums"),
+    [
+        pytest.param(name, argnums, marks=[] if argnums == 0 and name != "pallas_tpu" else pytest.mark.slow)
+        for name in lstm.IMPLEMENTATIONS
+        for argnums in (0, (0, 1))
+    ],
+)
 def test_memory_of_gradients(implementation, argnums):
     params = jax.eval_shape(partial(lstm.init, inputs=256, units=256), KEY)
     xs = jax.ShapeDtypeStruct((32, 2048, 256), jnp.float32)
@@ -48,7 +54,7 @@ def test_memory_of_gradients(implementation, argnums):
 def test_segments_of_any_length(implementation, time, checkpoint, reverse):
     arrays = example(time)
     lengths = jnp.array([time, time // 2, 0])
-    resets = jax.random.bernoulli(KEY, 0.2, (3, time))
+    resets = jnp.asarray(np.random.default_rng(1).random((3, time)) < 0.2)
     arguments = {"lengths": lengths, "resets": resets, "dropout": ZONEOUT, "key": KEY, "reverse": reverse}
 
     def slopes(checkpoint):
@@ -56,7 +62,7 @@ def test_segments_of_any_length(implementation, time, checkpoint, reverse):
             outputs = lstm.apply(*arrays, **arguments, implementation=implementation, checkpoint=checkpoint)
             return number(outputs), outputs
 
-        return jax.grad(loss, argnums=(0, 1, 2), has_aux=True)(*arrays)
+        return jax.jit(jax.grad(loss, argnums=(0, 1, 2), has_aux=True))(*arrays)
 
     same(slopes(checkpoint), slopes(False))
 
@@ -69,9 +75,15 @@ def test_more_segments_than_steps():
 def test_forward_mode():
     arrays = example(7)
     tangents = jax.tree.map(lambda leaf: jnp.cos(jnp.arange(leaf.size)).reshape(leaf.shape), arrays)
-    same(*(jax.jvp(partial(lstm.apply, checkpoint=checkpoint), arrays, tangents) for checkpoint in (3, False)))
+
+    @jax.jit
+    def derivatives(arrays, tangents):
+        return [jax.jvp(partial(lstm.apply, checkpoint=checkpoint), arrays, tangents) for checkpoint in (3, False)]
+
+    same(*derivatives(arrays, tangents))
 
 
+@pytest.mark.usefixtures("four_devices")
 def test_vmap_and_shard_map():
     params, xs, state = example(7, batch=4)
     lengths = jnp.array([7, 3, 1, 0])

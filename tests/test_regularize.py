@@ -1,6 +1,7 @@
 """Dropout: what is drawn, how often, and what the equations make of it."""
 
 import dataclasses
+import itertools
 from functools import partial
 
 import jax
@@ -43,13 +44,26 @@ def masks_of(dropout, params, key=KEY):
     return {name: np.float64(mask) for name, mask in vars(masks).items() if mask is not None}
 
 
-@every_kind
+WAYS = {
+    "fused": ("fused", {}),
+    "scan": ("scan", {}),
+    "coupled and projected": ("fused", {"coupled": True, "projection": 2}),
+}
+LATER = [(kind, way) for kind in KINDS for way in ("scan", "coupled and projected") if kind not in ("all", "candidate")]
+
+
+@jax.jit
+def plainly(params, xs, state, lengths):
+    return lstm.apply(params, xs, state, lengths=lengths)
+
+
 @pytest.mark.parametrize(
-    ("implementation", "options"),
-    [*((name, {}) for name in EVERY_CELL), ("fused", {"coupled": True, "projection": 2})],
+    ("kind", "way"),
+    [pytest.param(*row, marks=pytest.mark.slow if row in LATER else []) for row in itertools.product(KINDS, WAYS)],
 )
-def test_values_and_gradients(dropout, implementation, options, x64):
+def test_values_and_gradients(kind, way, x64):
     """Against the float64 loop with the same masks, drawn once from the key."""
+    dropout, (implementation, options) = KINDS[kind], WAYS[way]
     arrays = example(**options)
     masks = masks_of(dropout, arrays[0])
     assert masks
@@ -74,7 +88,7 @@ def test_values_and_gradients(dropout, implementation, options, x64):
     right = reference.gradients(lambda *leaves: loss(expected(*leaves)), leaves)
     for a, e in zip(jax.tree.leaves(slopes), right, strict=True):
         np.testing.assert_allclose(a, e, rtol=0, atol=1e-12 * max(1, np.abs(e).max()))
-    plain = lstm.apply(*wide, lengths=lengths)
+    plain = plainly(*wide, lengths)
     assert any(np.abs(a - b).max() > 1e-3 for a, b in zip(*map(jax.tree.leaves, (actual, plain)), strict=True))
 
 
@@ -83,7 +97,7 @@ def test_rates(rate):
     """Of 100,000 values each: the share dropped is within five standard deviations, and the mean factor is 1."""
     dropout = Dropout(**{f.name: rate for f in dataclasses.fields(Dropout) if f.name != "recurrent_kind"})
     params = lstm.init(KEY, 320, 320)
-    drawn = [regularize.draw(dropout, KEY, params, (320,), 10)]
+    drawn = [regularize.draw(dropout, KEY, params, (320,), 1)]
     kinds = [dataclasses.replace(dropout, recurrent_kind=kind) for kind in ("per_gate", "candidate")]
     drawn += [regularize.draw(kind, KEY, params, (320,), 1) for kind in kinds]
     leaves = jax.tree.leaves(drawn)
@@ -130,11 +144,17 @@ def test_a_mask_depends_on_the_key_and_its_own_rate_alone():
 @every_kind
 def test_one_key_drops_the_same_on_every_implementation(dropout):
     params, xs, state = jax.tree.map(partial(jnp.asarray, dtype=jnp.float32), example())
-    runs = [
-        lstm.apply(params, xs, state, dropout=dropout, key=KEY, implementation=implementation, checkpoint=checkpoint)
-        for implementation in EVERY_CELL
-        for checkpoint in (False, True)
-    ]
+
+    @jax.jit
+    def by_all(params, xs, state, key):
+        call = partial(lstm.apply, params, xs, state, dropout=dropout, key=key)
+        return [
+            call(implementation=implementation, checkpoint=checkpoint)
+            for implementation in EVERY_CELL
+            for checkpoint in (False, True)
+        ]
+
+    runs = by_all(params, xs, state, KEY)
     for run in runs[1:]:
         jax.tree.map(partial(np.testing.assert_allclose, rtol=0, atol=1e-6), run, runs[0])
 

@@ -1,5 +1,6 @@
 """Residual stacks against a float64 loop, and their part of the contract of time."""
 
+import dataclasses
 import math
 from functools import cache, partial
 
@@ -9,7 +10,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jax.nn import initializers
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jax.test_util import check_grads
 
@@ -26,10 +26,11 @@ ACTIVATIONS = {
 
 
 def example(seed, *axes, units=UNITS, strides=STRIDES, kernel=2, dtype=jnp.float32):
-    normal = initializers.normal(0.7)
-    params = residual.init(jax.random.key(seed), 3, units, kernel=kernel, strides=strides, w_init=normal, dtype=dtype)
-    params = jax.tree.map(lambda leaf: leaf + jnp.asarray(0.1, dtype), params)  # biases too
-    return params, jax.random.normal(jax.random.key(seed + 1), (*axes, 3), dtype)
+    """Parameters in the shapes of `residual.init`, drawn by NumPy, biases too; and inputs."""
+    rng = np.random.default_rng(seed)
+    shapes = jax.eval_shape(lambda key: residual.init(key, 3, units, kernel=kernel, strides=strides), KEY)
+    params = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(0.1, 0.7, leaf.shape), dtype), shapes)
+    return params, jnp.asarray(rng.normal(size=(*axes, 3)), dtype)
 
 
 def convolution(params, xs, stride, dilation):
@@ -65,7 +66,7 @@ def test_equals_the_loop(activation, dilations, time):
     call = partial(residual.apply, strides=STRIDES, activation=activation, dilations=dilations)
     ys = jax.jit(call)(params, xs)
     assert (ys.shape, ys.dtype) == ((2, -(-time // 2), 4), jnp.float32)
-    for x, y in zip(np.float64(xs), ys, strict=True):
+    for x, y in zip(np.float64(xs), np.asarray(ys), strict=True):
         expected = loop(params, x, dilations or (1, 2, 4), activation=activation)
         np.testing.assert_allclose(y, expected, rtol=2e-6, atol=2e-6 * max(1, np.abs(expected).max(initial=0)))
 
@@ -137,58 +138,66 @@ def test_padding_reaches_nothing(lengths, activation):
     xs = np.array(xs)
     padding = np.arange(7) >= lengths[:, None]
     slopes, ys = differentiated(activation)(params, np.where(padding[..., None], np.nan, xs), lengths)
-    for x, y, length in zip(xs, ys, lengths, strict=True):
+    for x, y, length in zip(xs, np.asarray(ys), lengths, strict=True):
         expected = loop(params, np.float64(x[:length]), (1, 2, 4), activation=activation)
         np.testing.assert_allclose(y[: len(expected)], expected, rtol=1e-5, atol=1e-5)
         np.testing.assert_array_equal(y[len(expected) :], 0)
     zeros, _ = differentiated(activation)(params, np.where(padding[..., None], 0, xs), lengths)
     jax.tree.map(np.testing.assert_array_equal, slopes, zeros)
-    np.testing.assert_array_equal(slopes[1][padding], 0)
+    np.testing.assert_array_equal(np.asarray(slopes[1])[padding], 0)
+
+
+def identity(units):
+    return conv1d.Conv1DParams(np.eye(units, dtype=np.float32)[None], np.zeros(units, np.float32))
+
+
+def dropped(units, rate, kind="spatial"):
+    """Outputs for ones of a block whose convolutions are the identity, as a function of the key."""
+    params = (residual.ResidualParams(identity(units), identity(units)),)
+    xs = np.ones((50, 6, units), np.float32)
+    run = jax.jit(lambda key: residual.apply(params, xs, dropout=rate, dropout_kind=kind, key=key))
+    return lambda key: np.asarray(run(key))
 
 
 def test_dropout_takes_whole_units_of_a_sequence():
     """One block whose convolutions are the identity shows its masks; the loop with the same masks gives the rest."""
-    units, time, rate = 64, 6, 0.25
-    one = conv1d.Conv1DParams(jnp.eye(units)[None], jnp.zeros(units))
-    params = (residual.ResidualParams(one, one),)
-    xs = jnp.ones((50, time, units))
-    ys = residual.apply(params, xs, dropout=rate, key=KEY)
+    units, rate = 64, 0.25
+    call = dropped(units, rate)
+    ys = call(KEY)
     assert (ys == ys[:, :1]).all()
-    factors = np.asarray(ys[:, 0] - 1)  # 0, or both kept
+    factors = ys[:, 0] - 1  # 0, or both kept
     assert set(np.unique(factors.round(5))) == {0, np.float32(round((1 - rate) ** -2, 5))}
     assert abs((factors > 0).mean() - (1 - rate) ** 2) < 0.03
     assert abs(factors.mean() - 1) < 0.06
     assert len(np.unique(factors > 0, axis=0)) == 50
-    np.testing.assert_array_equal(ys, residual.apply(params, xs, dropout=rate, key=KEY))
-    assert (ys != residual.apply(params, xs, dropout=rate, key=jax.random.key(1))).any()
+    np.testing.assert_array_equal(ys, call(KEY))
+    assert (ys != call(jax.random.key(1))).any()
 
 
 def test_elementwise_dropout_draws_anew_at_each_step():
-    units, time, rate = 64, 6, 0.25
-    one = conv1d.Conv1DParams(jnp.eye(units)[None], jnp.zeros(units))
-    xs = jnp.ones((50, time, units))
-    call = partial(residual.apply, (residual.ResidualParams(one, one),), xs, dropout=rate, dropout_kind="elementwise")
-    factors = np.asarray(call(key=KEY) - 1)  # 0, or both kept
+    units, rate = 64, 0.25
+    call = dropped(units, rate, "elementwise")
+    factors = call(KEY) - 1  # 0, or both kept
     assert set(np.unique(factors.round(5))) == {0, np.float32(round((1 - rate) ** -2, 5))}
     kept = factors > 0
     assert abs(kept.mean() - (1 - rate) ** 2) < 0.01
-    assert len(np.unique(kept.reshape(-1, units), axis=0)) == 50 * time
-    np.testing.assert_array_equal(call(key=KEY), factors + 1)
-    assert (call(key=jax.random.key(1)) - 1 != factors).any()
+    assert len(np.unique(kept.reshape(-1, units), axis=0)) == 50 * 6
+    np.testing.assert_array_equal(call(KEY), factors + 1)
+    assert (call(jax.random.key(1)) - 1 != factors).any()
 
 
 def test_dropout_draws_anew_behind_every_convolution():
     """A second convolution that gives 1 whatever it reads shows its own mask, the identity the product of both."""
-    eye = jnp.eye(32)
-    copy, zero, one = (
-        conv1d.Conv1DParams(w[None], jnp.full(32, bias)) for w, bias in ((eye, 0.0), (0 * eye, 0.0), (0 * eye, 1.0))
-    )
+    copy = identity(32)
+    zero, one = (dataclasses.replace(copy, w=0 * copy.w, bias=copy.bias + bias) for bias in np.float32([0, 1]))
     idle = residual.ResidualParams(zero, zero)
+    xs = np.ones((1, 32), np.float32)
+    run = jax.jit(lambda params: residual.apply(params, xs, dropout=0.5, key=KEY))
 
     def seen(first, second, block):
         params = [idle, idle]
         params[block] = residual.ResidualParams(first, second)
-        return np.asarray(residual.apply(tuple(params), jnp.ones((1, 32)), dropout=0.5, key=KEY)[0] - 1)
+        return np.asarray(run(tuple(params)))[0] - 1
 
     seconds = [seen(zero, one, block) for block in (0, 1)]
     products = [seen(copy, copy, block) for block in (0, 1)]
@@ -203,34 +212,40 @@ def test_dropout_draws_anew_behind_every_convolution():
 
 def test_no_dropout_without_a_key_or_a_rate():
     params, xs = example(5, 2, 9)
-    expected = residual.apply(params, xs, strides=STRIDES)
-    np.testing.assert_array_equal(residual.apply(params, xs, strides=STRIDES, dropout=0.5), expected)
-    np.testing.assert_array_equal(residual.apply(params, xs, strides=STRIDES, key=KEY), expected)
+
+    @jax.jit
+    def outputs(params, xs, key):
+        call = partial(residual.apply, params, xs, strides=STRIDES)
+        return call(), call(dropout=0.5), call(key=key)
+
+    expected, without_key, without_rate = outputs(params, xs, KEY)
+    np.testing.assert_array_equal(without_key, expected)
+    np.testing.assert_array_equal(without_rate, expected)
 
 
 @pytest.mark.parametrize("kind", residual.DROPOUT_KINDS)
 def test_dropout_with_padding(kind):
     params, xs = example(6, 2, 8)
     lengths = np.array([8, 3])
-    call = jax.jit(partial(residual.apply, params, strides=STRIDES, dropout=0.3, dropout_kind=kind, key=KEY))
-    ys = call(jnp.where(np.arange(8)[:, None] >= lengths[:, None, None], jnp.nan, xs), lengths=lengths)
-    np.testing.assert_allclose(ys[0], call(xs)[0], rtol=1e-6)
-    np.testing.assert_allclose(ys[1, :2], call(xs)[1, :2], rtol=1e-6)
+    run = jax.jit(partial(residual.apply, strides=STRIDES, dropout=0.3, dropout_kind=kind, key=KEY))
+    spoilt = np.where(np.arange(8)[:, None] >= lengths[:, None, None], np.nan, xs)
+    ys, whole = (np.asarray(run(params, given, lengths=n)) for given, n in ((spoilt, lengths), (xs, np.array([8, 8]))))
+    np.testing.assert_allclose(ys[0], whole[0], rtol=1e-6)
+    np.testing.assert_allclose(ys[1, :2], whole[1, :2], rtol=1e-6)
     np.testing.assert_array_equal(ys[1, 2:], 0)
 
 
 @pytest.mark.parametrize("batch", [(), (2, 3), (0,)])
 def test_batch_axes_are_vmap(batch):
     params, xs = example(7, *batch, 9)
-    lengths = jnp.arange(np.prod(batch, dtype=int)).reshape(batch)
-    call = jax.jit(partial(residual.apply, params, strides=STRIDES))
-    mapped = lambda xs, lengths: call(xs, lengths=lengths)  # noqa: E731
+    lengths = np.arange(np.prod(batch, dtype=int)).reshape(batch)
+    call = mapped = lambda xs, lengths: residual.apply(params, xs, strides=STRIDES, lengths=lengths)
     for _ in batch:
         mapped = jax.vmap(mapped)
-    ys = call(xs, lengths=lengths)
+    ys, expected = jax.jit(lambda *given: (call(*given), None if 0 in batch else mapped(*given)))(xs, lengths)
     assert ys.shape == (*batch, 5, 4)
     if 0 not in batch:
-        np.testing.assert_allclose(ys, mapped(xs, lengths), rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(ys, expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.bfloat16, 2**-7), (jnp.float16, 2**-10)])
@@ -244,12 +259,15 @@ def test_half_precision(dtype, tolerance):
     assert error < tolerance
 
 
-@pytest.mark.parametrize("kind", residual.DROPOUT_KINDS)
-def test_derivatives(kind, x64):
+def test_derivatives(x64):
     params, xs = example(9, 2, 5, units=(3, 4), strides=(1, 2), dtype=jnp.float64)
-    call = partial(residual.apply, strides=(1, 2), activation="tanh", lengths=np.array([5, 4]), key=KEY)
-    call = partial(call, dropout=0.5, dropout_kind=kind)
-    check_grads(jax.jit(call), (params, xs), order=1, rtol=1e-6, atol=1e-6)
+    call = partial(residual.apply, strides=(1, 2), activation="tanh", lengths=np.array([5, 4]), key=KEY, dropout=0.5)
+
+    @jax.jit
+    def both(params, xs):
+        return [call(params, xs, dropout_kind=kind) for kind in residual.DROPOUT_KINDS]
+
+    check_grads(both, (params, xs), order=1, rtol=1e-6, atol=1e-6, eps=1e-5)
 
 
 def test_a_second_call_compiles_nothing():
@@ -276,23 +294,27 @@ def test_a_second_call_compiles_nothing():
         jax.monitoring.unregister_event_duration_listener(listen)
 
 
-@pytest.mark.parametrize("dropout_kind", residual.DROPOUT_KINDS)
-@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
-def test_batch_sharded_over_a_mesh(kind, dropout_kind):
-    params, xs = example(11, 8, 6)
-    lengths = jnp.array([6, 0, 1, 2, 3, 4, 5, 6])
-
-    def loss(params, xs, lengths, key):
+@partial(jax.jit, static_argnums=0)
+def value_and_slopes(dropout_kind, params, xs, lengths, key):
+    def loss(params, xs):
         dropped = {"dropout": 0.3, "dropout_kind": dropout_kind, "key": key}
-        ys = residual.apply(params, xs, strides=STRIDES, lengths=lengths, **dropped)
+        ys = residual.apply(params, xs, strides=(1, 2), lengths=lengths, **dropped)
         return (ys**2).sum(), ys
 
-    differentiate = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))
-    expected = differentiate(params, xs, lengths, KEY)
+    return jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(params, xs)
+
+
+@pytest.mark.parametrize("dropout_kind", residual.DROPOUT_KINDS)
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+@pytest.mark.usefixtures("four_devices")
+def test_batch_sharded_over_a_mesh(kind, dropout_kind):
+    params, xs = example(11, 8, 6, units=(3, 4), strides=(1, 2))
+    lengths = np.array([6, 0, 1, 2, 3, 4, 5, 6], np.int32)
+    expected = value_and_slopes(dropout_kind, params, xs, lengths, KEY)
     mesh = jax.make_mesh((4,), ("data",), axis_types=(kind,))
     rows = NamedSharding(mesh, PartitionSpec("data"))
     with jax.set_mesh(mesh):
-        actual = differentiate(params, *jax.device_put((xs, lengths), rows), KEY)
+        actual = value_and_slopes(dropout_kind, params, *jax.device_put((xs, lengths), rows), KEY)
     assert actual[0][1].sharding.is_equivalent_to(rows, 3)
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), actual, expected)
 

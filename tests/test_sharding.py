@@ -1,9 +1,11 @@
 """Params and units divided over a mesh: what is computed stays, and what a step exchanges is counted."""
 
 import dataclasses
+import functools
 from collections import Counter
 from functools import partial
 
+import covering
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,49 +16,59 @@ from jax.sharding import PartitionSpec as P
 from benchmarks.scale import collectives
 from lstmjax import Dropout, LSTMOptions, LSTMParams, bidirectional, dense, hierarchy, lstm, sharding, stack
 
+pytestmark = pytest.mark.usefixtures("four_devices")
+
 close = partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5)
 DIVIDED = LSTMOptions(units_axis="model")
 BATCH, TIME, INPUTS, UNITS = 4, 6, 8, 16
-meshes = pytest.mark.parametrize("sizes", [(1, 4), (2, 2), (4, 1)])
 kinds = pytest.mark.parametrize("explicit", [False, True])
-every_loop = pytest.mark.parametrize("implementation", ["fused", "scan"])
-LENGTHS = jnp.array([6, 0, 3, 5])
-RESETS = jax.random.bernoulli(jax.random.key(3), 0.2, (BATCH, TIME))
+LENGTHS = np.array([6, 0, 3, 5])
+RESETS = np.random.default_rng(3).random((BATCH, TIME)) < 0.2
 
 
 @pytest.fixture(scope="module")
 def xs():
-    return jax.random.normal(jax.random.key(1), (BATCH, TIME, INPUTS))
+    return jnp.asarray(np.random.default_rng(1).normal(size=(BATCH, TIME, INPUTS)), jnp.float32)
 
 
-def compare(model, params, xs, mesh, rules=sharding.UNITS):
-    """`model(params, xs, options)`: values and gradients, divided as the rules say, beside those of one device."""
+@functools.cache
+def differentiated(model):
+    """Values and gradients of a model; of one model each program is compiled once."""
 
     def loss(params, xs, options):
         made = model(params, xs, options)
         return sum(jnp.sum(jnp.sin(leaf)) for leaf in jax.tree.leaves(made)), made
 
-    differentiate = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True), static_argnums=2)
+    return jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True), static_argnums=2)
+
+
+def compare(model, params, xs, mesh, rules=sharding.UNITS):
+    """`model(params, xs, options)`: values and gradients, divided as the rules say, beside those of one device."""
+    differentiate = differentiated(model)
     expected = differentiate(params, xs, LSTMOptions())
     with jax.set_mesh(mesh):
         divided = sharding.place(params, mesh, rules), jax.device_put(xs, NamedSharding(mesh, P("data")))
-        found = differentiate(*divided, DIVIDED)
-        text = differentiate.lower(*divided, DIVIDED).compile().as_text()
+        program = differentiate.lower(*divided, DIVIDED).compile()
+        found = program(*divided)
     jax.tree.map(close, jax.device_get(found), jax.device_get(expected))
-    return collectives(text)
+    return collectives(program.as_text())
 
 
-@every_loop
-@kinds
-@meshes
-def test_divided_units_compute_the_same(implementation, explicit, sizes, xs):
-    params = lstm.init(jax.random.key(0), INPUTS, UNITS)
-    mesh = sharding.mesh(data=sizes[0], model=sizes[1], explicit=explicit)
-
+@functools.cache
+def masked(implementation):
     def model(params, xs, options):
         return lstm.apply(params, xs, lengths=LENGTHS, resets=RESETS, options=options, implementation=implementation)
 
-    loops, _ = compare(model, params, xs, mesh)
+    return model
+
+
+@covering.parametrize(
+    {"implementation": ["fused", "scan"], "explicit": [False, True], "sizes": [(1, 4), (2, 2), (4, 1)]}
+)
+def test_divided_units_compute_the_same(implementation, explicit, sizes, xs):
+    params = lstm.init(jax.random.key(0), INPUTS, UNITS)
+    mesh = sharding.mesh(data=sizes[0], model=sizes[1], explicit=explicit)
+    loops, _ = compare(masked(implementation), params, xs, mesh)
     one_each = [Counter({"all-gather": 1}), Counter({"reduce-scatter": 1})]
     # A plain scan's own gradient adds to that of the weights at every step.
     alone = [] if implementation == "fused" else [Counter({"all-reduce": 1})]
@@ -73,8 +85,16 @@ VARIANTS = {
 }
 
 
-@every_loop
-@pytest.mark.parametrize("variant", VARIANTS)
+def by_scan_once(values, chosen):
+    """Each value by the fused path, and the chosen one by the scan; the others by the scan are slow."""
+    return [
+        pytest.param(name, value, marks=[pytest.mark.slow] * (name == "scan" and value != chosen))
+        for name in ("fused", "scan")
+        for value in values
+    ]
+
+
+@pytest.mark.parametrize(("implementation", "variant"), by_scan_once(VARIANTS, "coupled peepholes"))
 def test_variants(implementation, variant, xs):
     how = {"inputs": INPUTS} | VARIANTS[variant]
     params = lstm.init(jax.random.key(0), units=UNITS, **how)
@@ -87,8 +107,7 @@ def test_variants(implementation, variant, xs):
     compare(model, params, xs[..., : how["inputs"]], sharding.mesh(data=2, model=2))
 
 
-@every_loop
-@pytest.mark.parametrize("kind", ["per_gate", "tied", "candidate"])
+@pytest.mark.parametrize(("implementation", "kind"), by_scan_once(["per_gate", "tied", "candidate"], "tied"))
 def test_dropout_drops_the_same(implementation, kind, xs):
     params = lstm.init(jax.random.key(0), INPUTS, UNITS)
     dropout = Dropout(
@@ -141,7 +160,7 @@ def test_without_batch_and_under_vmap(xs):
     ys, state = lstm.apply(params, xs)
     with jax.set_mesh(mesh):
         one, _ = lstm.apply(params, xs[0], options=DIVIDED)
-        mapped, mapped_state = jax.vmap(partial(lstm.apply, params, options=DIVIDED))(xs)
+        mapped, mapped_state = jax.jit(jax.vmap(partial(lstm.apply, params, options=DIVIDED)))(xs)
         y, after = lstm.step(params, xs[:, 0], lstm.initial_state(params, (BATCH,)), options=DIVIDED)
     close(one, ys[0])
     jax.tree.map(close, (mapped, mapped_state), (ys, state))
@@ -152,7 +171,7 @@ def test_without_batch_and_under_vmap(xs):
 def test_forward_mode(xs):
     params = lstm.init(jax.random.key(0), INPUTS, UNITS)
     along = jax.tree.map(jnp.cos, params)
-    expected = jax.jvp(lambda p: lstm.apply(p, xs)[0], (params,), (along,))
+    expected = jax.jit(partial(jax.jvp, lambda p: lstm.apply(p, xs)[0]))((params,), (along,))
     with jax.set_mesh(sharding.mesh(data=2, model=2)):
         found = jax.jit(partial(jax.jvp, lambda p: lstm.apply(p, xs, options=DIVIDED)[0]))((params,), (along,))
     jax.tree.map(close, found, expected)

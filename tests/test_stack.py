@@ -210,6 +210,7 @@ def number(outputs):
     return sum((leaf**2).sum() for leaf in jax.tree.leaves(outputs))
 
 
+@pytest.mark.usefixtures("four_devices")
 def test_batch_sharded_over_an_explicit_mesh():
     run = jax.jit(dropped)
     expected = run(BOTH, XS, LENGTHS, KEY)
@@ -222,6 +223,7 @@ def test_batch_sharded_over_an_explicit_mesh():
     assert all(leaf.sharding.is_equivalent_to(rows, leaf.ndim) for leaf in jax.tree.leaves(actual))
 
 
+@pytest.mark.usefixtures("four_devices")
 def test_vmap_and_shard_map_drop_by_the_key_of_each():
     keys = jax.random.split(KEY, BATCH)
     mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
@@ -410,3 +412,18 @@ def test_halves_of_different_units_are_as_wide_as_both():
     stack.check(params)
     assert stack.outputs(halves) == 6
     assert stack.apply(params, XS)[0].shape == (BATCH, TIME, WIDTH)
+
+
+def test_every_layer_and_boundary_of_four_drops_by_itself():
+    """Units pass through all layers unless dropped: as many remain as of independent masks."""
+    count, rate, width, batch = 4, 0.3, 32, 256
+    w_x, bias = np.zeros((width, 4, width), np.float32), np.zeros((4, width), np.float32)
+    w_x[:, 2], bias[:] = np.eye(width), np.array([[9], [-9], [0], [9]])  # i and o are open, f is shut
+    layer = lstm.LSTMParams(w_x.reshape(width, -1), np.zeros((width, 4 * width), np.float32), bias.reshape(-1))
+    dropout = Dropout(between_layers=rate, recurrent=rate, recurrent_kind="candidate")
+    run = jax.jit(partial(stack.apply, dropout=dropout, implementation="scan"))
+    ys, _ = run(StackParams((layer,) * count), np.ones((batch, 2, width), np.float32), key=KEY)
+    remain = np.asarray(ys) != 0
+    np.testing.assert_array_equal(remain[:, 0], remain[:, 1])
+    share = (1 - rate) ** (count + count - 1)
+    assert abs(remain.mean() - share) < 5 * (share * (1 - share) / (batch * width)) ** 0.5

@@ -1,6 +1,7 @@
 """Every cell in every composition, against the float64 loop: one table each, one contract."""
 
 import dataclasses
+import itertools
 from collections.abc import Callable
 from functools import partial
 
@@ -84,6 +85,18 @@ def bidirectional_by(merge):
     return Composition(partial(bidirectional.init, inputs=INPUTS), bidirectional.initial_state, apply, against)
 
 
+MERGES = ("concat", "sum", "mul", "ave")
+
+
+def bidirectional_by_every_merge():
+    """A list of what each merge gives, of one program."""
+    modules = bidirectional.apply, reference.bidirectional
+    apply, against = (
+        lambda *arrays, call=call, **how: [call(*arrays, merge=merge, **how) for merge in MERGES] for call in modules
+    )
+    return Composition(partial(bidirectional.init, inputs=INPUTS), bidirectional.initial_state, apply, against)
+
+
 def stack_by(*, layers, bidirectional=False, **arguments):
     def init(key, *, units, **options):
         merge = arguments.get("merge", "concat")
@@ -95,7 +108,7 @@ def stack_by(*, layers, bidirectional=False, **arguments):
 
 COMPOSITIONS = {
     **{name: lstm_by(name) for name in EVERY_CELL},
-    **{f"bidirectional, {merge}": bidirectional_by(merge) for merge in ("concat", "sum", "mul", "ave")},
+    **{f"bidirectional, {merge}": bidirectional_by(merge) for merge in MERGES},
     "stack": stack_by(layers=3),
     "residual stack": stack_by(layers=2, residual_from=1),
     "residual stack from the start": stack_by(layers=2, residual_from=0),
@@ -103,7 +116,26 @@ COMPOSITIONS = {
     "bidirectional residual stack": stack_by(layers=2, bidirectional=True, merge="ave", residual_from=1),
 }
 
-every_variant = pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
+CHECKED = {name: composition for name, composition in COMPOSITIONS.items() if "bidirectional, " not in name}
+CHECKED["bidirectional"] = bidirectional_by_every_merge()
+COMPOSED = [name for name in CHECKED if name not in EVERY_CELL]
+FULLEST = ("all", "all but gates of their own")
+
+
+def rarity(variant, composition, reverse):
+    """Marks: which rows of the product are in the default suite, which are slow, and which run only when named.
+
+    By default every cell takes the path with derivatives of its own, in one direction, and the fullest cells the other
+    path; the fullest of all takes every composition. The slow rows are every cell in the other path and in one of the
+    compositions, by turns.
+    """
+    row = list(VARIANTS).index(variant)
+    if (row + list(CHECKED).index(composition)) % 2 != reverse:
+        return [pytest.mark.long]
+    if composition == "fused" or variant == "all" or (composition == "scan" and variant in FULLEST):
+        return []
+    turn = COMPOSED[row % len(COMPOSED)]
+    return [pytest.mark.slow if composition in ("scan", turn) else pytest.mark.long]
 
 
 def example(composition, variant, batch=(2,)):
@@ -133,16 +165,17 @@ def loss(outputs):
     return sum(out.sum() for out in weighted)
 
 
-@every_variant
-def test_values_and_gradients(variant, subtests, x64):
+@pytest.mark.parametrize(
+    ("variant", "composition", "reverse"),
+    [pytest.param(*row, marks=rarity(*row)) for row in itertools.product(VARIANTS, CHECKED, (False, True))],
+)
+def test_values_and_gradients(variant, composition, reverse, x64):
     """All that a call may take together, with gradients in params, inputs and states."""
-    for name, composition in COMPOSITIONS.items():
-        for reverse in (False, True):
-            with subtests.test(name, reverse=reverse):
-                check_values_and_gradients(composition, variant, reverse)
+    check_values_and_gradients(CHECKED[composition], VARIANTS[variant], reverse)
 
 
 def check_values_and_gradients(composition, variant, reverse):
+    """In float64, and values in float32 too where it is not reversed."""
     arrays, times = example(composition, variant)
     leaves, tree = jax.tree.flatten(arrays)
     arguments = {**times, "reverse": reverse}
@@ -151,16 +184,20 @@ def check_values_and_gradients(composition, variant, reverse):
         outputs = composition.apply(*arrays, **arguments, **variant.arguments())
         return loss(outputs), outputs
 
+    @jax.jit
+    def both(wide, narrow):
+        slopes, outputs = jax.grad(run, argnums=(0, 1, 2), has_aux=True)(*wide)
+        return slopes, outputs, None if narrow is None else run(*narrow)[1]
+
     def expected(*leaves):
         arrays = jax.tree.unflatten(tree, leaves)
         return composition.reference(*arrays, **arguments, **variant.options, **variant.zoneout)
 
     right = jax.tree.leaves(expected(*leaves))
-    slopes, wide = jax.grad(run, argnums=(0, 1, 2), has_aux=True)(*cast(arrays, jnp.float64))
-    for dtype, tolerance, actual in (
-        (jnp.float64, 1e-12, wide),
-        (jnp.float32, 2e-6, run(*cast(arrays, jnp.float32))[1]),
-    ):
+    slopes, wide, narrow = both(cast(arrays, jnp.float64), None if reverse else cast(arrays, jnp.float32))
+    for dtype, tolerance, actual in ((jnp.float64, 1e-12, wide), (jnp.float32, 2e-6, narrow)):
+        if actual is None:
+            continue
         for a, e in zip(jax.tree.leaves(actual), right, strict=True):
             assert a.dtype == dtype
             np.testing.assert_allclose(a, e, rtol=tolerance, atol=tolerance)
@@ -173,7 +210,15 @@ def check_values_and_gradients(composition, variant, reverse):
         np.testing.assert_allclose(terms.sum(), e, rtol=0, atol=1e-12 * max(1, np.abs(terms).sum()))
 
 
-@every_variant
+# By default the contract of time is that of the fullest cells, which have the parts of most others.
+TIMED = {
+    **dict.fromkeys(VARIANTS, pytest.mark.long),
+    **dict.fromkeys(("learned state", "layer norm", "zoneout"), pytest.mark.slow),
+    **dict.fromkeys(FULLEST, ()),
+}
+
+
+@pytest.mark.parametrize("variant", [pytest.param(VARIANTS[name], marks=TIMED[name], id=name) for name in VARIANTS])
 def test_the_contract_of_time(variant):
     """What holds whatever the cell: each pair is the same thing said in two ways."""
     (params, xs, state), times = example(COMPOSITIONS["fused"], variant, batch=(2, 3))
@@ -216,12 +261,18 @@ def test_the_contract_of_time(variant):
         jax.tree.map(same, actual, expected)
 
 
-@pytest.mark.parametrize("variant", [VARIANTS["standard"], VARIANTS["all"]], ids=["standard", "all"])
-@pytest.mark.parametrize("implementation", EVERY_CELL)
-@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize(
+    ("variant", "implementation", "reverse"),
+    [
+        pytest.param(
+            *row, marks=[] if row in (("all", "fused", False), ("standard", "scan", True)) else pytest.mark.slow
+        )
+        for row in itertools.product(("standard", "all"), EVERY_CELL, (False, True))
+    ],
+)
 def test_gradients_of_segments(variant, implementation, reverse):
-    arrays, times = example(COMPOSITIONS["fused"], variant)
-    arguments = {**times, **variant.arguments(), "implementation": implementation, "reverse": reverse}
+    arrays, times = example(COMPOSITIONS["fused"], VARIANTS[variant])
+    arguments = {**times, **VARIANTS[variant].arguments(), "implementation": implementation, "reverse": reverse}
 
     def slopes(checkpoint):
         call = partial(lstm.apply, **arguments, checkpoint=checkpoint)

@@ -1,8 +1,9 @@
 """Windows against plain slices, and truncated gradients against pieces whose state is stopped by hand."""
 
 import itertools
-from functools import partial
+from functools import cache, partial
 
+import covering
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,19 +13,39 @@ from lstmjax import bidirectional, lstm, stack, windows
 from lstmjax.windows import look_back, stateful_batches, truncated
 
 KEY = jax.random.key(0)
-PARAMS = lstm.init(KEY, inputs=2, units=3)
-XS = jax.random.normal(jax.random.key(1), (4, 11, 2))
-STATE = lstm.LSTMState(*jax.random.normal(jax.random.key(2), (2, 4, 3)))
-LENGTHS = jnp.array([11, 3, 0, 7])
-RESETS = jax.random.bernoulli(jax.random.key(3), 0.2, (4, 11))
+RNG = np.random.default_rng(0)
+
+
+def normal(*shape):
+    return RNG.normal(size=shape).astype(np.float32)
+
+
+def drawn(init, *sizes):
+    """Parameters in the shapes of `init`, drawn by NumPy."""
+    return jax.tree.map(lambda leaf: normal(*leaf.shape) / 2, jax.eval_shape(lambda key: init(key, *sizes), KEY))
+
+
+PARAMS = drawn(lstm.init, 2, 3)
+STACK = drawn(stack.init, 2, (3, 3))
+XS = normal(4, 11, 2)
+STATE = lstm.LSTMState(normal(4, 3), normal(4, 3))
+LENGTHS = np.array([11, 3, 0, 7])
+RESETS = RNG.random((4, 11)) < 0.2
 MEANINGS = {"plain": {}, "all": {"lengths": LENGTHS, "resets": RESETS}}
+
+
+@cache
+def cut(apply, steps, **options):
+    """`truncated` as one program for each signature; steps None: the whole."""
+    return jax.jit(partial(apply if steps is None else truncated(apply, steps), **options))
 
 
 @pytest.mark.parametrize(("steps", "horizon", "stride"), [(3, 1, 1), (1, 1, 1), (4, 3, 2), (8, 2, 1), (2, 1, 5)])
 @pytest.mark.parametrize("batch", [(), (2,), (2, 3)])
 def test_windows_are_slices_and_targets_come_after_them(batch, steps, horizon, stride):
     series = np.random.default_rng(0).normal(size=(*batch, 10, 2)).astype(np.float32)
-    found, targets = look_back(series, steps, horizon=horizon, stride=stride)
+    look = jax.jit(partial(look_back, steps=steps, horizon=horizon, stride=stride))
+    found, targets = map(np.asarray, look(series))
     starts = [s for s in range(0, 10, stride) if s + steps - 1 + horizon < 10]
     assert found.shape == (*batch, len(starts), steps, 2)
     assert targets.shape == (*batch, len(starts), 2)
@@ -35,9 +56,9 @@ def test_windows_are_slices_and_targets_come_after_them(batch, steps, horizon, s
 
 def test_look_back_is_steps_and_not_features():
     """The tutorials' (1, look_back) is one step of many features: as long a weight matrix, and nothing recurs."""
-    found, _ = look_back(jnp.arange(10.0)[:, None], steps=4)
+    found, _ = look_back(np.arange(10, dtype=np.float32)[:, None], steps=4)
     assert found.shape == (6, 4, 1)
-    ys, _ = lstm.apply(lstm.init(KEY, inputs=1, units=3), found)
+    ys, _ = jax.eval_shape(lstm.apply, jax.eval_shape(lambda: lstm.init(KEY, inputs=1, units=3)), found)
     assert ys.shape == (6, 4, 3)
 
 
@@ -50,7 +71,7 @@ def test_windows_keep_the_dtype():
 @pytest.mark.parametrize("rest", [(), (2,)])
 def test_every_row_goes_on_where_it_ended_and_nothing_is_lost(rows, steps, left, rest):
     sequence = np.arange(150 * (2 if rest else 1)).reshape(150, *rest)
-    pieces, over = map(np.asarray, stateful_batches(sequence, rows, steps))
+    pieces, over = map(np.asarray, jax.jit(stateful_batches, static_argnums=(1, 2))(sequence, rows, steps))
     assert pieces.shape[1:] == (rows, steps, *rest)
     assert over.shape == (left, *rest)
     read = [np.concatenate([piece[row] for piece in pieces]) for row in range(rows)]
@@ -58,14 +79,21 @@ def test_every_row_goes_on_where_it_ended_and_nothing_is_lost(rows, steps, left,
 
 
 def test_state_carried_over_batches_is_the_state_of_one_reading():
-    sequence = jax.random.normal(KEY, (60, 2))
-    pieces, _ = stateful_batches(sequence, rows=3, steps=5)
-    state, read = lstm.initial_state(PARAMS, (3,)), []
-    for piece in pieces:
-        ys, state = lstm.apply(PARAMS, piece, state)
-        read.append(ys)
-    whole, end = lstm.apply(PARAMS, sequence.reshape(3, 20, 2))
-    np.testing.assert_allclose(jnp.concatenate(read, axis=1), whole, rtol=1e-5, atol=1e-6)
+    sequence = normal(60, 2)
+
+    @jax.jit
+    def both(params, sequence):
+        pieces, _ = stateful_batches(sequence, rows=3, steps=5)
+
+        def read(state, piece):
+            ys, state = lstm.apply(params, piece, state)
+            return state, ys
+
+        state, ys = jax.lax.scan(read, lstm.initial_state(params, (3,)), pieces)
+        return (jnp.concatenate(ys, axis=1), state), lstm.apply(params, sequence.reshape(3, 20, 2))
+
+    (read, state), (whole, end) = both(PARAMS, sequence)
+    np.testing.assert_allclose(read, whole, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(state.c, end.c, rtol=1e-5, atol=1e-6)
 
 
@@ -103,50 +131,47 @@ def test_layer_that_reads_both_ways_is_refused(stacked):
 
     apply, inputs = (two_layers, 3) if stacked else (bidirectional.apply, 2)
     with pytest.raises(ValueError, match="apply must read in one direction"):
-        truncated(apply, 2)(bidirectional.init(KEY, inputs=inputs, units=3), XS)
+        truncated(apply, 2)(drawn(bidirectional.init, inputs, 3), XS)
 
 
 def test_stack_is_cut_as_a_layer_is():
-    params = stack.init(KEY, inputs=2, units=(3, 3))
     arguments = {"lengths": LENGTHS, "resets": RESETS}
-    ours, whole = (run(params, XS, **arguments) for run in (truncated(stack.apply, 4), stack.apply))
+    ours, whole = (cut(stack.apply, steps)(STACK, XS, **arguments) for steps in (4, None))
     for one, other in zip(jax.tree.leaves(ours), jax.tree.leaves(whole), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
-    gradient = jax.grad(lambda xs: truncated(stack.apply, 4)(params, xs)[0][:, 10].sum())(XS)
+    gradient = jax.jit(jax.grad(lambda xs: truncated(stack.apply, 4)(STACK, xs)[0][:, 10].sum()))(XS)
     assert np.abs(gradient).max(axis=(0, 2)).astype(bool).tolist() == [False] * 8 + [True] * 3
 
 
-@pytest.mark.parametrize("steps", [1, 4, 11, 20])
-@pytest.mark.parametrize("reverse", [False, True])
-@pytest.mark.parametrize("meaning", MEANINGS)
+@covering.parametrize({"meaning": list(MEANINGS), "reverse": [False, True], "steps": [1, 4, 11, 20]})
 def test_values_are_those_of_one_reading(meaning, reverse, steps):
-    cut = jax.jit(partial(truncated(lstm.apply, steps), reverse=reverse))
-    ours = cut(PARAMS, XS, STATE, **MEANINGS[meaning])
-    whole = lstm.apply(PARAMS, XS, STATE, reverse=reverse, **MEANINGS[meaning])
+    ours, whole = (cut(lstm.apply, n, reverse=reverse)(PARAMS, XS, STATE, **MEANINGS[meaning]) for n in (steps, None))
     for one, other in zip(jax.tree.leaves(ours), jax.tree.leaves(whole), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("reverse", [False, True])
-@pytest.mark.parametrize("meaning", MEANINGS)
-def test_final_output_alone(meaning, reverse):
-    options = {"reverse": reverse, "return_sequences": False, **MEANINGS[meaning]}
-    for steps in (4, 11, 12):
-        y, state = truncated(lstm.apply, steps)(PARAMS, XS, **options)
-        np.testing.assert_allclose(y, lstm.apply(PARAMS, XS, **options)[0], rtol=1e-5, atol=1e-6)
-        np.testing.assert_array_equal(y, state.h)
+@covering.parametrize({"meaning": list(MEANINGS), "reverse": [False, True], "steps": [4, 11, 12]})
+def test_final_output_alone(meaning, reverse, steps):
+    options = {"reverse": reverse, "return_sequences": False}
+    (y, state), (expected, _) = (cut(lstm.apply, n, **options)(PARAMS, XS, **MEANINGS[meaning]) for n in (steps, None))
+    np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(y, state.h)
 
 
 def test_no_time_at_all_and_any_batch_axes():
-    ys, state = truncated(lstm.apply, 4)(PARAMS, XS[:, :0], STATE)
-    assert ys.shape == (4, 0, 3)
-    np.testing.assert_array_equal(state.c, STATE.c)
-    for batch in [(), (2, 2)]:
-        xs = XS[0] if not batch else XS.reshape(2, 2, 11, 2)
-        ys, _ = truncated(lstm.apply, 4)(PARAMS, xs)
-        np.testing.assert_allclose(ys, lstm.apply(PARAMS, xs)[0], rtol=1e-5, atol=1e-6)
-    mapped = jax.vmap(lambda xs: truncated(lstm.apply, 4)(PARAMS, xs)[0])(XS)
-    np.testing.assert_allclose(mapped, lstm.apply(PARAMS, XS)[0], rtol=1e-5, atol=1e-6)
+    @jax.jit
+    def run(params, xs, state):
+        none, empty = truncated(lstm.apply, 4)(params, xs[:, :0], state)
+        mapped = jax.vmap(lambda xs: truncated(lstm.apply, 4)(params, xs)[0])(xs)
+        whole, _ = lstm.apply(params, xs)
+        batches = [truncated(lstm.apply, 4)(params, some)[0] for some in (xs[0], xs.reshape(2, 2, 11, 2))]
+        return none, empty, whole, mapped, batches
+
+    none, empty, whole, mapped, (alone, two_axes) = jax.tree.map(np.asarray, run(PARAMS, XS, STATE))
+    assert none.shape == (4, 0, 3)
+    np.testing.assert_array_equal(empty.c, STATE.c)
+    for ys, expected in ((alone, whole[0]), (two_axes, whole.reshape(2, 2, 11, 3)), (mapped, whole)):
+        np.testing.assert_allclose(ys, expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("steps", [1, 4, 11])
@@ -154,48 +179,68 @@ def test_no_time_at_all_and_any_batch_axes():
 def test_output_sees_back_to_the_start_of_its_piece_and_no_further(reverse, steps):
     xs = XS[0]
     jacobian = jax.jit(jax.jacrev(lambda xs: truncated(lstm.apply, steps)(PARAMS, xs, reverse=reverse)[0]))(xs)
-    sees = np.abs(jacobian).max(axis=(1, 3)) > 0
+    sees = np.abs(np.asarray(jacobian)).max(axis=(1, 3)) > 0
     for t, s in itertools.product(range(11), range(11)):
         before = s >= t if reverse else s <= t
         assert sees[t, s] == (before and s // steps == t // steps), (t, s)
-
-
-def by_hand(params, xs, state, steps, reverse, lengths, resets):
-    """Step after step in Python; a sequence's state is stopped where it goes on into another piece."""
-    time = xs.shape[1]
-    lengths = jnp.full(len(xs), time) if lengths is None else lengths
-    resets = jnp.zeros(xs.shape[:2], bool) if resets is None else resets
-    ys = [jnp.zeros(())] * time
-    for t in reversed(range(time)) if reverse else range(time):
-        boundary = t + 1 if reverse else t
-        if boundary % steps == 0 and boundary > 0:
-            state = chosen(boundary < lengths, jax.lax.stop_gradient(state), state)
-        fresh = chosen(resets[:, t], lstm.initial_state(params, (len(xs),)), state)
-        y, after = lstm.step(params, xs[:, t], fresh)
-        state = chosen(t < lengths, after, state)
-        ys[t] = chosen(t < lengths, y, jnp.zeros_like(y))
-    return jnp.stack(ys, axis=1), state
 
 
 def chosen(where, one, other):
     return jax.tree.map(lambda a, b: jnp.where(where[:, None], a, b), one, other)
 
 
-@pytest.mark.parametrize("steps", [3, 11])
-@pytest.mark.parametrize("reverse", [False, True])
-@pytest.mark.parametrize("meaning", MEANINGS)
-def test_gradient_is_that_of_pieces_stopped_by_hand(meaning, reverse, steps):
+def by_hand(params, xs, state, valid, stopped, resets):
+    """Step after step; a sequence's state is stopped where it goes on into another piece: masks [batch, time]."""
+
+    def step(state, now):
+        x, valid, stopped, reset = now
+        state = chosen(stopped, jax.lax.stop_gradient(state), state)
+        fresh = chosen(reset, lstm.initial_state(params, (len(x),)), state)
+        y, after = lstm.step(params, x, fresh)
+        return chosen(valid, after, state), chosen(valid, y, jnp.zeros_like(y))
+
+    steps = jax.tree.map(lambda leaf: jnp.swapaxes(leaf, 0, 1), (xs, valid, stopped, resets))
+    end, ys = jax.lax.scan(step, state, steps)
+    return jnp.swapaxes(ys, 0, 1), end
+
+
+WEIGHTS = normal(4, 13, 3)
+
+
+def slopes(read, **options):
     """Of the parameters, the inputs and the first state; from every output and from the final state."""
-    weights = jax.random.normal(jax.random.key(4), (4, 13, 3))
-    given = {"lengths": None, "resets": None} | MEANINGS[meaning]
 
-    def loss(read, *arguments):
-        ys, end = read(*arguments, reverse=reverse, **given)
-        return jnp.sum(jnp.concatenate([ys, end.h[:, None], end.c[:, None]], axis=1) * weights)
+    @jax.jit
+    def run(params, xs, state, weights, masks):
+        def loss(*arguments):
+            ys, end = read(*arguments, **masks, **options)
+            return jnp.sum(jnp.concatenate([ys, end.h[:, None], end.c[:, None]], axis=1) * weights)
 
-    ours = jax.jit(jax.grad(partial(loss, truncated(lstm.apply, steps)), argnums=(0, 1, 2)))
-    plain = jax.grad(partial(loss, partial(by_hand, steps=steps)), argnums=(0, 1, 2))
-    found, expected = ours(PARAMS, XS, STATE), plain(PARAMS, XS, STATE)
+        return jax.grad(loss, argnums=(0, 1, 2))(params, xs, state)
+
+    return run
+
+
+slopes_by_hand = slopes(by_hand)
+
+
+@covering.parametrize({"meaning": list(MEANINGS), "reverse": [False, True], "steps": [3, 11]})
+def test_gradient_is_that_of_pieces_stopped_by_hand(meaning, reverse, steps):
+    given = MEANINGS[meaning]
+    run = slopes(truncated(lstm.apply, steps), reverse=reverse)
+    found = run(PARAMS, XS, STATE, WEIGHTS, given)
+
+    lengths, resets = given.get("lengths", np.full(4, 11)), given.get("resets", np.zeros((4, 11), bool))
+    boundary = np.arange(11) + reverse  # between this step and the one read before it
+    valid, cut_here = np.arange(11) < lengths[:, None], (boundary % steps == 0) & (boundary > 0)
+    stopped = cut_here & (boundary < lengths[:, None])
+    masks = {"valid": valid, "stopped": stopped, "resets": resets}
+    xs, weights = XS, WEIGHTS
+    if reverse:
+        xs, masks = jax.tree.map(lambda leaf: leaf[:, ::-1], (xs, masks))
+        weights = np.concatenate([weights[:, 10::-1], weights[:, 11:]], axis=1)
+    params, xs, state = slopes_by_hand(PARAMS, xs, STATE, weights, masks)
+    expected = params, np.asarray(xs)[:, ::-1] if reverse else xs, state
     for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
 
@@ -205,7 +250,7 @@ def test_time_is_one_loop_however_many_pieces():
         def loss(params, xs):
             return truncated(lstm.apply, 5)(params, xs)[0].sum()
 
-        return len(jax.jit(jax.grad(loss)).lower(PARAMS, jnp.ones((4, time, 2))).as_text().splitlines())
+        return len(jax.jit(jax.grad(loss)).lower(PARAMS, np.ones((4, time, 2), np.float32)).as_text().splitlines())
 
     assert size(10) == size(200)
 
@@ -213,7 +258,7 @@ def test_time_is_one_loop_however_many_pieces():
 def test_state_is_carried_in_the_dtype_of_the_whole():
     params, xs = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), (PARAMS, XS))
     for start in (None, STATE):
-        ours, whole = truncated(lstm.apply, 4)(params, xs, start), lstm.apply(params, xs, start)
+        ours, whole = (jax.eval_shape(run, params, xs, start) for run in (truncated(lstm.apply, 4), lstm.apply))
         assert [leaf.dtype for leaf in jax.tree.leaves(ours)] == [leaf.dtype for leaf in jax.tree.leaves(whole)]
 
 
@@ -224,10 +269,10 @@ def test_module_is_exported():
 
 
 def test_a_residual_stack_says_its_last_in_the_piece_where_it_ends():
-    params = stack.init(jax.random.key(0), 2, (2, 2))
-    xs = jax.random.normal(jax.random.key(1), (4, 9, 2))
-    apply = partial(stack.apply, residual_from=0)
-    arguments = {"lengths": jnp.array([9, 2, 5, 0]), "return_sequences": False}
+    params = drawn(stack.init, 2, (2, 2))
+    xs = normal(4, 9, 2)
+    arguments = {"lengths": np.array([9, 2, 5, 0])}
+    options = {"residual_from": 0, "return_sequences": False}
     for reverse in (False, True):
-        whole, cut = (f(params, xs, reverse=reverse, **arguments) for f in (apply, windows.truncated(apply, 3)))
-        jax.tree.map(partial(np.testing.assert_allclose, rtol=0, atol=1e-6), cut, whole)
+        whole, ended = (cut(stack.apply, n, reverse=reverse, **options)(params, xs, **arguments) for n in (None, 3))
+        jax.tree.map(partial(np.testing.assert_allclose, rtol=0, atol=1e-6), ended, whole)

@@ -406,7 +406,7 @@ def _gates(z, units):
 
 
 def _product(a, b, dtype):
-    asked = jax.config.jax_default_matmul_precision
+    asked = jax.config.jax_default_matmul_precision  # pyright: ignore - set as JAX is imported
     exact = a.dtype == jnp.float32 and asked not in (None, "default", "bfloat16", "fastest")
     precision = jax.lax.Precision.HIGHEST if exact else jax.lax.Precision.DEFAULT
     return jax.lax.dot(a, b, precision=precision, preferred_element_type=dtype)

@@ -1,29 +1,32 @@
 """The command line as a user meets it: every config runs, and what was stopped goes on as if it never was."""
 
 import contextlib
+import functools
 import json
 import math
 import shutil
 import signal
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import optax
 import pytest
 
-from experiments import commands, runs, train
+from experiments import commands, report, runs, train
 from experiments.__main__ import main
 from experiments.checkpoint import Checkpoints
-from experiments.config import load
+from experiments.config import load, loads
 from experiments.data import chorales, fashion, files, mnist, shakespeare, treebank
 from experiments.train import initial_state
 
-# A kill may tear the file of a compiled program; and resuming must not need one.
-ANEW = {"JAX_ENABLE_COMPILATION_CACHE": "false"}
+ANEW = {"JAX_ENABLE_COMPILATION_CACHE": "false"}  # resuming must not need a compiled program
 
 pytestmark = pytest.mark.training
+
+SHORT = ("--train.steps=2", "--train.log-every=1", "--train.evaluate-every=1", "--train.save-every=1")
 
 LONG = """
 task = "adding"
@@ -32,13 +35,19 @@ length = 22
 [model]
 units = 8
 [train]
-steps = 3000
+steps = 600
 batch = 4
 schedule = "cosine"
-log_every = 50
-evaluate_every = 50
-save_every = 250
+log_every = 10
+evaluate_every = 10
+save_every = 50
 """
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(monkeypatch):
+    """But that of `whole`: to lay out and draw one takes as long as to train a little."""
+    monkeypatch.setattr(report.Figure, "savefig", lambda figure, path, **options: Path(path).touch())
 
 
 @pytest.fixture(scope="module")
@@ -51,11 +60,16 @@ def whole(tmp_path_factory, call):
     return runs.Run(folder / "runs" / "long-001"), out
 
 
+@functools.cache
+def start(config):
+    config = loads(config, Path("config.toml"))
+    return initial_state(commands._task(config), config.train)
+
+
+@functools.cache
 def final_state(run):
-    config = load(run.config)
-    start = initial_state(commands._task(config), config.train)
     checkpoints = Checkpoints(run.checkpoints)
-    return checkpoints.restore(checkpoints.steps()[0], start)
+    return checkpoints.restore(checkpoints.steps()[0], start(run.config.read_text()))
 
 
 def assert_same_end(run, other):
@@ -77,11 +91,11 @@ def wait_for(condition, process, seconds=120):
 def test_run_leaves_all_that_is_needed_to_judge_and_repeat_it(whole):
     run, out = whole
     lines = runs.read(run.metrics)
-    assert [line["step"] for line in lines] == list(range(50, 3001, 50))
+    assert [line["step"] for line in lines] == list(range(10, 601, 10))
     assert set(lines[0]) == {"step", "sequences", "loss", "train_error"}
     assert run.curve.read_bytes().startswith(b"\x89PNG")
     result = json.loads(run.result.read_text())
-    assert (result["sequences"], result["criterion_met"]) == (12000, False)
+    assert (result["sequences"], result["criterion_met"]) == (2400, False)
     assert result["parameters"] == 4 * 8 * (2 + 8 + 1) + 9
     for word in ("always 0.5", "criterion", "compiling", "training", "evaluate runs/long-001", "361"):
         assert word in out
@@ -90,21 +104,21 @@ def test_run_leaves_all_that_is_needed_to_judge_and_repeat_it(whole):
 
 
 @pytest.mark.slow
-def test_kill_9_then_resume_ends_bit_for_bit_where_the_whole_run_does(whole, launch, call, tmp_path):
+def test_kill_9_then_resume_ends_bit_for_bit_where_the_whole_run_does(whole, launch, process, call, tmp_path):
     (tmp_path / "long.toml").write_text(LONG)
     run = runs.Run(tmp_path / "runs" / "long-001")
-    process = launch(tmp_path, "run", "long.toml")
-    wait_for(lambda: (run.checkpoints / "750").is_dir(), process)
-    process.kill()
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
+    killed = launch(tmp_path, "run", "long.toml")
+    wait_for(lambda: (run.checkpoints / "150").is_dir(), killed)
+    killed.kill()
+    killed.communicate()
+    assert killed.returncode == -signal.SIGKILL
     assert not run.result.exists()
     with run.metrics.open("a") as file:
         file.write('{"step": 29')  # what a kill in the middle of a line leaves
 
     saved = Checkpoints(run.checkpoints).latest()
-    assert 750 <= saved < 3000
-    code, out, err = call(tmp_path, "resume", "runs/long-001", **ANEW)
+    assert 150 <= saved < 600
+    code, out, err = process(tmp_path, "resume", "runs/long-001", **ANEW)
     assert code == 0, err
     assert f"on from step {saved}" in out
     assert_same_end(run, whole[0])
@@ -127,11 +141,11 @@ steps = 1000
 batch = 4
 log_every = 50
 evaluate_every = 1000
-save_every = 200
+save_every = 50
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_kill_9_does_not_break_what_is_carried_from_batch_to_batch(launch, call, tmp_path, monkeypatch):
     monkeypatch.setenv("LSTMJAX_DATA", str(tmp_path))
     path = tmp_path / shakespeare.FILE
@@ -143,12 +157,12 @@ def test_kill_9_does_not_break_what_is_carried_from_batch_to_batch(launch, call,
     assert code == 0, err
 
     process = launch(tmp_path, "run", "text.toml")
-    wait_for(lambda: (run.checkpoints / "200").is_dir(), process)
+    wait_for(lambda: (run.checkpoints / "50").is_dir(), process)
     process.kill()
     process.communicate()
     saved = Checkpoints(run.checkpoints).latest()
-    assert 200 <= saved < 1000
-    code, out, err = call(tmp_path, "resume", "runs/text-002", **ANEW)
+    assert 50 <= saved < 1000
+    code, out, err = call(tmp_path, "resume", "runs/text-002")
     assert code == 0, err
     assert f"on from step {saved}" in out
     assert_same_end(run, whole)
@@ -166,14 +180,31 @@ def test_ctrl_c_saves_and_says_how_to_go_on(whole, launch, call, tmp_path):
     saved = Checkpoints(run.checkpoints).latest()
     assert f"stopped and saved at step {saved}" in out
     assert "python -m experiments resume runs/long-001" in out
-    assert 150 < saved < 3000
+    assert 30 < saved < 600
     assert runs.read(run.metrics)[-1]["step"] == saved
     code, _, err = call(tmp_path, "resume", "runs/long-001")
     assert code == 0, err
     assert_same_end(run, whole[0])
 
 
-def test_resume_before_the_first_checkpoint_starts_over(whole, launch, tmp_path):
+def test_resume_before_the_first_checkpoint_starts_over(whole, call, tmp_path, monkeypatch):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    (tmp_path / "long.toml").write_text(LONG)
+    with monkeypatch.context() as patch:
+        patch.setattr(commands, "train", stop)
+        assert call(tmp_path, "run", "long.toml")[0] == 130
+    run = runs.Run(tmp_path / "runs" / "long-001")
+    assert not runs.read(run.metrics)
+    code, out, err = call(tmp_path, "resume", "runs/long-001")
+    assert code == 0, err
+    assert "on from step 0" in out
+    assert_same_end(run, whole[0])
+
+
+@pytest.mark.long
+def test_killed_before_the_first_checkpoint_it_starts_over(whole, launch, tmp_path):
     (tmp_path / "long.toml").write_text(LONG)
     run = runs.Run(tmp_path / "runs" / "long-001")
     process = launch(tmp_path, "run", "long.toml", **ANEW)
@@ -209,9 +240,18 @@ def written(tmp_path_factory):
 
 CONFIGS = sorted(p.name for p in (Path(__file__).parents[2] / "configs").glob("*.toml"))
 
+# One of each kind of model that needs no baselines of much real data.
+FIRST = {"adding_rnn.toml", "airline.toml", "recall.toml", "sort.toml", "swda.toml"}
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", CONFIGS)
+
+def test_the_first_configs_are_there():
+    assert set(CONFIGS) >= FIRST
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.slow if name in FIRST else pytest.mark.long) for name in CONFIGS],
+)
 def test_config_runs(name, configs, call, tmp_path, written, monkeypatch):
     if name.startswith(("conll2000", "swda")):
         monkeypatch.setenv("LSTMJAX_DATA", str(written))
@@ -221,7 +261,7 @@ def test_config_runs(name, configs, call, tmp_path, written, monkeypatch):
             pytest.skip(f"{path} is not on this machine; running configs/{name} says how it gets there")
     text = (configs / name).read_text()
     command = "sweep" if "[sweep]" in text else "run"
-    code, _, err = call(tmp_path, command, configs / name, "--train.steps", "2")
+    code, _, err = call(tmp_path, command, configs / name, "--train.steps=2")
     assert code == 0, err
     run = runs.all_runs(tmp_path / "runs")[0]
     assert json.loads(run.result.read_text())["step"] == 2
@@ -234,7 +274,7 @@ def test_evaluate_measures_what_the_run_measured(whole, call):
     assert code == 0, err
     row = next(line for line in out.splitlines() if "LSTM" in line)
     assert all(f"{value:.4g}" in row for value in json.loads(run.result.read_text())["test"].values())
-    assert "long-001 at step 3000" in out
+    assert "long-001 at step 600" in out
 
 
 def test_sweep_runs_every_combination_and_compares_them(configs, call, tmp_path):
@@ -278,8 +318,8 @@ def test_sweep_over_bases_and_seeds_gives_the_means_of_each_base(configs, call, 
 def tagged(tmp_path_factory, configs, call, written):
     """The folder in which a run has learned tags of the written corpus."""
     folder = tmp_path_factory.mktemp("tagged")
-    steps = ("--train.steps=2", *(f"--train.{name}-every=1" for name in ("log", "evaluate", "save")))
-    code, _, err = call(folder, "run", configs / "swda.toml", *steps, LSTMJAX_DATA=str(written))
+    sizes = ("--model.no-crf", "--model.embedding=4", "--model.units=4", "--model.context=4")
+    code, _, err = call(folder, "run", configs / "swda.toml", *SHORT, *sizes, LSTMJAX_DATA=str(written))
     assert code == 0, err
     return folder
 
@@ -294,19 +334,24 @@ def test_predict_prints_each_line_with_its_tag_and_probability(tagged, call, wri
     assert all(0 < float(probability) < 1 for _, probability, _ in lines)
 
 
-def test_predict_warns_of_a_damaged_checkpoint_apart_from_what_it_prints(
-    tagged, monkeypatch, capsys, written, tmp_path
-):
-    monkeypatch.setenv("LSTMJAX_DATA", str(written))
+def test_predict_warns_of_a_damaged_checkpoint_apart_from_what_it_prints(tagged, call, written, tmp_path):
     shutil.copytree(tagged / "runs", tmp_path / "runs")
     run = runs.Run(tmp_path / "runs" / "swda-001")
     (run.checkpoints / "2" / "default.json").touch()
     (tmp_path / "talk.txt").write_text("A|so w7 ?\n")
-    assert main(["predict", str(run.folder), str(tmp_path / "talk.txt")]) == 0
-    out, err = capsys.readouterr()
+    code, out, err = call(tmp_path, "predict", run.folder, "talk.txt", LSTMJAX_DATA=str(written))
+    assert code == 0
     assert len(out.splitlines()) == 1
     assert err.startswith(f"warning: {run.checkpoints / '2'} is not whole: default.json is not as SHA256SUMS has it; ")
     assert err.endswith(f"taking {run.checkpoints / '1'}\n")
+
+
+@pytest.fixture(scope="module")
+def task(tagged, written):
+    """That of the run of `tagged`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LSTMJAX_DATA", str(written))
+        return commands._task(load(tagged / "runs" / "swda-001" / "config.toml"))
 
 
 @pytest.mark.parametrize(
@@ -319,13 +364,13 @@ def test_predict_warns_of_a_damaged_checkpoint_apart_from_what_it_prints(
         (b"A|so\nso\n", "talk, line 2: 'so' has 1 columns"),
     ],
 )
-def test_predict_says_once_what_is_wrong_with_a_file(tagged, monkeypatch, capsys, written, tmp_path, content, words):
-    monkeypatch.setenv("LSTMJAX_DATA", str(written))
-    monkeypatch.chdir(tmp_path)
+def test_predict_says_once_what_is_wrong_with_a_file(tagged, monkeypatch, call, tmp_path, task, content, words):
+    monkeypatch.setattr(commands, "_task", lambda config: task)
+    monkeypatch.setattr(commands, "_trained", lambda *_: SimpleNamespace(params={}))
     if content is not None:
         (tmp_path / "talk").write_bytes(content)
-    assert main(["predict", str(tagged / "runs" / "swda-001"), "talk"]) == 1
-    answer = capsys.readouterr().err
+    code, _, answer = call(tmp_path, "predict", tagged / "runs" / "swda-001", "talk")
+    assert code == 1
     assert answer.startswith(f"error: {words}")
     assert answer.count("talk") == 1
 
@@ -348,8 +393,7 @@ def test_loss_that_is_no_number_ends_the_run_with_the_step_and_the_remedy(config
 def test_parameters_that_are_no_numbers_are_not_saved(configs, tmp_path, monkeypatch, capsys):
     """The loss before the first update is finite; only the parameters after it are not."""
     monkeypatch.setattr(train, "_optimizer", lambda options: optax.scale(math.nan))
-    every = [f"--train.{name}-every=1" for name in ("log", "evaluate", "save")]
-    assert main(["run", str(configs / "airline.toml"), f"--out={tmp_path}", "--train.steps=1", *every]) == 1
+    assert main(["run", str(configs / "airline.toml"), f"--out={tmp_path}", *SHORT]) == 1
     assert "not all parameters are finite after step 1" in capsys.readouterr().err
     assert Checkpoints(tmp_path / "airline-001" / "checkpoints").latest() is None
 
@@ -365,12 +409,7 @@ def test_resuming_at_another_commit_is_said_and_kept(configs, tmp_path, monkeypa
     at = [{"commit": letter * 40, "dirty": False} for letter in "ab"]
     monkeypatch.setattr(runs, "_git", lambda: at[0])
     monkeypatch.setattr(commands, "_interrupt", lambda run: contextlib.nullcontext(lambda: 143))
-    options = [
-        f"--out={tmp_path}",
-        "--train.steps=2",
-        *(f"--train.{name}-every=1" for name in ("log", "evaluate", "save")),
-    ]
-    assert main(["run", str(configs / "airline.toml"), *options]) == 143
+    assert main(["run", str(configs / "airline.toml"), f"--out={tmp_path}", *SHORT]) == 143
     monkeypatch.undo()
     monkeypatch.setattr(runs, "_git", lambda: at[1])
     assert main(["resume", str(tmp_path / "airline-001")]) == 0
@@ -380,23 +419,24 @@ def test_resuming_at_another_commit_is_said_and_kept(configs, tmp_path, monkeypa
 
 def test_figures_that_are_no_numbers_are_no_result(configs, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(commands, "_test", lambda *_: {"perplexity": math.inf, "loss": 1000.0})
-    assert main(["run", str(configs / "airline.toml"), f"--out={tmp_path}", "--train.steps=1"]) == 1
+    assert main(["run", str(configs / "airline.toml"), f"--out={tmp_path}", *SHORT]) == 1
     err = capsys.readouterr().err
     assert "airline-001: on the test split perplexity is inf; start again with a lower --train.learning_rate" in err
     assert not (tmp_path / "airline-001" / "result.json").exists()
 
 
-def test_ctrl_c_before_the_first_step_stops_after_the_first_chunk(launch, tmp_path):
+def test_ctrl_c_before_the_first_step_stops_after_the_first_chunk(call, tmp_path, monkeypatch):
+    def interrupted(*arguments):
+        signal.raise_signal(signal.SIGINT)
+        return initial_state(*arguments)
+
+    monkeypatch.setattr(commands, "initial_state", interrupted)
     (tmp_path / "long.toml").write_text(LONG)
-    run = runs.Run(tmp_path / "runs" / "long-001")
-    process = launch(tmp_path, "run", "long.toml", **ANEW)
-    wait_for(run.lock.exists, process)
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 130, err
-    assert "stopped and saved at step 50" in out
+    code, out, err = call(tmp_path, "run", "long.toml")
+    assert code == 130, err
+    assert "stopped and saved at step 10" in out
     assert "python -m experiments resume runs/long-001" in out
-    assert Checkpoints(run.checkpoints).latest() == 50
+    assert Checkpoints(tmp_path / "runs" / "long-001" / "checkpoints").latest() == 10
 
 
 def test_second_ctrl_c_stops_at_once_and_says_how_to_go_on(capsys, monkeypatch, request):
@@ -434,10 +474,11 @@ def test_changed_config_is_not_resumed(whole, call, tmp_path):
         assert "config.toml was changed after the run began" in err
 
 
-def test_list_shows_a_broken_run_as_that(call, tmp_path):
+def test_list_shows_a_broken_run_as_that(process, tmp_path):
+    """In a process of its own, which imports all without a warning and ends well."""
     run = runs.create(str(tmp_path / "runs"), "a", "")
     run.result.write_text("{")
-    code, out, err = call(tmp_path, "list")
+    code, out, err = process(tmp_path, "list")
     assert code == 0, err
     assert "cannot be read" in out
 
@@ -449,8 +490,10 @@ def test_evaluate_without_a_checkpoint_is_an_error(tmp_path, call, configs):
     assert "no checkpoint yet" in err
 
 
-def test_help_lists_every_option_with_its_value(configs, call, tmp_path):
-    code, out, _ = call(tmp_path, "run", configs / "airline.toml", "--help")
-    assert code == 0
+def test_help_lists_every_option_with_its_value(configs, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["run", str(configs / "airline.toml"), "--help"])
+    assert ended.value.code in (0, None)
+    out = capsys.readouterr().out
     for option in ("--train.steps", "--model.units", "--data.look-back", "--train.learning-rate", "--out"):
         assert option in out

@@ -31,6 +31,16 @@ def start():
     return (jnp.arange(BATCH), jnp.zeros(BATCH, int)), jnp.full(BATCH, END)
 
 
+@jax.jit
+def greedy(table):
+    return decoding.greedy(functools.partial(step, table), *start(), END, STEPS)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def beam(table, width):
+    return decoding.beam(functools.partial(step, table), *start(), END, STEPS, width)
+
+
 def log_likelihood(table, row, symbols):
     lasts = (END, *symbols)
     return sum(table[row, last, at, symbol] for at, (last, symbol) in enumerate(zip(lasts, symbols, strict=False)))
@@ -54,7 +64,7 @@ def said(decoded, row):
 
 
 def test_a_beam_with_room_for_all_finds_what_enumeration_finds(table):
-    found = decoding.beam(functools.partial(step, table), *start(), END, STEPS, len(sequences()))
+    found = beam(np.float32(table), len(sequences()))
     for row in range(BATCH):
         best = max(sequences(), key=lambda symbols, row=row: log_likelihood(table, row, symbols))
         assert said(found, row) == best
@@ -62,7 +72,7 @@ def test_a_beam_with_room_for_all_finds_what_enumeration_finds(table):
 
 
 def test_greedy_takes_the_likeliest_each_time(table):
-    found = decoding.greedy(functools.partial(step, table), *start(), END, STEPS)
+    found = greedy(np.float32(table))
     for row in range(BATCH):
         symbols, last = [], END
         while len(symbols) < STEPS and END not in symbols:
@@ -73,15 +83,13 @@ def test_greedy_takes_the_likeliest_each_time(table):
 
 
 def test_a_beam_of_one_is_greedy(table):
-    greedy = decoding.greedy(functools.partial(step, table), *start(), END, STEPS)
-    beam = decoding.beam(functools.partial(step, table), *start(), END, STEPS, 1)
-    for one, other in zip(greedy, beam, strict=True):
+    for one, other in zip(greedy(np.float32(table)), beam(np.float32(table), 1), strict=True):
         np.testing.assert_array_equal(one, other)
 
 
 @pytest.mark.parametrize("width", [2, 3, 7])
 def test_a_beam_keeps_the_likeliest_beginnings(table, width):
-    found = decoding.beam(functools.partial(step, table), *start(), END, STEPS, width)
+    found = beam(np.float32(table), width)
     for row in range(BATCH):
         kept = [()]
         for _ in range(STEPS):
@@ -104,16 +112,13 @@ def test_what_can_never_be_said_is_not_said():
     at_once[..., END] = 0
     at_no_time[..., 1] = 0
     for table, expected in ((at_once, (END,)), (at_no_time, (1,) * STEPS)):
-        model = functools.partial(step, table)
-        for found in (
-            decoding.greedy(model, *start(), END, STEPS),
-            decoding.beam(model, *start(), END, STEPS, 3),
-        ):
+        for found in (greedy(np.float32(table)), beam(np.float32(table), 3)):
             assert {said(found, row) for row in range(BATCH)} == {expected}
             np.testing.assert_array_equal(found.log_likelihood, 0)
 
 
-def test_no_steps_and_no_rows(table):
+def test_no_steps_and_no_rows():
+    table = np.zeros((BATCH, KINDS, STEPS, KINDS))
     model = functools.partial(step, table)
     for decode in (decoding.greedy, functools.partial(decoding.beam, width=2)):
         nothing = decode(model, *start(), END, 0)

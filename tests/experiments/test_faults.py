@@ -19,37 +19,45 @@ from experiments import runs
 from experiments.checkpoint import PARTIAL, Checkpoints
 from experiments.runs import Run
 
-pytestmark = [pytest.mark.slow, pytest.mark.training]
+pytestmark = pytest.mark.training
 
-# A kill may tear the file of a compiled program.
-ANEW = {"JAX_ENABLE_COMPILATION_CACHE": "false"}
 KILLS = int(os.environ.get("LSTMJAX_KILLS", "4"))
 SAVES = 12  # between two kills at most, so that no run ends before its last
 
-CONFIG = f"""
+CONFIG = """
 task = "adding"
 [data]
 length = 22
 [model]
 units = 8
 [train]
-steps = {5 * SAVES * (KILLS + 1)}
+steps = 90
 batch = 4
 schedule = "cosine"
 log_every = 5
 evaluate_every = 5
 save_every = 5
 """
+LONGER = CONFIG.replace("steps = 90", f"steps = {5 * SAVES * (KILLS + 1)}")
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory, call):
-    """A run that nothing stopped, most of whose time goes into checkpoints."""
-    folder = tmp_path_factory.mktemp("whole")
-    (folder / "a.toml").write_text(CONFIG)
-    code, _, err = call(folder, "run", "a.toml")
-    assert code == 0, err
-    return Run(folder / "runs" / "a-001")
+def finished(tmp_path_factory, call):
+    """Makes a run that nothing stops, most of whose time goes into checkpoints."""
+
+    def finish(config):
+        folder = tmp_path_factory.mktemp("whole")
+        (folder / "a.toml").write_text(config)
+        code, _, err = call(folder, "run", "a.toml")
+        assert code == 0, err
+        return Run(folder / "runs" / "a-001")
+
+    return finish
+
+
+@pytest.fixture(scope="module")
+def whole(finished):
+    return finished(CONFIG)
 
 
 @pytest.fixture
@@ -107,12 +115,15 @@ def data_of(checkpoint):
     return max((path for path in checkpoint.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
 
 
-def test_killed_at_random_moments_it_ends_where_the_whole_run_does(whole, launch, call, run):
+@pytest.mark.long
+def test_killed_at_random_moments_it_ends_where_the_whole_run_does(finished, launch, call, run):
     """Each kill comes a random number of checkpoints, and a random part of the next, after training begins."""
+    whole = finished(LONGER)
+    (run.folder.parents[1] / "a.toml").write_text(LONGER)
     draw, found, newest = np.random.default_rng(0), Checkpoints(run.checkpoints), 0
     folder, expected, command = run.folder.parents[1], whole.metrics.read_text(), ("run", "a.toml")
     for kill in range(KILLS):
-        with ended(launch(folder, *command, **ANEW)) as process:
+        with ended(launch(folder, *command)) as process:
             said(process, f"on from step {newest}\n" if kill else "total")
             seen, began = newest, time.monotonic()
             saves = int(draw.integers(SAVES - 3))
@@ -131,12 +142,13 @@ def test_killed_at_random_moments_it_ends_where_the_whole_run_does(whole, launch
         assert expected.startswith(lines)
         assert lines.count("\n") >= newest // 5
         command = ("resume", run.folder)
-    code, out, err = call(folder, *command, **ANEW)
+    code, out, err = call(folder, *command)
     assert code == 0, err
     assert f"on from step {newest}\n" in out
     assert_same_end(run, whole)
 
 
+@pytest.mark.slow
 def test_killed_in_the_middle_of_a_write_it_goes_on_from_the_checkpoint_before(whole, launch, call, run):
     found = Checkpoints(run.checkpoints)
 
@@ -152,13 +164,13 @@ def test_killed_in_the_middle_of_a_write_it_goes_on_from_the_checkpoint_before(w
         process.send_signal(signal.SIGCONT)
         return None
 
-    with ended(launch(run.folder.parents[1], "run", "a.toml", **ANEW)) as process:
+    with ended(launch(run.folder.parents[1], "run", "a.toml")) as process:
         path = wait_for(torn, process)
     step, wrong = found.newest()
     assert not wrong
     assert path.is_dir()
     assert int(path.name.partition(".")[0]) == step + 5
-    code, out, err = call(run.folder.parents[1], "resume", run.folder, **ANEW)
+    code, out, err = call(run.folder.parents[1], "resume", run.folder)
     assert code == 0, err
     assert f"on from step {step}\n" in out
     assert "warning" not in err
@@ -166,6 +178,7 @@ def test_killed_in_the_middle_of_a_write_it_goes_on_from_the_checkpoint_before(w
     assert not path.exists()
 
 
+@pytest.mark.long
 def test_sigterm_saves_and_exits_with_143(whole, launch, call, run):
     with ended(launch(run.folder.parents[1], "run", "a.toml")) as process:
         wait_for(lambda: runs.read(run.metrics), process)
@@ -180,6 +193,7 @@ def test_sigterm_saves_and_exits_with_143(whole, launch, call, run):
     assert_same_end(run, whole)
 
 
+@pytest.mark.slow
 def test_second_sigterm_ends_a_long_chunk_at_once(launch, run):
     long = [f"--train.{name}=20000" for name in ("steps", "log-every", "evaluate-every", "save-every")]
     with ended(
@@ -193,9 +207,10 @@ def test_second_sigterm_ends_a_long_chunk_at_once(launch, run):
     assert not run.metrics.exists()
 
 
+@pytest.mark.slow
 def test_live_run_is_read_but_not_resumed(launch, call, run):
     folder = run.folder.parents[1]
-    with ended(launch(folder, "run", "a.toml", **ANEW)) as process:
+    with ended(launch(folder, "run", "a.toml")) as process:
         step = wait_for(Checkpoints(run.checkpoints).latest, process)
         process.send_signal(signal.SIGSTOP)
         os.waitpid(process.pid, os.WUNTRACED)
@@ -211,6 +226,7 @@ def test_live_run_is_read_but_not_resumed(launch, call, run):
         assert run.lock.read_text() == f"process {os.getpid()} on {platform.node()}"
 
 
+@pytest.mark.slow
 def test_damaged_checkpoint_is_named_and_the_one_before_taken(whole, call, stopped):
     checkpoints = Checkpoints(stopped.checkpoints)
     newest, before, _ = map(checkpoints.path, checkpoints.steps())
@@ -232,6 +248,7 @@ def test_damaged_checkpoint_is_named_and_the_one_before_taken(whole, call, stopp
     assert (stopped.checkpoints / f"{newest.name}.corrupt").is_dir()
 
 
+@pytest.mark.slow
 def test_no_whole_checkpoint_is_an_error(call, stopped):
     checkpoints, before = Checkpoints(stopped.checkpoints), stopped.metrics.read_bytes()
     for path in map(checkpoints.path, checkpoints.steps()):
@@ -245,6 +262,7 @@ def test_no_whole_checkpoint_is_an_error(call, stopped):
     assert len(checkpoints.steps()) == 3
 
 
+@pytest.mark.slow
 def test_checkpoints_of_another_seed_are_not_resumed(call, stopped, tmp_path):
     """The same arrays, but another place in other data."""
     (tmp_path / "a.toml").write_text(CONFIG)
@@ -261,11 +279,11 @@ def test_checkpoints_of_another_seed_are_not_resumed(call, stopped, tmp_path):
     assert stopped.metrics.read_bytes() == before
 
 
-@pytest.mark.parametrize("limit", [5000, 1])
+@pytest.mark.parametrize("limit", [pytest.param(5000, marks=pytest.mark.slow), pytest.param(1, marks=pytest.mark.long)])
 def test_file_that_may_not_grow_ends_the_run_and_costs_no_checkpoint(whole, launch, call, run, limit):
     """Threads that TensorStore leaves behind may complain too, at any time: one line is the run's own."""
     folder, found = run.folder.parents[1], Checkpoints(run.checkpoints)
-    with ended(launch(folder, "run", "a.toml", **ANEW)) as process:
+    with ended(launch(folder, "run", "a.toml")) as process:
         seen = wait_for(found.latest, process)
         resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
         _, err = process.communicate()
@@ -294,11 +312,12 @@ cp -r runs/a-001 kept
 """
 
 
+@pytest.mark.slow
 def test_full_and_read_only_disks_are_named_and_cost_no_checkpoint(whole, launch, run):
     """On a small file system in memory, which only the processes of this script see."""
     folder = run.folder.parents[1]
     namespace = ("unshare", "--user", "--map-root-user", "--mount", "sh", "-c", DISK)
-    with ended(launch(folder, program=namespace, PYTHON=sys.executable, **ANEW)) as process:
+    with ended(launch(folder, program=namespace, PYTHON=sys.executable)) as process:
         _, err = process.communicate()
     if process.returncode == 77:
         pytest.skip(f"no file system can be mounted here: {err}")
@@ -315,6 +334,7 @@ def test_full_and_read_only_disks_are_named_and_cost_no_checkpoint(whole, launch
     assert_same_end(Run(folder / "kept"), whole)
 
 
+@pytest.mark.slow
 def test_loss_that_is_no_number_names_step_config_and_last_good_checkpoint(call, run):
     """One update this long leaves parameters that are numbers, but of which no loss can be taken."""
     every = [f"--train.{name}-every=1" for name in ("log", "evaluate", "save")]

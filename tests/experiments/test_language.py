@@ -1,5 +1,7 @@
 """The language model of words: its equations by a NumPy loop, and what dropping and tying change."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,15 +13,21 @@ from experiments.language import Words
 from lstmjax import Dropout, stack
 
 VOCABULARY = 7
-TOKENS = jax.random.randint(jax.random.key(1), (3, 5), 0, VOCABULARY)
+TOKENS = np.random.default_rng(1).integers(0, VOCABULARY, (3, 5), np.int32)
+say = jax.jit(language.say, static_argnums=0)
+
+
+@functools.partial(jax.jit, static_argnames=("vocabulary", "model"))
+def init(key, vocabulary, model):
+    return language.init(key, vocabulary, model)
 
 
 @pytest.mark.parametrize("tied", [False, True])
 def test_words_are_embedded_read_and_said(tied):
     model = Words(units=4, layers=2, tied=tied, forget_bias=0.5)
-    params = language.init(jax.random.key(0), VOCABULARY, model)
-    state = jax.tree.map(lambda leaf: leaf + 0.3, language.initial_state(model, params, 3))
-    logits, after = language.say(model, params, TOKENS, state)
+    params = init(jax.random.key(0), VOCABULARY, model)
+    state = jax.tree.map(lambda leaf: np.asarray(leaf) + np.float32(0.3), language.initial_state(model, params, 3))
+    logits, after = say(model, params, TOKENS, state)
     p, s = (jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), tree) for tree in (params, state))
     ys, ends = reference.stack(p["lstm"], p["embedding"].table[np.asarray(TOKENS)], s)
     expected = ys @ p["embedding"].table.T + p["dense"] if tied else ys @ p["dense"].w + p["dense"].bias
@@ -31,41 +39,41 @@ def test_words_are_embedded_read_and_said(tied):
 
 def test_precision_is_that_of_the_computation():
     wide, narrow = (Words(units=4, layers=2, scale=0.5, precision=precision) for precision in ("float32", "bfloat16"))
-    params = language.init(jax.random.key(0), VOCABULARY, wide)
+    params = init(jax.random.key(0), VOCABULARY, wide)
     expected, logits = (
-        language.say(model, params, TOKENS, language.initial_state(model, params, 3))[0] for model in (wide, narrow)
+        np.asarray(say(model, params, TOKENS, language.initial_state(model, params, 3))[0]) for model in (wide, narrow)
     )
     assert 1e-5 < np.abs(logits - expected).max() < 3e-2
     before = language.initial_state(narrow, params, 3)
-    _, after = language.say(narrow, params, TOKENS, before)
+    _, after = say(narrow, params, TOKENS, before)
     assert [a.dtype for a in jax.tree.leaves(after)] == [a.dtype for a in jax.tree.leaves(before)]
     assert [layer.h.dtype for layer in after] == [jnp.bfloat16] * 2
 
 
 def test_weights_start_in_the_range_asked_for():
     model = Words(units=20, layers=1, scale=0.05, forget_bias=0.0)
-    params = language.init(jax.random.key(0), VOCABULARY, model)
+    params = init(jax.random.key(0), VOCABULARY, model)
     (layer,) = params["lstm"].layers
     for weights in (params["embedding"].table, layer.w_x, layer.w_h, params["dense"].w):
         assert 0.045 < np.abs(weights).max() <= 0.05
     assert not layer.bias.any()
-    tied = language.init(jax.random.key(0), VOCABULARY, Words(units=20, layers=1, tied=True))
+    tied = init(jax.random.key(0), VOCABULARY, Words(units=20, layers=1, tied=True))
     assert sum(leaf.size for leaf in jax.tree.leaves(tied)) == VOCABULARY * 21 + 4 * 20 * (20 + 20 + 1)
 
 
 @pytest.mark.parametrize("layers", [1, 2])
 def test_what_is_dropped_is_dropped_at_all_steps_and_only_with_a_key(layers):
-    xs = jnp.ones((2, 6, 50))
+    xs = np.ones((2, 6, 50), np.float32)
     dropped = np.asarray(language._dropped(xs, 0.4, jax.random.key(0)))
     np.testing.assert_array_equal(dropped, np.repeat(dropped[:, :1], 6, axis=1))
     assert set(np.unique(dropped)) == {0, np.float32(1 / np.float32(0.6))}
     assert 0.3 < np.mean(dropped == 0) < 0.5
     model = Words(units=4, layers=layers, scale=0.5, dropout=0.5)
-    params = language.init(jax.random.key(0), VOCABULARY, model)
+    params = init(jax.random.key(0), VOCABULARY, model)
     state = language.initial_state(model, params, 3)
-    still, _ = language.say(Words(units=4, layers=layers, scale=0.5), params, TOKENS, state)
-    without, _ = language.say(model, params, TOKENS, state)
-    one, other = (language.say(model, params, TOKENS, state, jax.random.key(k))[0] for k in (1, 2))
+    still, _ = say(Words(units=4, layers=layers, scale=0.5), params, TOKENS, state)
+    without, _ = say(model, params, TOKENS, state)
+    one, other = (np.asarray(say(model, params, TOKENS, state, jax.random.key(k))[0]) for k in (1, 2))
     np.testing.assert_array_equal(without, still)
     assert np.abs(one - still).max() > 1e-4
     assert np.abs(one - other).max() > 1e-4
@@ -74,9 +82,9 @@ def test_what_is_dropped_is_dropped_at_all_steps_and_only_with_a_key(layers):
 @pytest.mark.parametrize("layers", [1, 2])
 def test_words_what_is_said_and_what_goes_between_layers_are_dropped(layers):
     model = Words(units=4, layers=layers, scale=0.5, dropout=0.5)
-    params = language.init(jax.random.key(0), VOCABULARY, model)
+    params = init(jax.random.key(0), VOCABULARY, model)
     state, key = language.initial_state(model, params, 3), jax.random.key(1)
-    logits, _ = language.say(model, params, TOKENS, state, key)
+    logits, _ = say(model, params, TOKENS, state, key)
     before, between, after = jax.random.split(key, 3)
     first, last = (np.asarray(language._dropped(jnp.ones((3, 5, 4)), 0.5, part)) for part in (before, after))
     xs = params["embedding"].table[TOKENS] * first

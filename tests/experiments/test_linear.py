@@ -1,12 +1,9 @@
 """The linear baseline: it sees its own words and its neighbours', and whose they are."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
 from experiments import linear
-from experiments.data import dialogues, files
 from experiments.data.dialogues import Conversation
 
 RNG = np.random.default_rng(0)
@@ -44,7 +41,7 @@ def itself(texts, speakers, i):
 
 @pytest.mark.parametrize("tag", [itself, before, after, answered])
 def test_what_the_neighbourhood_decides_is_learned(tag):
-    train, test = conversations(150, tag), conversations(30, tag)
+    train, test = conversations(80, tag), conversations(20, tag)
     truth = [tag for conversation in test for tag in conversation.tags]
     assert linear.predicted(train, test).tolist() == truth
     figures = linear.baselines(train, test)
@@ -74,10 +71,9 @@ def test_neighbours_found_one_by_one(speakers, offset):
             assert other[i, j] == (j == i + offset and speaker != neighbour)
 
 
-def test_commonest_tag_of_the_real_corpus_if_it_is_here():
-    if files.locate("swda", Path.is_dir) is None:
-        pytest.skip("Switchboard is not on this machine: LSTMJAX_DATA names no folder that has it")
-    splits = dialogues.load()
+@pytest.mark.slow
+def test_commonest_tag_of_the_real_corpus_if_it_is_here(switchboard):
+    splits = switchboard
     assert linear.commonest(splits["train"]) == "sd"
     tags = [tag for conversation in splits["test"] for tag in conversation.tags]
     assert round(np.mean([tag == "sd" for tag in tags]), 3) == 0.323

@@ -1,6 +1,7 @@
 """A run over many devices, of one process and of several, is the run over one."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -13,11 +14,15 @@ from experiments.models import Model
 from experiments.tasks import adding, airline, chars
 from experiments.train import Hooks, Train, initial_state, train
 
-OPTIONS = Train(steps=50, batch=8, log_every=1, evaluate_every=25, save_every=50, learning_rate=0.01)
-TASKS = {
-    "airline": lambda: airline.build(airline.Options(), Model(units=8), 8, jax.random.key(0)),
-    "adding": lambda: adding.build(adding.Options(length=22), Model(units=8), 8, jax.random.key(0)),
-}
+pytestmark = pytest.mark.usefixtures("four_devices")
+
+OPTIONS = Train(steps=20, batch=8, log_every=1, evaluate_every=10, save_every=20, learning_rate=0.01)
+
+
+@functools.cache
+def built(name):
+    module, options = {"airline": (airline, airline.Options()), "adding": (adding, adding.Options(length=22))}[name]
+    return module.build(options, Model(units=8), 8, jax.random.key(0))
 
 
 def trained(task, sizes, state=None, options=OPTIONS, stop=lambda: False):
@@ -29,46 +34,52 @@ def trained(task, sizes, state=None, options=OPTIONS, stop=lambda: False):
     return train(task, options, start, hooks, over).state, lines
 
 
-@pytest.fixture(scope="module", params=TASKS)
-def alone(request):
-    task = TASKS[request.param]()
-    return task, *trained(task, (1, 1))
+@functools.cache
+def alone(name):
+    """The params and the lines of a run over one device."""
+    state, lines = trained(built(name), (1, 1))
+    return jax.tree.map(np.asarray, state.params), lines
 
 
-@pytest.mark.parametrize("sizes", [(2, 1), (4, 1), (1, 2), (1, 4), (2, 2)])
-def test_losses_and_params_are_those_of_one_device(alone, sizes):
-    task, state, lines = alone
-    found, found_lines = trained(task, sizes)
-    assert len(lines) == 50
+SIZES = [(name, sizes) for name in ("airline", "adding") for sizes in ((2, 1), (4, 1), (1, 2), (1, 4), (2, 2))]
+LATER = {("airline", (2, 2)): (), ("adding", (4, 1)): pytest.mark.slow, ("adding", (1, 4)): pytest.mark.slow}
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes"), [pytest.param(*row, marks=LATER.get(row, pytest.mark.long)) for row in SIZES]
+)
+def test_losses_and_params_are_those_of_one_device(name, sizes):
+    params, lines = alone(name)
+    found, found_lines = trained(built(name), sizes)
+    assert len(lines) == 20
     for name in lines[-1]:
         np.testing.assert_allclose(
             [line[name] for line in found_lines if name in line],
             [line[name] for line in lines if name in line],
             rtol=1e-5,
         )
-    for ours, one in zip(jax.tree.leaves(found.params), jax.tree.leaves(state.params), strict=True):
+    for ours, one in zip(jax.tree.leaves(found.params), jax.tree.leaves(params), strict=True):
         np.testing.assert_allclose(ours, one, rtol=0, atol=1e-5)
 
 
-def test_gradients_are_those_of_one_device(alone):
-    task, *_ = alone
+@pytest.mark.parametrize("name", [pytest.param("airline", marks=pytest.mark.slow), "adding"])
+def test_gradients_are_those_of_one_device(name):
+    task = built(name)
     start = initial_state(task, OPTIONS)
-    batch = jax.tree.map(
-        lambda leaf: leaf[0],
-        task.batches(task.splits.get("train"), jax.random.wrap_key_data(start.key), jnp.array([3])),
-    )
-    batch, carried = jax.device_get((batch, start.carried))
-    expected = jax.jit(jax.grad(task.loss, has_aux=True))(start.params, batch, carried)[0]
+    read = jax.jit(lambda key: task.batches(task.splits.get("train"), jax.random.wrap_key_data(key), jnp.array([3])))
+    batch = jax.tree.map(lambda leaf: np.asarray(leaf)[0], read(start.key))
+    expected = jax.jit(jax.grad(task.loss, has_aux=True))(start.params, batch, start.carried)[0]
     over = mesh.make(mesh.Options(2, 2))
     with jax.set_mesh(over):
         params = initial_state(task, OPTIONS, over).params
-        found = jax.jit(jax.grad(task.loss, has_aux=True))(params, batch, carried)[0]
+        found = jax.jit(jax.grad(task.loss, has_aux=True))(params, batch, start.carried)[0]
     for ours, one in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(ours, one, rtol=1e-5, atol=1e-6)
 
 
-def test_each_device_has_its_part(alone):
-    task, *_ = alone
+@pytest.mark.parametrize("name", ["airline", pytest.param("adding", marks=pytest.mark.slow)])
+def test_each_device_has_its_part(name):
+    task = built(name)
     over = mesh.make(mesh.Options(2, 2))
     state = initial_state(task, OPTIONS, over)
 
@@ -86,17 +97,16 @@ def test_each_device_has_its_part(alone):
 def test_a_state_that_goes_on_is_divided_too(monkeypatch):
     monkeypatch.setattr(chars.shakespeare, "load", lambda: "the sea was wet as wet could be " * 60)
     task = chars.build(chars.Options(steps=8), Model(units=8), 8, jax.random.key(0))
-    options = dataclasses.replace(OPTIONS, steps=20, evaluate_every=20)
+    options = dataclasses.replace(OPTIONS, steps=10, log_every=5, evaluate_every=10)
     (_, lines), (_, found) = (trained(task, sizes, options=options) for sizes in ((1, 1), (2, 2)))
     np.testing.assert_allclose([line["loss"] for line in found], [line["loss"] for line in lines], rtol=1e-5)
     assert found[-1]["validation_accuracy"] == lines[-1]["validation_accuracy"]
 
 
 def test_a_checkpoint_is_restored_onto_other_meshes(tmp_path):
-    task = TASKS["airline"]()
-    _, lines = trained(task, (1, 1))
+    task, (_, lines) = built("airline"), alone("airline")
     checkpoints, gone = Checkpoints(tmp_path / "c"), []
-    for sizes, until in (((2, 2), 20), ((2, 1), 35), ((1, 1), 50)):
+    for sizes, until in (((2, 2), 8), ((2, 1), 14), ((1, 1), 20)):
         over = mesh.make(mesh.Options(*sizes))
         state, step = initial_state(task, OPTIONS, over), checkpoints.latest()
         if step is not None:
@@ -107,12 +117,12 @@ def test_a_checkpoint_is_restored_onto_other_meshes(tmp_path):
             stop=lambda until=until: gone[-1]["step"] == until,
         )
         train(task, OPTIONS, state, hooks, over)
-    assert [line["step"] for line in gone] == list(range(1, 51))
+    assert [line["step"] for line in gone] == list(range(1, 21))
     np.testing.assert_allclose([line["loss"] for line in gone], [line["loss"] for line in lines], rtol=1e-5)
 
 
 def test_what_cannot_be_divided(monkeypatch):
-    params = initial_state(TASKS["airline"](), OPTIONS).params
+    params = jax.eval_shape(built("airline").init, jax.random.key(0))
     with pytest.raises(ValueError, match=r"train.batch is 7; it must be a multiple of mesh.data, which is 2"):
         mesh.check(mesh.Options(data=2), 7, params)
     with pytest.raises(ValueError, match=r"mesh.model is 3; it must divide the 8 units of lstm"):

@@ -9,29 +9,29 @@ import time
 
 import pytest
 
-pytestmark = [pytest.mark.slow, pytest.mark.training]
+pytestmark = pytest.mark.training
 DEVICES = 4
 ARGUMENTS = ["--train.log-every", "1", "--train.evaluate-every", "5", "--train.save-every", "5", "--model.units", "8"]
 
 
-@pytest.fixture
-def start(launch, configs, tmp_path):
-    """Starts a command in so many processes with four devices in all."""
+@pytest.fixture(scope="module")
+def start(launch, configs):
+    """Starts a command in a folder, in so many processes with four devices in all."""
     started = []
 
-    def together(count, command, *arguments, steps=50):
+    def together(folder, count, command, *arguments, steps=50):
         with socket.socket() as free:
             free.bind(("localhost", 0))
             port = free.getsockname()[1]
         about = [configs / "airline.toml", "--train.steps", steps, *ARGUMENTS] if command == "run" else []
         common = {
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={DEVICES // count}",
+            "JAX_NUM_CPU_DEVICES": str(DEVICES // count),
             "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
             "JAX_NUM_PROCESSES": str(count),
         }
         for number in range(count):
             words = [command, *about, *arguments, "--distributed"]
-            started.append(launch(tmp_path, *words, **common, JAX_PROCESS_ID=str(number)))
+            started.append(launch(folder, *words, **common, JAX_PROCESS_ID=str(number)))
         return started[-count:]
 
     yield together
@@ -52,6 +52,15 @@ def lines(folder):
 
 
 @pytest.fixture(scope="module")
+def whole(start, tmp_path_factory):
+    """The folder of a run of two processes that nothing stopped, and what they said."""
+    folder = tmp_path_factory.mktemp("whole")
+    codes, said, errors = ended(start(folder, 2, "run", "--mesh.data", 2, "--mesh.model", 2))
+    assert codes == [0, 0], errors
+    return folder / "runs", said
+
+
+@pytest.fixture(scope="module")
 def alone(call, configs, tmp_path_factory):
     """What one process with one device does."""
     folder = tmp_path_factory.mktemp("alone")
@@ -60,30 +69,42 @@ def alone(call, configs, tmp_path_factory):
     return lines(folder / "runs/airline-001")
 
 
-@pytest.mark.parametrize(("count", "sizes"), [(2, (2, 2)), (4, (4, 1))])
-def test_several_processes_train_as_one_does(start, alone, tmp_path, count, sizes):
-    codes, said, _ = ended(start(count, "run", "--mesh.data", sizes[0], "--mesh.model", sizes[1]))
-    assert codes == [0] * count
+def assert_trained_as(alone, folder, said, count, sizes):
     assert f"{sizes[0]} x {sizes[1]} cpu of {count} processes" in said[0]
     assert ["loss" in out for out in said] == [True, *[False] * (count - 1)]
-    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["airline-001"]
-    found = lines(tmp_path / "runs/airline-001")
+    assert [path.name for path in folder.iterdir()] == ["airline-001"]
+    found = lines(folder / "airline-001")
     assert [line.keys() for line in found] == [line.keys() for line in alone]
     for line, expected in zip(found, alone, strict=True):
         assert line == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.slow
+def test_two_processes_train_as_one_does(whole, alone):
+    folder, said = whole
+    assert_trained_as(alone, folder, said, 2, (2, 2))
+
+
+@pytest.mark.long
+def test_four_processes_train_as_one_does(start, alone, tmp_path):
+    codes, said, _ = ended(start(tmp_path, 4, "run", "--mesh.data", 4, "--mesh.model", 1))
+    assert codes == [0] * 4
+    assert_trained_as(alone, tmp_path / "runs", said, 4, (4, 1))
+
+
+@pytest.mark.long
 @pytest.mark.parametrize("sizes", [(8, 1), (1, 8), (2, 4)])
-def test_eight_devices_train_as_one_does(call, configs, alone, tmp_path, sizes):
+def test_eight_devices_train_as_one_does(process, configs, alone, tmp_path, sizes):
     words = ["run", configs / "airline.toml", "--train.steps", 50, *ARGUMENTS]
     words += ["--mesh.data", sizes[0], "--mesh.model", sizes[1]]
-    code, said, err = call(tmp_path, *words, XLA_FLAGS="--xla_force_host_platform_device_count=8")
+    code, said, err = process(tmp_path, *words, JAX_NUM_CPU_DEVICES="8")
     assert (code, err) == (0, "")
     assert f"{sizes[0]} x {sizes[1]} cpu" in said
     for line, expected in zip(lines(tmp_path / "runs/airline-001"), alone, strict=True):
         assert line == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.long
 def test_a_run_goes_on_on_fewer_devices(launch, configs, tmp_path):
     """From 8 to 2 to 1, each time told to stop on the way."""
     losses = {}
@@ -92,8 +113,7 @@ def test_a_run_goes_on_on_fewer_devices(launch, configs, tmp_path):
         for number, (data, model) in enumerate(sizes):
             about = ["run", configs / "airline.toml", "--train.steps", 2000, *ARGUMENTS, "--name", name]
             words = [*(["resume", folder] if number else about), "--mesh.data", data, "--mesh.model", model]
-            devices = f"--xla_force_host_platform_device_count={data * model}"
-            process = launch(tmp_path, *words, XLA_FLAGS=devices)
+            process = launch(tmp_path, *words, JAX_NUM_CPU_DEVICES=str(data * model))
             before = len(lines(folder)) if number else 0
             while number < len(sizes) - 1 and len(lines(folder)) <= before + 20:
                 assert process.poll() is None, process.stderr.read()
@@ -107,35 +127,30 @@ def test_a_run_goes_on_on_fewer_devices(launch, configs, tmp_path):
     assert losses["fewer"] == pytest.approx(losses["alone"], rel=1e-3)
 
 
-def test_one_is_killed_and_all_go_on(start, tmp_path):
+@pytest.mark.long
+def test_one_is_killed_and_all_go_on(start, whole, tmp_path):
     """At a random step: the others end, and once resumed the run is the same, bit for bit."""
-    for name in ("whole", "killed"):
-        codes = None
-        processes = start(2, "run", "--mesh.data", 2, "--mesh.model", 2, "--name", name, steps=60)
-        if name == "killed":
-            folder = tmp_path / "runs/killed-001"
-            until = random.Random(7).randrange(15, 45)
-            while len(lines(folder)) < until:
-                assert all(process.poll() is None for process in processes), [p.stderr.read() for p in processes]
-                time.sleep(0.01)
-            victim, survivor = random.Random(7).sample(processes, 2)
-            victim.kill()
-            codes, _, _ = ended([victim, survivor])
-            assert codes[0] == -signal.SIGKILL
-            assert codes[1] not in (0, None)
-            assert not (folder / "result.json").exists()
-            codes, _, errors = ended(start(2, "resume", folder))
-            assert codes == [0, 0], errors
-        else:
-            codes, _, errors = ended(processes)
-            assert codes == [0, 0], errors
-    whole, killed = (tmp_path / f"runs/{name}-001" for name in ("whole", "killed"))
+    processes = start(tmp_path, 2, "run", "--mesh.data", 2, "--mesh.model", 2)
+    folder = tmp_path / "runs/airline-001"
+    until = random.Random(7).randrange(15, 35)
+    while len(lines(folder)) < until:
+        assert all(process.poll() is None for process in processes), [p.stderr.read() for p in processes]
+        time.sleep(0.01)
+    victim, survivor = random.Random(7).sample(processes, 2)
+    victim.kill()
+    codes, _, _ = ended([victim, survivor])
+    assert codes[0] == -signal.SIGKILL
+    assert codes[1] not in (0, None)
+    assert not (folder / "result.json").exists()
+    codes, _, errors = ended(start(tmp_path, 2, "resume", folder))
+    assert codes == [0, 0], errors
     for name in ("metrics.jsonl", "result.json"):
-        assert (killed / name).read_text() == (whole / name).read_text()
+        assert (folder / name).read_text() == (whole[0] / "airline-001" / name).read_text()
 
 
+@pytest.mark.long
 def test_one_is_told_to_stop_and_all_do(start, tmp_path):
-    processes = start(2, "run", "--mesh.data", 4, steps=5000)
+    processes = start(tmp_path, 2, "run", "--mesh.data", 4, steps=5000)
     folder = tmp_path / "runs/airline-001"
     while len(lines(folder)) < 5:
         assert all(process.poll() is None for process in processes), [p.stderr.read() for p in processes]
@@ -145,13 +160,14 @@ def test_one_is_told_to_stop_and_all_do(start, tmp_path):
     assert codes == [143, 143]
     step = int(re.search(r"stopped and saved at step (\d+)", said[0])[1])  # pyright: ignore
     assert [path.name for path in (folder / "checkpoints").iterdir()].count(str(step)) == 1
-    refused, _, errors = ended(start(2, "resume", folder, "--train.steps", step))
+    refused, _, errors = ended(start(tmp_path, 2, "resume", folder, "--train.steps", step))
     assert refused == [2, 2]
     assert all("no option but --mesh.data and --mesh.model can change" in error for error in errors)
 
 
+@pytest.mark.long
 def test_an_error_of_the_first_ends_all(start, tmp_path):
-    processes = start(2, "run", "--mesh.data", 4, steps=5000)
+    processes = start(tmp_path, 2, "run", "--mesh.data", 4, steps=5000)
     folder = tmp_path / "runs/airline-001"
     while len(lines(folder)) < 5:
         assert all(process.poll() is None for process in processes), [p.stderr.read() for p in processes]
@@ -163,11 +179,12 @@ def test_an_error_of_the_first_ends_all(start, tmp_path):
     assert all("metrics.jsonl cannot be written: Is a directory" in error for error in errors)
 
 
+@pytest.mark.long
 def test_a_sweep_of_several_processes(start, configs, tmp_path):
     (tmp_path / "two.toml").write_text(
         f'base = "{configs / "airline.toml"}"\n[train]\nsteps = 20\n[mesh]\ndata = 4\n[sweep.train]\nseed = [0, 1]\n'
     )
-    codes, said, errors = ended(start(2, "sweep", "two.toml"))
+    codes, said, errors = ended(start(tmp_path, 2, "sweep", "two.toml"))
     assert codes == [0, 0], errors
     assert "mean" in said[0]
     assert "mean" not in said[1]
@@ -179,7 +196,8 @@ def test_commands_that_one_process_runs(call, tmp_path, command):
     assert (code, err) == (2, f"error: --distributed is of run, sweep and resume, not of {command}\n")
 
 
-def test_no_cluster_is_found(call, tmp_path, configs):
-    code, _, err = call(tmp_path, "run", configs / "airline.toml", "--distributed")
+@pytest.mark.slow
+def test_no_cluster_is_found(process, tmp_path, configs):
+    code, _, err = process(tmp_path, "run", configs / "airline.toml", "--distributed")
     assert code == 2
     assert re.match(r"error: --distributed: JAX finds no cluster here .*; set JAX_COORDINATOR_ADDRESS", err)

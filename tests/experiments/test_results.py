@@ -24,6 +24,19 @@ save_every = 1
 """
 
 
+@pytest.fixture(autouse=True)
+def drawn(monkeypatch):
+    """The figures of a page, which are not drawn: to lay one out takes longer than all the rest."""
+    figures = []
+
+    def keep(figure, path, **options):
+        figures.append(figure)
+        path.touch()
+
+    monkeypatch.setattr(results.Figure, "savefig", keep)
+    return figures
+
+
 @pytest.fixture
 def place(tmp_path):
     (tmp_path / "configs").mkdir()
@@ -178,7 +191,8 @@ def test_the_page_can_be_written_again_without_the_runs_and_knows_an_older_confi
     )
 
 
-def test_a_curve_keeps_its_end_and_a_hundred_points(place):
+def test_a_curve_keeps_its_end_and_a_hundred_points(place, monkeypatch):
+    monkeypatch.undo()
     page(place, [finished(place, 0, 1000)])
     (run,) = json.loads((place / "results" / "little.json").read_text())["runs"]
     steps = [line["step"] for line in run["curve"]]
@@ -252,9 +266,7 @@ def test_a_run_takes_the_place_of_its_seed_and_leaves_the_others(place):
     assert [(run["seed"], run["sequences"]) for run in record["runs"]] == [(1, 7000)]
 
 
-def test_a_published_count_of_sequences_is_an_upright_line(place, monkeypatch):
-    drawn = []
-    monkeypatch.setattr(results.Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
+def test_a_published_count_of_sequences_is_an_upright_line(place, drawn):
     page(place, [finished(place, 0, 1000)])
     for axes in drawn[0].axes:
         (upright,) = (
@@ -268,9 +280,7 @@ def test_a_published_count_of_sequences_is_an_upright_line(place, monkeypatch):
 @pytest.mark.parametrize(
     ("published", "level", "label"), [({}, 0.7, "0.7, always 0.5"), ({"error": 0.5}, 0.5, "0.5, paper")]
 )
-def test_a_picture_has_each_run_its_test_figure_and_what_it_is_beside(place, monkeypatch, published, level, label):
-    drawn = []
-    monkeypatch.setattr(results.Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
+def test_a_picture_has_each_run_its_test_figure_and_what_it_is_beside(place, drawn, published, level, label):
     found = [finished(place, seed, 1000, error=0.1 + seed) for seed in (0, 1)]
     for run in found:
         result = json.loads(run.result.read_text()) | {"published": {"paper": published} if published else {}}

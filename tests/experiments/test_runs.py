@@ -36,7 +36,7 @@ def test_environment_says_what_ran(tmp_path):
     run = runs.create(str(tmp_path), "a", "")
     said = json.loads((run.folder / "environment.json").read_text())
     assert said["packages"]["jax"] == runs.jax.__version__
-    assert (said["backend"], said["devices"]) == ("cpu", 4)
+    assert (said["backend"], said["devices"]) == ("cpu", 1)
     assert said["argv"] == runs.sys.argv
 
 

@@ -1,7 +1,8 @@
 """The encoder and the decoder: their equations by a NumPy loop, and decoding beside teacher forcing."""
 
+import functools
+
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
@@ -11,25 +12,35 @@ from experiments.seq2seq import Seq2Seq
 from lstmjax import LSTMState
 
 SYMBOLS, END = 5, 5
-LENGTHS = jnp.array([6, 0, 3, 1])
-TARGET_LENGTHS = jnp.array([2, 4, 0, 4])
-SOURCE = jax.random.randint(jax.random.key(1), (4, 6), 0, SYMBOLS)
-TARGET = jax.random.randint(jax.random.key(2), (4, 4), 0, SYMBOLS)
+LENGTHS = np.array([6, 0, 3, 1])
+TARGET_LENGTHS = np.array([2, 4, 0, 4])
+SOURCE = np.random.default_rng(1).integers(0, SYMBOLS, (4, 6), np.int32)
+TARGET = np.random.default_rng(2).integers(0, SYMBOLS, (4, 4), np.int32)
+
+encode = jax.jit(seq2seq.encode, static_argnums=0)
+forced = jax.jit(seq2seq.forced, static_argnums=0)
+decode = jax.jit(seq2seq.decode, static_argnums=(0, 3, 4))
+
+
+@functools.cache
+def random(layers):
+    model = Seq2Seq(embedding=3, units=4, layers=layers)
+    params = jax.jit(lambda key: seq2seq.init(key, SYMBOLS, model))(jax.random.key(0))
+    # Probabilities that differ, and biases that do something.
+    rng = np.random.default_rng(0)
+    return model, jax.tree.map(lambda leaf: np.asarray(leaf + 0.2 * rng.normal(size=leaf.shape), np.float32), params)
 
 
 @pytest.fixture(params=[1, 2])
 def made(request):
-    model = Seq2Seq(embedding=3, units=4, layers=request.param)
-    params = seq2seq.init(jax.random.key(0), SYMBOLS, model)
-    # Probabilities that differ, and biases that do something.
-    params = jax.tree.map(lambda leaf: leaf + 0.2 * jax.random.normal(jax.random.key(leaf.size), leaf.shape), params)
-    return model, params
+    return random(request.param)
 
 
 def test_what_is_read_and_said_is_what_the_equations_say(made):
     model, params = made
-    state = seq2seq.encode(model, params, SOURCE, LENGTHS)
-    log_likelihood, correct = seq2seq.forced(model, params, state, TARGET, TARGET_LENGTHS)
+    state = encode(model, params, SOURCE, LENGTHS)
+    log_likelihood, correct = map(np.asarray, forced(model, params, state, TARGET, TARGET_LENGTHS))
+    state = jax.tree.map(np.asarray, state)
     p = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
     assert log_likelihood.shape == correct.shape == (4, 5)
     for row in range(4):
@@ -53,20 +64,21 @@ def test_what_is_read_and_said_is_what_the_equations_say(made):
 @pytest.mark.parametrize("width", [None, 1, 3])
 def test_what_is_decoded_is_as_likely_as_teacher_forcing_says(made, width):
     model, params = made
-    state = seq2seq.encode(model, params, SOURCE, LENGTHS)
-    found = seq2seq.decode(model, params, state, 9, width)
+    state = encode(model, params, SOURCE, LENGTHS)
+    found = jax.tree.map(np.asarray, decode(model, params, state, 9, width))
     ended = found.lengths < 9
-    log_likelihood, correct = seq2seq.forced(model, params, state, found.symbols * (found.symbols < END), found.lengths)
-    said = jnp.where(ended, jnp.sum(log_likelihood, axis=1), jnp.sum(log_likelihood[:, :9], axis=1))
+    log_likelihood, correct = forced(model, params, state, found.symbols * (found.symbols < END), found.lengths)
+    log_likelihood, correct = np.asarray(log_likelihood), np.asarray(correct)
+    said = np.where(ended, log_likelihood.sum(axis=1), log_likelihood[:, :9].sum(axis=1))
     np.testing.assert_allclose(found.log_likelihood, said, rtol=1e-5)
     if width != 3:
-        np.testing.assert_array_equal(jnp.sum(correct[:, :9], axis=1), jnp.minimum(found.lengths + 1, 9))
+        np.testing.assert_array_equal(correct[:, :9].sum(axis=1), np.minimum(found.lengths + 1, 9))
 
 
 def test_a_wider_beam_here_finds_nothing_less_likely(made):
     model, params = made
-    state = seq2seq.encode(model, params, SOURCE, LENGTHS)
-    one, all_there_are = (seq2seq.decode(model, params, state, 3, width).log_likelihood for width in (1, 6**3))
+    state = encode(model, params, SOURCE, LENGTHS)
+    one, all_there_are = (np.asarray(decode(model, params, state, 3, width).log_likelihood) for width in (1, 6**3))
     assert (all_there_are >= one - 1e-6).all()
 
 
@@ -78,12 +90,12 @@ def test_longer_padding_and_what_it_holds_change_nothing(made):
         wide = rng.integers(0, SYMBOLS, (4, 11))
         for row, length in enumerate(lengths):
             wide[row, :length] = tokens[row, :length]
-        return jnp.asarray(wide, tokens.dtype)
+        return np.asarray(wide, tokens.dtype)
 
     def measured(source, target):
-        state = seq2seq.encode(model, params, source, LENGTHS)
-        log_likelihood, correct = seq2seq.forced(model, params, state, target, TARGET_LENGTHS)
-        return state, log_likelihood[:, :5], correct[:, :5], seq2seq.decode(model, params, state, 6, 2)
+        state = encode(model, params, source, LENGTHS)
+        log_likelihood, correct = map(np.asarray, forced(model, params, state, target, TARGET_LENGTHS))
+        return state, log_likelihood[:, :5], correct[:, :5], decode(model, params, state, 9, 3)
 
     plain = measured(SOURCE, TARGET)
     other = measured(padded(SOURCE, LENGTHS), padded(TARGET, TARGET_LENGTHS))

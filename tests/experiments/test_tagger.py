@@ -10,27 +10,25 @@ from experiments.tagger import Tagger
 from lstmjax import crf
 
 KEY = jax.random.key(0)
-SCORES = jax.random.normal(KEY, (3, 4, 5))
-TAGS = jax.random.randint(KEY, (3, 4), 0, 5)
-LENGTHS = jnp.array([4, 0, 2])
+RNG = np.random.default_rng(0)
+SCORES = RNG.normal(size=(3, 4, 5)).astype(np.float32)
+TAGS = RNG.integers(0, 5, (3, 4), np.int32)
+LENGTHS = np.array([4, 0, 2])
+nll = jax.jit(tagger.nll, static_argnums=0)
+decode = jax.jit(tagger.decode, static_argnums=0)
 
 
 def test_levels_are_those_the_options_name():
-    made = tagger.init(
-        KEY,
-        Tagger(embedding=6, units=7, context=3, characters=4),
-        words=jnp.ones((20, 6)),
-        tags=5,
-        characters=9,
-        cases=2,
-        features=1,
-    )
+    model = Tagger(embedding=6, units=7, context=3, characters=4)
+    sizes = {"tags": 5, "characters": 9, "cases": 2, "features": 1}
+    made = jax.eval_shape(lambda key: tagger.init(key, model, words=jnp.ones((20, 6)), **sizes), KEY)
     levels = made["hierarchy"].levels
     assert [level.encoder.forward.inputs for level in levels] == [4, 6 + 2 + 2 * 4, 1 + 2 * 7]
     assert levels[0].embedding.table.shape == (9, 4)
     assert made["dense"].w.shape == (6, 5)
     assert made["crf"].transitions.shape == (5, 5)
-    plain = tagger.init(KEY, Tagger(embedding=6, units=7, crf=False), words=jnp.ones((20, 6)), tags=5)
+    plain = Tagger(embedding=6, units=7, crf=False)
+    plain = jax.eval_shape(lambda key: tagger.init(key, plain, words=jnp.ones((20, 6)), tags=5), KEY)
     assert "crf" not in plain
     assert [level.encoder.forward.inputs for level in plain["hierarchy"].levels] == [6]
 
@@ -46,23 +44,23 @@ def test_features_are_dropped_at_each_step_anew():
 
 
 def test_nll_without_a_crf_is_that_of_each_tag_by_itself():
-    nll = tagger.nll(Tagger(crf=False), {}, SCORES, TAGS, LENGTHS)
+    found = nll(Tagger(crf=False), {}, SCORES, TAGS, LENGTHS)
     chances = np.exp(np.asarray(SCORES, np.float64))
     chances /= chances.sum(axis=-1, keepdims=True)
     expected = [
         -sum(np.log(chances[row, step, TAGS[row, step]]) for step in range(length))
         for row, length in enumerate(LENGTHS.tolist())
     ]
-    np.testing.assert_allclose(nll, expected, rtol=1e-5)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
 def test_a_crf_without_transitions_says_the_same():
     params = {"crf": crf.init(KEY, 5)}
-    both = [tagger.nll(Tagger(crf=on), params, SCORES, TAGS, LENGTHS) for on in (False, True)]
+    both = [nll(Tagger(crf=on), params if on else {}, SCORES, TAGS, LENGTHS) for on in (False, True)]
     np.testing.assert_allclose(*both, rtol=1e-5, atol=1e-6)
     real = np.arange(4) < np.asarray(LENGTHS)[:, None]
     (alone, chance), (together, marginal) = (
-        tagger.decode(Tagger(crf=on), params, SCORES, LENGTHS) for on in (False, True)
+        decode(Tagger(crf=on), params if on else {}, SCORES, LENGTHS) for on in (False, True)
     )
     np.testing.assert_array_equal(np.asarray(alone)[real], np.asarray(together)[real])
     np.testing.assert_allclose(np.asarray(chance)[real], np.asarray(marginal)[real], rtol=1e-5)

@@ -1,5 +1,6 @@
 """The stopping criterion against a plain loop over the paper's words."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -32,10 +33,15 @@ def test_criterion_stops_where_the_loop_stops(fall, batch):
     criterion = Criterion(each=0.04, mean=0.01, sequences=40)
     expected = stops_after(errors, 0.04, 0.01, 40)
 
+    @jax.jit
+    def push(recent, errors):
+        recent = criterion.push(recent, errors)
+        return recent, criterion.met(recent)
+
     recent, stopped = criterion.start(), None
     for seen in range(batch, len(errors) + 1, batch):
-        recent = criterion.push(recent, jnp.asarray(errors[seen - batch : seen]))
-        if criterion.met(recent):
+        recent, met = push(recent, errors[seen - batch : seen])
+        if met:
             stopped = seen
             break
     if expected is None:

@@ -560,3 +560,32 @@ CALLS = {
         lambda steps, **rest: recurrent(reference.lstm)(**rest),
     ),
 }
+
+FLOATING = ("params", "xs", "emissions", "state")
+ARRAYS = (*FLOATING, "lengths", "resets", "tags")
+
+
+def arrays_of(arguments):
+    """Those of the arguments that programs take; the others are constants of theirs."""
+    return {key: value for key, value in arguments.items() if key in ARRAYS}
+
+
+@functools.cache
+def compiled(name, **static):
+    """A call as one program: its results, and the gradient of the floating ones in each floating array."""
+    call = CALLS[name]
+    fixed = {key: value for key, value in (call.arguments | static).items() if key not in ARRAYS}
+
+    def run(floating, rest):
+        results = call.function(**floating, **rest, **fixed)
+        leaves = [leaf for leaf in jax.tree.leaves(results) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+        return sum((jnp.sum(leaf * 0.7) for leaf in leaves), start=jnp.zeros(())), results
+
+    @jax.jit
+    def differentiate(arrays):
+        floating = {key: arrays[key] for key in arrays if key in FLOATING}
+        gradient = jax.grad(run, has_aux=True)
+        slopes, results = gradient(floating, {key: arrays[key] for key in arrays if key not in floating})
+        return results, slopes
+
+    return differentiate

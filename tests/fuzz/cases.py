@@ -18,6 +18,7 @@ import hypothesis
 import lstmjax
 
 ORDINARY = 600
+LONG = "FUZZ" in os.environ
 TOTAL = int(os.environ.get("FUZZ", ORDINARY))
 LONGEST = 60  # seconds, of a case with its compiling on a busy machine
 RUN: Counter[str] = Counter()  # cases by the name of the test, as they were run
@@ -41,7 +42,7 @@ def fuzz(percent, **strategies):
 
         settings = hypothesis.settings(
             max_examples=max(5, round(TOTAL * percent / 100)),
-            derandomize="FUZZ" not in os.environ,
+            derandomize=not LONG,
             deadline=timedelta(seconds=LONGEST),
             suppress_health_check=list(hypothesis.HealthCheck),
         )

@@ -3,22 +3,27 @@
 Shapes stay, so that each program is compiled once; lengths, resets and all numbers vary from case to case.
 """
 
-import functools
+import itertools
 
+import covering
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from fuzz.calls import BATCH, CALLS, TAGS, TIME
-from fuzz.cases import fuzz
+from fuzz.calls import BATCH, CALLS, FLOATING, TAGS, TIME, arrays_of, compiled
+from fuzz.cases import LONG, fuzz
 from hypothesis import strategies as st
 
 SPECIAL = (np.nan, np.inf, -np.inf, 1e37, -1e37, 1e-40, 0.0)
+OPTIONS = {
+    "function": ["lstm.apply", "bidirectional.apply", "stack.apply"],
+    "reverse": [False, True],
+    "implementation": ["scan", "fused"],
+}
 RECURRENT = {
     f"{name} {'backward' if reverse else 'forward'}, {implementation}": (name, reverse, implementation)
-    for name in ("lstm.apply", "bidirectional.apply", "stack.apply")
-    for reverse in (False, True)
-    for implementation in ("scan", "fused")
+    for name, reverse, implementation in (
+        itertools.product(*OPTIONS.values()) if LONG else covering.pairs(OPTIONS)  # test_contract.py has the product
+    )
 }
 PADDED = {
     "conv1d.apply": "xs",
@@ -34,8 +39,6 @@ PADDED = {
     "crf.marginals": "emissions",
     "crf.decode": "emissions",
 }
-FLOATING = ("params", "xs", "emissions", "state")
-ARRAYS = (*FLOATING, "lengths", "resets", "tags")
 
 
 @st.composite
@@ -60,30 +63,6 @@ def renewed(arguments, rng, lengths):
     return arguments | new | {"lengths": lengths}
 
 
-@functools.cache
-def compiled(name, **static):
-    """The call as one program of its arrays, and with it the gradient of its floating results in each of them."""
-    call = CALLS[name]
-    fixed = {key: value for key, value in (call.arguments | static).items() if key not in ARRAYS}
-
-    def weighted(floating, rest):
-        leaves = jax.tree.leaves(call.function(**floating, **rest, **fixed))
-        return sum(jnp.sum(leaf * 0.7) for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating))
-
-    def run(arrays):
-        return call.function(**arrays, **fixed)
-
-    def differentiate(arrays):
-        floating = {key: arrays[key] for key in arrays if key in FLOATING}
-        return jax.grad(weighted)(floating, {key: arrays[key] for key in arrays if key not in floating})
-
-    return jax.jit(run), jax.jit(differentiate)
-
-
-def arrays_of(arguments):
-    return {key: value for key, value in arguments.items() if key in ARRAYS}
-
-
 def leaves(tree):
     return [np.asarray(leaf) for leaf in jax.tree.leaves(tree)]
 
@@ -96,8 +75,7 @@ def test_valid_steps_give_what_the_loop_gives(name, drawn):
     arguments = renewed(CALLS[function].arguments, rng, lengths) | {"reverse": reverse}
     for place in places:
         arguments["xs"][place] = special
-    run, _ = compiled(function, reverse=reverse, implementation=implementation)
-    actual = run(arrays_of(arguments))
+    actual, _ = compiled(function, reverse=reverse, implementation=implementation)(arrays_of(arguments))
     with np.errstate(all="ignore"):
         expected = CALLS[function].expected(**arguments)
     for a, e in zip(leaves(actual), leaves(expected), strict=True):
@@ -118,11 +96,11 @@ def test_padding_reaches_neither_values_nor_gradients(name, drawn):
     clean = arguments | {given: np.where(inside, arguments[given], 0)}
     hit = ~inside & (rng.random(clean[given].shape) < 0.5)
     dirty = arguments | {given: np.where(hit, np.float32(special), clean[given])}
-    run, differentiate = compiled(function, **static)
-    for program in (run, differentiate):
-        for a, e in zip(leaves(program(arrays_of(dirty))), leaves(program(arrays_of(clean))), strict=True):
-            np.testing.assert_array_equal(a, e)
-    slopes = np.asarray(differentiate(arrays_of(dirty))[given])
+    run = compiled(function, **static)
+    actual, expected = run(arrays_of(dirty)), run(arrays_of(clean))
+    for a, e in zip(leaves(actual), leaves(expected), strict=True):
+        np.testing.assert_array_equal(a, e)
+    slopes = np.asarray(actual[1][given])
     assert not slopes[~np.broadcast_to(inside, slopes.shape)].any()
 
 
@@ -133,12 +111,12 @@ def test_what_is_not_finite_in_valid_steps_is_seen(name, drawn):
     arguments = renewed(CALLS[name].arguments, rng, lengths)
     for place in places:
         arguments[PADDED[name]][place] = np.nan
-    run, _ = compiled(name)
+    run = compiled(name)
     with np.errstate(all="ignore"):
         expected = CALLS[name].expected(**arguments)
     if expected is None:
         return
-    actual, expected = leaves(run(arrays_of(arguments))), jax.tree.leaves(expected, is_leaf=lambda leaf: leaf is None)
-    for a, e in zip(actual, expected, strict=True):
+    actual, _ = run(arrays_of(arguments))
+    for a, e in zip(leaves(actual), jax.tree.leaves(expected, is_leaf=lambda leaf: leaf is None), strict=True):
         if e is not None:
             np.testing.assert_allclose(a.astype(float), e, rtol=1e-4, atol=1e-4)

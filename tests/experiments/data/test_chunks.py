@@ -62,6 +62,7 @@ def test_too_few_sentences_are_refused(write):
         chunks.load()
 
 
+@pytest.mark.slow
 def test_real_files_if_they_are_here():
     if files.locate(chunks.FILES["train"]) is None:
         pytest.skip("CoNLL-2000 is not on this machine: LSTMJAX_DATA names no folder that has it")

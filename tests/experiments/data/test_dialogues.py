@@ -1,10 +1,8 @@
 """Conversations: read as they were written, put into the splits that are said, and what is none is refused."""
 
-from pathlib import Path
-
 import pytest
 
-from experiments.data import dialogues, files
+from experiments.data import dialogues
 from experiments.data.dialogues import Conversation
 from experiments.data.files import DataError
 
@@ -158,10 +156,9 @@ def test_what_is_no_plain_conversation_is_refused(content, words, tmp_path):
     assert words in str(refused.value)
 
 
-def test_real_corpus_if_it_is_here():
-    if files.locate("swda", Path.is_dir) is None:
-        pytest.skip("Switchboard is not on this machine: LSTMJAX_DATA names no folder that has it")
-    splits = dialogues.load()
+@pytest.mark.slow
+def test_real_corpus_if_it_is_here(switchboard):
+    splits = switchboard
     counts = {split: (len(found), sum(map(len, found))) for split, found in splits.items()}
     assert counts == {"train": (1003, 174255), "validation": (112, 18135), "test": (19, 4078)}
     assert len(dialogues.tags(splits)) == 41

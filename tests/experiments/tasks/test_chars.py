@@ -1,6 +1,7 @@
 """Characters: read on and on in a carried state, counted once each, and beside n-grams."""
 
 import dataclasses
+import functools
 import math
 
 import jax
@@ -29,9 +30,32 @@ def text(tmp_path, monkeypatch):
     return path
 
 
+@functools.cache
+def built():
+    return chars.build(chars.Options(steps=20), Model(units=12), OPTIONS.batch, jax.random.key(0))
+
+
 @pytest.fixture
 def task():
-    return chars.build(chars.Options(steps=20), Model(units=12), OPTIONS.batch, jax.random.key(0))
+    return built()
+
+
+@functools.cache
+def params():
+    return jax.jit(built().init)(jax.random.key(1))
+
+
+@functools.cache
+def loss():
+    return jax.jit(built().loss)
+
+
+every = jax.jit(functools.partial(models.every, Model(units=12)))
+
+
+def ones(tokens):
+    """One-hot vectors."""
+    return np.eye(len(set(TEXT)), dtype=np.float32)[tokens]
 
 
 def decode(tokens):
@@ -69,15 +93,14 @@ def test_batches_follow_one_another_and_the_text_begins_again(task):
 
 def test_loss_is_bits_in_the_carried_state(task):
     """Of two batches one after another, what one reading of both says."""
-    params = task.init(jax.random.key(1))
     batches = task.batches(task.splits["train"], jax.random.key(0), jnp.arange(2))
-    carried, losses = task.carried(params), []
+    carried, losses = task.carried(params()), []
     for step in range(2):
-        loss, (accuracies, carried) = task.loss(params, jax.tree.map(lambda c, s=step: c[s], batches), carried)
-        losses.append(float(loss))
+        value, (accuracies, carried) = loss()(params(), jax.tree.map(lambda c, s=step: c[s], batches), carried)
+        losses.append(float(value))
         assert accuracies.shape == (4,)
-    both = {name: jnp.concatenate(list(batches[name]), axis=1) for name in ("read", "next")}
-    logits = models.every(Model(units=12), params, jax.nn.one_hot(both["read"], len(set(TEXT))))
+    both = {name: np.concatenate(list(batches[name]), axis=1) for name in ("read", "next")}
+    logits = every(params(), ones(both["read"]))
     outputs = np.exp(np.asarray(logits, np.float64))
     outputs /= outputs.sum(axis=-1, keepdims=True)
     bits = -np.log2(np.take_along_axis(outputs, np.asarray(both["next"])[..., None], axis=-1))
@@ -85,25 +108,23 @@ def test_loss_is_bits_in_the_carried_state(task):
 
 
 def test_first_batch_of_a_reading_starts_afresh(task):
-    params = task.init(jax.random.key(1))
-    batch = jax.tree.map(lambda c: c[0], task.batches(task.splits["train"], jax.random.key(0), jnp.arange(1)))
-    zeros = task.carried(params)
-    full = jax.tree.map(jnp.ones_like, zeros)
+    batches = task.batches(task.splits["train"], jax.random.key(0), jnp.arange(2))
+    batch = jax.tree.map(lambda column: column[0], batches)
+    zeros = task.carried(params())
+    full = jax.tree.map(np.ones_like, zeros)
     for first in (True, False):
-        losses = [float(task.loss(params, batch | {"first": jnp.bool_(first)}, state)[0]) for state in (zeros, full)]
+        losses = [float(loss()(params(), batch | {"first": np.bool_(first)}, state)[0]) for state in (zeros, full)]
         assert (losses[0] == losses[1]) == first
 
 
 def test_evaluation_is_one_reading_in_one_state(task):
-    params = task.init(jax.random.key(1))
-    split = task.splits["test"]
+    split = jax.tree.map(np.asarray, task.splits["test"])
     size = int(split["counts"].sum())
-    logits = models.every(
-        Model(units=12), params, jax.nn.one_hot(split["read"].reshape(1, -1)[:, :size], len(set(TEXT)))
-    )
+    outputs = np.exp(np.asarray(every(params(), ones(split["read"].reshape(1, -1)[:, :size])), np.float64))
+    outputs /= outputs.sum(axis=-1, keepdims=True)
     following = split["next"].reshape(-1)[:size]
-    expected = -jax.nn.log_softmax(logits)[0, jnp.arange(size), following].mean() / math.log(2)
-    assert float(task.evaluate(params, split)["loss"]) == pytest.approx(float(expected), rel=1e-5)
+    expected = -np.log2(outputs[0, np.arange(size), following]).mean()
+    assert float(jax.jit(task.evaluate)(params(), split)["loss"]) == pytest.approx(float(expected), rel=1e-5)
 
 
 def test_baselines_are_over_the_characters_that_the_lstm_is_measured_on(task):
@@ -156,14 +177,14 @@ def trained(task, options, state=None, stop=lambda: False):
 
 @pytest.mark.training
 def test_short_text_is_learned_and_the_state_is_worth_carrying(task):
-    options = dataclasses.replace(OPTIONS, steps=300, log_every=100, evaluate_every=100, save_every=100)
+    options = dataclasses.replace(OPTIONS, steps=300, evaluate_every=100, save_every=100)
     state, lines = trained(task, options)
     assert lines[-1]["validation_loss"] < 0.6 * task.baselines()["unigram"]["loss"]
     split = task.splits["test"]
     whole, few = int(split["counts"].sum()) // 5, {name: column.reshape(-1, 1, 1, 5) for name, column in split.items()}
     evaluate = jax.jit(task.evaluate)
     afresh = [evaluate(state.params, jax.tree.map(lambda column, n=n: column[n], few)) for n in range(whole)]
-    carried = float(task.evaluate(state.params, split)["loss"])
+    carried = float(evaluate(state.params, split)["loss"])
     assert carried < np.mean([figures["loss"] for figures in afresh]) - 0.1
 
 

@@ -17,8 +17,6 @@ from experiments.tasks.conll2000 import Options
 from experiments.train import Hooks, Train, initial_state, train
 from lstmjax import crf
 
-pytestmark = pytest.mark.slow
-
 RNG = np.random.default_rng(0)
 NOUNS = {"DT": ("the", "a"), "NN": ("Trade", "dive", "U.S."), "VB": ("fell", "rose"), "CD": ("1990", "12")}
 OPTIONS = Options(rare=1, characters=6)
@@ -42,8 +40,8 @@ def sentence(words):
 
 @pytest.fixture(scope="module")
 def splits():
-    sizes = {"train": 40, "validation": 7, "test": 11}
-    return {split: [sentence(n) for n in RNG.integers(1, 15, count)] for split, count in sizes.items()}
+    sizes = {"train": RNG.integers(1, 15, 40), "validation": RNG.integers(1, 15, 7), "test": (1, 1, 5, 5, 5, 10, 10)}
+    return {split: [sentence(n) for n in lengths] for split, lengths in sizes.items()}
 
 
 @pytest.fixture(autouse=True)
@@ -66,6 +64,7 @@ def task(build):
     return build(MODELS["crf"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pos", [True, False])
 def test_columns_hold_what_was_read(build, splits, pos):
     task, parts = build(MODELS["crf"], pos=pos), conll2000.parts_of_speech(splits)
@@ -113,6 +112,7 @@ def test_words_are_read_in_lower_case_and_numbers_by_their_length():
     assert vocabulary.ends("tradesman", 6) == "traman"
 
 
+@pytest.mark.slow
 def test_rare_words_are_unknown_and_tags_never_are(splits):
     odd = Sentence(("Once", "1990"), ("RB", "CD"), ("B-ADVP", "B-NP"))
     options = Options(rare=2, characters=6)
@@ -170,6 +170,7 @@ def test_figures_are_those_of_chunks_counted_by_hand():
     assert conll2000.figures(truth, nothing)["f1"] == 0
 
 
+@pytest.mark.slow
 def test_baselines_recomputed_word_by_word(task, splits):
     pairs = [p for s in splits["train"] for p in zip(s.words, s.pos, s.chunks, strict=True)]
     commonest = lambda found: max(dict.fromkeys(found), key=found.count)  # noqa: E731
@@ -189,12 +190,20 @@ def test_word_that_training_lacks_gets_the_commonest_tag_of_all(splits):
     assert found["commonest tag of the part of speech"]["accuracy"] == 1
 
 
-@pytest.mark.parametrize(("kind", "pieces"), [("crf", 3), ("crf", 100), ("no crf", 3), ("words alone", 3)])
+@pytest.mark.parametrize(
+    ("kind", "pieces"),
+    [
+        pytest.param("crf", 3, marks=pytest.mark.slow),
+        pytest.param("words alone", 3, marks=pytest.mark.long),
+        pytest.param("crf", 100, marks=pytest.mark.long),
+        pytest.param("no crf", 3, marks=pytest.mark.long),
+    ],
+)
 def test_evaluation_is_that_of_single_sentences(build, splits, kind, pieces, monkeypatch):
     monkeypatch.setattr(conll2000, "AT_ONCE", pieces)
     model, found = MODELS[kind], conll2000.kinds(splits, OPTIONS)
     task, parts = build(model), conll2000.parts_of_speech(splits)
-    params = jax.tree.map(lambda leaf: 2 * leaf, task.init(jax.random.key(1)))
+    params = jax.tree.map(lambda leaf: 2 * np.asarray(leaf), jax.jit(task.init)(jax.random.key(1)))
     allowed, decoded, losses = crf.bio(found.tags), [], []
 
     @jax.jit
@@ -213,20 +222,27 @@ def test_evaluation_is_that_of_single_sentences(build, splits, kind, pieces, mon
     assert task.score(jax.jit(task.evaluate)(params, split), split) == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_loss_is_a_mean_over_words_whatever_the_width(task, splits):
-    params = task.init(jax.random.key(1))
-    split, model = task.splits["train"], MODELS["crf"]
+    params = jax.jit(task.init)(jax.random.key(1))
+    split, model = jax.tree.map(np.asarray, task.splits["train"]), MODELS["crf"]
     allowed = crf.bio(conll2000.kinds(splits, OPTIONS).tags)
+
+    @jax.jit
+    def both(batch):
+        scores = conll2000.emissions(model, params, batch)
+        nll = tagger.nll(model, params, scores, batch["tags"], batch["length"], allowed)
+        return nll, task.loss(params, batch, None)
+
     for rows, width in ((slice(0, 3), 4), (slice(0, 20), 9), (slice(30, 40), 14)):
         batch = {name: column[rows] for name, column in split.items()}
         assert int(batch["length"].max()) <= width
-        scores = conll2000.emissions(model, params, batch)
-        nll = tagger.nll(model, params, scores, batch["tags"], batch["length"], allowed)
-        loss, (measure, _) = jax.jit(task.loss)(params, batch, None)
+        nll, (loss, (measure, _)) = both(batch)
         assert float(loss) == pytest.approx(float(nll.sum() / batch["length"].sum()), rel=1e-5)
-        np.testing.assert_allclose(measure, nll / batch["length"], rtol=1e-5)
+        np.testing.assert_allclose(measure, np.asarray(nll) / batch["length"], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_batches_are_cut_to_the_smallest_width_that_holds_them(task):
     split = task.splits["train"]
     longest = split["words"].shape[1]
@@ -240,9 +256,10 @@ def test_batches_are_cut_to_the_smallest_width_that_holds_them(task):
         assert set(cut.tolist()) == {next(width for width in (4, 9, longest) if length <= width)}
 
 
+@pytest.mark.slow
 def test_forbidden_tags_are_never_chosen(build, splits):
     task, found = build(MODELS["crf"]), conll2000.kinds(splits, OPTIONS)
-    params = jax.tree.map(lambda leaf: 5 * leaf, task.init(jax.random.key(3)))
+    params = jax.tree.map(lambda leaf: 5 * np.asarray(leaf), jax.jit(task.init)(jax.random.key(3)))
     split = task.splits["test"]
     decoded = np.asarray(jax.jit(task.evaluate)(params, split)["decoded"])
     for row, length in zip(decoded, split["length"].tolist(), strict=True):
@@ -255,6 +272,7 @@ def test_there_is_nothing_above_a_sentence(build):
         build(Tagger(context=3))
 
 
+@pytest.mark.slow
 def test_batches_keep_each_sentence_whole_and_draw_a_key_a_step(task):
     train = task.splits["train"]
     batches = task.batches(train, jax.random.key(2), jnp.arange(10))
@@ -281,6 +299,7 @@ def test_options_that_make_no_sense_are_refused(wrong, words):
         Options(**wrong)
 
 
+@pytest.mark.long
 @pytest.mark.training
 def test_tags_of_words_are_learned(task):
     options = Train(steps=120, batch=8, learning_rate=0.03, log_every=40, evaluate_every=40, save_every=40)
@@ -291,6 +310,7 @@ def test_tags_of_words_are_learned(task):
     assert lines[-1]["validation_loss"] < 0.1 < lines[0]["loss"]
 
 
+@pytest.mark.long
 def test_baseline_of_the_shared_task_if_its_files_are_here():
     if files.locate(chunks.FILES["train"]) is None:
         pytest.skip("CoNLL-2000 is not on this machine: LSTMJAX_DATA names no folder that has it")

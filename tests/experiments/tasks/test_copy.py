@@ -33,7 +33,7 @@ def test_chance_is_the_loss_of_knowing_only_when_to_speak(blanks, monkeypatch):
         return jnp.broadcast_to(logits, (*xs.shape[:2], 9))
 
     monkeypatch.setattr(models, "every", outputs)
-    figures = task.evaluate({}, task.splits["test"])
+    figures = jax.jit(task.evaluate)({}, task.splits["test"])
     assert float(figures["loss"]) == pytest.approx(task.baselines()["no memory"]["loss"], rel=1e-5)
     assert task.baselines()["no memory"]["loss"] == pytest.approx(10 * np.log(8) / (blanks + 20))
     assert float(figures["accuracy"]) == pytest.approx(1 / 8, abs=0.02)
@@ -41,11 +41,12 @@ def test_chance_is_the_loss_of_knowing_only_when_to_speak(blanks, monkeypatch):
 
 def test_loss_is_averaged_over_all_steps():
     task = copy.build(copy.Options(blanks=3), Model(units=4), 4, jax.random.key(0))
-    params = task.init(jax.random.key(1))
-    batch = jax.tree.map(lambda column: column[:2], task.splits["test"])
-    logits = np.asarray(models.every(Model(units=4), params, jax.nn.one_hot(batch["heard"], 10)), np.float64)
+    params = jax.jit(task.init)(jax.random.key(1))
+    batch = jax.tree.map(lambda column: np.asarray(column)[:2], task.splits["test"])
+    every = jax.jit(lambda params, xs: models.every(Model(units=4), params, xs))
+    logits = np.asarray(every(params, np.eye(10, dtype=np.float32)[batch["heard"]]), np.float64)
     losses = []
     for b, t in np.ndindex(2, 23):
         outputs = np.exp(logits[b, t]) / np.exp(logits[b, t]).sum()
         losses.append(-np.log(outputs[batch["said"][b, t]]))
-    assert float(task.loss(params, batch, None)[0]) == pytest.approx(np.mean(losses), rel=1e-5)
+    assert float(jax.jit(task.loss)(params, batch, None)[0]) == pytest.approx(np.mean(losses), rel=1e-5)

@@ -1,7 +1,7 @@
 """What holds for every task: nothing is read beyond a sequence's end, and the test split is kept for the end."""
 
+import functools
 import itertools
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -26,9 +26,16 @@ PADDED = {
 }
 
 
-@pytest.fixture
-def build(monkeypatch):
-    """Builds a task by its name, on a little noise where it reads data from files."""
+@pytest.fixture(scope="module")
+def build():
+    """Gives the task of a name, on a little noise where it reads data from files."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        yield functools.cache(builder(monkeypatch))
+    swda._splits.cache_clear()
+    swda._vectors.cache_clear()
+
+
+def builder(monkeypatch):
     rng = np.random.default_rng(0)
     sizes = {"train": 30, "validation": 10, "test": 20}
     images = {n: (rng.random((k, 28, 28), np.float32), np.arange(k, dtype=np.int32) % 10) for n, k in sizes.items()}
@@ -77,8 +84,8 @@ def test_padded_tasks_are_those_with_lengths(name, build):
 @pytest.mark.parametrize("name", PADDED)
 def test_what_the_padding_holds_changes_nothing(name, build):
     task = build(name)
-    params = task.init(jax.random.key(1))
-    batch = {column: values[:16] for column, values in task.splits["test"].items()}
+    params = jax.jit(task.init)(jax.random.key(1))
+    batch = {column: np.asarray(values)[:16] for column, values in task.splits["test"].items()}
     filled = {column: np.array(values) for column, values in batch.items()}
     rng = np.random.default_rng(1)
     for sequences in (filled[column] for column in PADDED[name]):
@@ -87,11 +94,11 @@ def test_what_the_padding_holds_changes_nothing(name, build):
             row[length:] = rng.integers(1, 2 if name == "conll2000" else 8, len(row) - length) if whole else np.nan
         assert sum(len(row) - length for row, length in zip(sequences, filled["length"], strict=True)) > 16
 
-    for measured in (partial(task.loss, carried=None), task.evaluate):
-        plain, other = (jax.tree.leaves(measured(params, b)) for b in (batch, jax.tree.map(jnp.asarray, filled)))
-        for figure, same in zip(plain, other, strict=True):
-            assert np.isfinite(figure).all()
-            np.testing.assert_array_equal(figure, same)
+    measured = jax.jit(lambda batch: (task.loss(params, batch, None), task.evaluate(params, batch)))
+    plain, other = (jax.tree.leaves(measured(b)) for b in (batch, jax.tree.map(jnp.asarray, filled)))
+    for figure, same in zip(plain, other, strict=True):
+        assert np.isfinite(figure).all()
+        np.testing.assert_array_equal(figure, same)
 
 
 @pytest.mark.parametrize("name", TASKS)

@@ -1,6 +1,7 @@
 """Words of the treebank: numbered, read on, and measured in perplexity beside n-grams."""
 
 import collections
+import functools
 import math
 
 import jax
@@ -18,10 +19,15 @@ SAID["validation"] = SAID["test"][:250]
 MODEL = Words(units=5)
 
 
+@functools.cache
+def built():
+    return ptb.build(ptb.Options(steps=10), MODEL, 4, jax.random.key(0))
+
+
 @pytest.fixture
 def task(monkeypatch):
     monkeypatch.setattr(ptb.treebank, "load", lambda: SAID)
-    return ptb.build(ptb.Options(steps=10), MODEL, 4, jax.random.key(0))
+    return built()
 
 
 def test_rows_are_stretches_of_the_words(task):
@@ -34,9 +40,10 @@ def test_rows_are_stretches_of_the_words(task):
 
 
 def test_perplexity_is_that_of_one_reading(task):
-    params = task.init(jax.random.key(1))
+    params = jax.jit(task.init)(jax.random.key(1))
     numbers = np.searchsorted(sorted(set(SAID["train"])), SAID["test"])
-    logits, _ = language.say(MODEL, params, jnp.asarray(numbers[None, :-1]), language.initial_state(MODEL, params, 1))
+    state = language.initial_state(MODEL, params, 1)
+    logits, _ = jax.jit(functools.partial(language.say, MODEL))(params, numbers[None, :-1].astype(np.int32), state)
     outputs = np.exp(np.asarray(logits, np.float64)[0])
     outputs /= outputs.sum(axis=-1, keepdims=True)
     expected = math.exp(-np.mean(np.log(outputs[np.arange(299), numbers[1:]])))
@@ -47,20 +54,22 @@ def test_perplexity_is_that_of_one_reading(task):
 
 def test_units_are_dropped_in_training_alone_and_others_in_each_batch(task, monkeypatch):
     dropping = ptb.build(ptb.Options(steps=10), Words(units=5, scale=2.0, dropout=0.5), 4, jax.random.key(0))
-    params = dropping.init(jax.random.key(1))
-    batches = dropping.batches(dropping.splits["train"], jax.random.key(2), jnp.arange(2))
+    params = jax.jit(dropping.init)(jax.random.key(1))
+    read = jax.jit(lambda split, steps: dropping.batches(split, jax.random.key(2), steps))
+    batches = read(dropping.splits["train"], jnp.arange(2))
     one, other = (jax.tree.map(lambda column, n=n: column[n], batches) for n in range(2))
     state = dropping.carried(params)
+    kept, drops = jax.jit(task.loss), jax.jit(dropping.loss)
     plain, dropped, again, anew = (
-        float(built.loss(params, batch, state)[0])
-        for built, batch in ((task, one), (dropping, one), (dropping, one), (dropping, one | {"key": other["key"]}))
+        float(loss(params, batch, state)[0])
+        for loss, batch in ((kept, one), (drops, one), (drops, one), (drops, one | {"key": other["key"]}))
     )
     assert again == dropped
     assert abs(dropped - plain) > 1e-4
     assert abs(dropped - anew) > 1e-4
+    both = jax.jit(lambda split: [built.evaluate(params, split)["loss"] for built in (dropping, task)])
     for name in ("validation", "test"):
-        split = task.splits[name]
-        np.testing.assert_array_equal(dropping.evaluate(params, split)["loss"], task.evaluate(params, split)["loss"])
+        np.testing.assert_array_equal(*both(task.splits[name]))
 
 
 def test_a_loss_beyond_all_numbers_is_an_infinite_perplexity(task):

@@ -1,5 +1,7 @@
 """Reversing and sorting: what is drawn, and what counts as an exact match."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,9 +20,21 @@ def options(request):
     return rewrite.Options(order=request.param, symbols=6, longest=10, unseen=3)
 
 
+@functools.cache
+def built(options):
+    """The task, and 200 of its batches from a step on."""
+    task = rewrite.build(options, MODEL, 3, jax.random.key(0))
+    return task, jax.jit(lambda first: task.batches(None, jax.random.key(1), first + jnp.arange(200)))
+
+
 @pytest.fixture
 def task(options):
-    return rewrite.build(options, MODEL, 3, jax.random.key(0))
+    return built(options)[0]
+
+
+@pytest.fixture
+def batches_from(options):
+    return built(options)[1]
 
 
 def test_lengths_are_trained_on_or_tested(options):
@@ -28,8 +42,8 @@ def test_lengths_are_trained_on_or_tested(options):
     assert rewrite.lengths(rewrite.Options(longest=3, unseen=2)) == ((1, 3), (2,), (4,))
 
 
-def test_what_is_to_be_said_is_what_was_read_in_order(task, options):
-    batches = jax.tree.map(np.asarray, task.batches(None, jax.random.key(1), jnp.arange(200)))
+def test_what_is_to_be_said_is_what_was_read_in_order(task, options, batches_from):
+    batches = jax.tree.map(np.asarray, batches_from(0))
     expected = {"reverse": lambda symbols: symbols[::-1], "sort": sorted}[options.order]
     trained = jax.tree.map(lambda column: column.reshape(600, *column.shape[2:]), batches)
     for rows, lengths, width in (
@@ -48,20 +62,24 @@ def test_what_is_to_be_said_is_what_was_read_in_order(task, options):
         assert symbols == set(range(6))
 
 
-def test_batches_are_a_function_of_the_key_and_the_step(task):
-    batches = task.batches(None, jax.random.key(1), jnp.arange(9))
-    later = task.batches(None, jax.random.key(1), jnp.arange(5, 6))
-    np.testing.assert_array_equal(later["source"][0], batches["source"][5])
-    assert not np.array_equal(batches["source"][0], batches["source"][1])
+def test_batches_are_a_function_of_the_key_and_the_step(batches_from):
+    batches, later = (np.asarray(batches_from(first)["source"]) for first in (0, 5))
+    np.testing.assert_array_equal(later[:195], batches[5:])
+    assert not np.array_equal(batches[0], batches[1])
 
 
-def test_loss_is_the_mean_over_all_that_is_said(task):
-    params = task.init(jax.random.key(1))
-    batch = jax.tree.map(lambda column: column[0], task.batches(None, jax.random.key(1), jnp.arange(1)))
-    loss, (accuracy, carried) = task.loss(params, batch, None)
+def test_loss_is_the_mean_over_all_that_is_said(task, batches_from):
+    params = jax.jit(task.init)(jax.random.key(1))
+    batch = jax.tree.map(lambda column: np.asarray(column)[0], batches_from(0))
+
+    @jax.jit
+    def both(batch):
+        state = seq2seq.encode(MODEL, params, batch["source"], batch["length"])
+        return task.loss(params, batch, None), seq2seq.forced(MODEL, params, state, batch["target"], batch["length"])
+
+    (loss, (accuracy, carried)), forced = both(batch)
     assert carried is None
-    state = seq2seq.encode(MODEL, params, batch["source"], batch["length"])
-    log_likelihood, correct = map(np.asarray, seq2seq.forced(MODEL, params, state, batch["target"], batch["length"]))
+    log_likelihood, correct = map(np.asarray, forced)
     said = np.asarray(batch["length"]) + 1
     assert float(loss) == pytest.approx(-log_likelihood.sum() / said.sum(), rel=1e-6)
     np.testing.assert_allclose(accuracy, correct.sum(axis=1) / said, rtol=1e-6)
@@ -85,7 +103,7 @@ def test_an_exact_match_has_every_symbol_and_the_length(task, options, monkeypat
         return Decoded(jnp.asarray(said), jnp.asarray(beam_lengths if beam else lengths), jnp.zeros(rows))
 
     monkeypatch.setattr(seq2seq, "decode", decode)
-    figures = task.evaluate(task.init(jax.random.key(1)), task.splits["test"])
+    figures = jax.jit(lambda key, split: task.evaluate(task.init(key), split))(jax.random.key(1), task.splits["test"])
     inside = split["length"] <= options.longest
     assert float(figures["exact match"]) == pytest.approx(np.isin(wrong, (0, 3))[inside].mean())
     assert float(figures["exact match, longer"]) == pytest.approx(np.isin(wrong, (0, 3))[~inside].mean())
