@@ -28,13 +28,13 @@ def pairs(options: dict[str, list]) -> list[tuple]:
     return [_values(options, row) for row in _places(options)]
 
 
-def parametrize(options: dict[str, list]):
-    """The whole product of `options` as parameters of a test, of which only `pairs` are in the default suite."""
+def parametrize(options: dict[str, list], others: pytest.MarkDecorator = pytest.mark.slow):
+    """The whole product of `options` as parameters of a test; all but `pairs` are marked as `others`."""
     default = set(_places(options))
     return pytest.mark.parametrize(
         tuple(options),
         [
-            pytest.param(*_values(options, row), marks=[] if row in default else pytest.mark.slow)
+            pytest.param(*_values(options, row), marks=[] if row in default else others)
             for row in itertools.product(*(range(len(values)) for values in options.values()))
         ],
     )

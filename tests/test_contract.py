@@ -20,6 +20,8 @@ from jax.test_util import check_vjp
 from lstmjax import LSTMParams, LSTMState, lstm
 from lstmjax.kernels import tpu
 
+pytestmark = pytest.mark.versions
+
 slow = pytest.mark.slow
 
 INPUTS, UNITS = 3, 4

@@ -16,7 +16,8 @@ import pytest
 from lstmjax import LSTMOptions, LSTMState, bidirectional, export, lstm, stack
 from lstmjax.bidirectional import BidirectionalState
 
-pytestmark = pytest.mark.usefixtures("untyped")  # an open axis is no int, and annotations say that sizes are
+# An open axis is no int, and annotations say that sizes are.
+pytestmark = [pytest.mark.versions, pytest.mark.usefixtures("untyped")]
 
 INPUTS, UNITS = 2, 3
 SIZES = ((4, 6), (1, 9))  # batch, time

@@ -40,6 +40,8 @@ from lstmjax.cell import LSTMNorm
 from lstmjax.dense import DenseParams
 from lstmjax.files import FileError
 
+pytestmark = pytest.mark.versions
+
 safetensors = pytest.importorskip("safetensors.numpy", reason="needs the extra lstmjax[files]")
 
 KEY = jax.random.key(0)

@@ -2,7 +2,11 @@ import importlib.metadata
 import subprocess
 import sys
 
+import pytest
+
 import lstmjax
+
+pytestmark = pytest.mark.versions
 
 
 def test_import_loads_jax_and_nothing_heavy():

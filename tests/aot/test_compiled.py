@@ -4,6 +4,7 @@ import functools
 import importlib.util
 import os
 
+import covering
 import pytest
 
 from benchmarks import compiled, scale
@@ -11,8 +12,7 @@ from benchmarks import compiled, scale
 pytestmark = pytest.mark.aot
 WEIGHTS = compiled.UNITS, 4 * compiled.UNITS
 MODULES = {"tpu": "libtpu", "cuda": "jax_cuda12_plugin"}
-tpus = pytest.mark.parametrize("target", ["v5e", "v6e"])
-kinds = pytest.mark.parametrize(("kind", "count"), [("forward", 1), ("gradient", 2)])
+long = pytest.mark.long  # minutes of compiling, with the others of this file
 
 
 def needs(target):
@@ -27,8 +27,15 @@ def program(target, kind, case="bfloat16", plain=False, kernel=False):
     return compiled.program(target, kind, case, **(compiled.PLAIN if plain else compiled.KERNEL if kernel else {}))
 
 
-@tpus
-@kinds
+@pytest.mark.parametrize(
+    ("target", "kind", "count"),
+    [
+        ("v5e", "forward", 1),
+        ("v6e", "gradient", 2),
+        pytest.param("v6e", "forward", 1, marks=long),
+        pytest.param("v5e", "gradient", 2, marks=long),
+    ],
+)
 def test_weights_are_fetched_once_a_body(target, kind, count):
     found = program(target, kind).loops
     assert len(found) == count
@@ -37,16 +44,20 @@ def test_weights_are_fetched_once_a_body(target, kind, count):
         assert compiled.fetches(loop, WEIGHTS) <= 1
 
 
-@tpus
+@pytest.mark.parametrize("target", ["v6e", pytest.param("v5e", marks=long)])
 def test_no_gradient_of_a_weight_is_added_up_in_the_loop(target):
     assert not [line for loop in program(target, "gradient").loops for line in compiled.made(loop, WEIGHTS)]
 
 
+@long
 def test_a_plain_scan_adds_it_up_in_the_loop():
     assert [line for loop in program("v5e", "gradient", plain=True).loops for line in compiled.made(loop, WEIGHTS)]
 
 
-@pytest.mark.parametrize(("kind", "of_loops", "of_all"), [("forward", 0.45, 0.66), ("gradient", 0.3, 0.54)])
+@pytest.mark.parametrize(
+    ("kind", "of_loops", "of_all"),
+    [("forward", 0.45, 0.66), pytest.param("gradient", 0.3, 0.54, marks=long)],
+)
 def test_estimated_cycles_beside_a_plain_scan(kind, of_loops, of_all):
     fused, plain = (program("v5e", kind, plain=plain) for plain in (False, True))
     assert 0 < fused.cycles(whole=False) <= of_loops * plain.cycles(whole=False)
@@ -83,8 +94,14 @@ BUDGETS = {  # bundles and spilled vectors of a step at 128, 512, 512, 512: forw
 }
 
 
-@pytest.mark.parametrize("target", compiled.TPUS)
-@pytest.mark.parametrize("kind", compiled.KERNELS)
+@pytest.mark.parametrize(
+    ("target", "kind"),
+    [
+        pytest.param(target, kind, marks=[] if target == "v5e" or kind == "backward" else long)
+        for target in compiled.TPUS
+        for kind in compiled.KERNELS
+    ],
+)
 def test_a_kernel_keeps_to_its_budget(target, kind):
     needs(target)
     made = compiled.kernel(target, kind, (128, 512, 512, 512), "bfloat16")
@@ -95,9 +112,14 @@ def test_a_kernel_keeps_to_its_budget(target, kind):
     assert made.vmem <= made.limit
 
 
-@pytest.mark.parametrize("target", ["v4", "v5e", "tpu7x"])
-@pytest.mark.parametrize("kind", ["saving", "backward"])
-@pytest.mark.parametrize("case", [(8, 128, "bfloat16"), (256, 1024, "bfloat16"), (32, 512, "float32")])
+@covering.parametrize(
+    {
+        "target": ["v4", "v5e", "tpu7x"],
+        "kind": ["saving", "backward"],
+        "case": [(8, 128, "bfloat16"), (256, 1024, "bfloat16"), (32, 512, "float32")],
+    },
+    others=long,
+)
 def test_kernels_of_all_sizes_compile_or_are_refused(target, kind, case):
     needs(target)
     batch, units, dtype = case
@@ -106,7 +128,7 @@ def test_kernels_of_all_sizes_compile_or_are_refused(target, kind, case):
     assert (made is None) == (target == "v4" and weights > 2**23)
 
 
-@tpus
+@pytest.mark.parametrize("target", ["v5e", pytest.param("v6e", marks=long)])
 def test_estimated_cycles_of_the_kernel_beside_a_plain_scan(target):
     kernel, plain = program(target, "forward", kernel=True), program(target, "forward", plain=True)
     assert not kernel.loops

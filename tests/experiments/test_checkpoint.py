@@ -17,6 +17,8 @@ from experiments.tasks import adding
 from experiments.train import Train, initial_state
 from lstmjax import lstm
 
+pytestmark = pytest.mark.versions
+
 TASK = adding.build(adding.Options(length=22), Model(units=3), 4, jax.random.key(0))
 
 

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+pytestmark = pytest.mark.versions
+
 pytest.importorskip("flax", reason="Flax comes with lstmjax[tests]")
 optax = pytest.importorskip("optax", reason="optax comes with lstmjax[tests]")
 import flax.linen as nn  # noqa: E402
