@@ -18,12 +18,12 @@ LENGTHS = np.array([TIME, 3, 0])
 PADDING = np.arange(TIME) >= LENGTHS[:, None]
 RNG = np.random.default_rng(1)
 XS = jnp.asarray(RNG.normal(size=(BATCH, TIME, INPUTS)), jnp.float32)
-PARAMS = bidirectional.init(KEY, INPUTS, UNITS)
+PARAMS, OTHER = jax.jit(lambda: (bidirectional.init(KEY, INPUTS, UNITS), lstm.init(KEY, INPUTS, 3)))()
 STATE = BidirectionalState(
     *(LSTMState(*jnp.asarray(RNG.normal(scale=0.5, size=(2, BATCH, UNITS)), jnp.float32)) for _ in range(2))
 )
 
-UNEVEN = BidirectionalParams(PARAMS.forward, lstm.init(KEY, INPUTS, 3))
+UNEVEN = BidirectionalParams(PARAMS.forward, OTHER)
 
 MERGES = {
     "concat": lambda f, b: np.concatenate([f, b], axis=-1),

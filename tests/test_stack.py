@@ -14,9 +14,14 @@ KEY = jax.random.key(0)
 BATCH, TIME, WIDTH = 4, 5, 3
 LENGTHS = np.array([TIME, 3, 1, 0])
 PADDING = np.arange(TIME) >= LENGTHS[:, None]
-XS = jax.random.normal(jax.random.key(1), (BATCH, TIME, WIDTH))
-PARAMS = stack.init(KEY, WIDTH, (WIDTH, WIDTH))
-BOTH = stack.init(KEY, WIDTH, (WIDTH, WIDTH), bidirectional=True, merge="sum")
+XS = jnp.asarray(np.random.default_rng(1).normal(size=(BATCH, TIME, WIDTH)), jnp.float32)
+PARAMS, BOTH, WIDER = jax.jit(
+    lambda: (
+        stack.init(KEY, WIDTH, (WIDTH, WIDTH)),
+        stack.init(KEY, WIDTH, (WIDTH, WIDTH), bidirectional=True, merge="sum"),
+        stack.init(KEY, WIDTH, (4, WIDTH)),
+    )
+)()
 ZONEOUT = Dropout(inputs=0.5, between_layers=0.5, outputs=0.5, zoneout_h=0.2, zoneout_c=0.3)
 
 same = partial(jax.tree.map, partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6))
@@ -24,10 +29,9 @@ equal = partial(jax.tree.map, np.testing.assert_array_equal)
 
 
 def states(params, batch=(BATCH,)):
-    zeros = stack.initial_state(params, batch)
-    leaves, tree = jax.tree.flatten(zeros)
-    keys = jax.random.split(KEY, len(leaves))
-    return tree.unflatten(jax.random.normal(key, leaf.shape) / 2 for key, leaf in zip(keys, leaves, strict=True))
+    rng = np.random.default_rng(2)
+    zeros = jax.eval_shape(lambda: stack.initial_state(params, batch))
+    return jax.tree.map(lambda leaf: jnp.asarray(rng.normal(scale=0.5, size=leaf.shape), leaf.dtype), zeros)
 
 
 STATE = states(PARAMS)
@@ -244,9 +248,6 @@ def test_vmap_and_shard_map_drop_by_the_key_of_each():
     single = jax.jit(dropped)
     for i in range(BATCH):
         same(jax.tree.map(lambda leaf: leaf[i], by_vmap[1]), single(BOTH, XS[i], LENGTHS[i], keys[i]))  # noqa: B023
-
-
-WIDER = stack.init(KEY, WIDTH, (4, WIDTH))
 
 
 @pytest.mark.usefixtures("untyped")

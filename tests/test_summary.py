@@ -37,16 +37,18 @@ PARTS = {
     "coupled": [False, True],
     "learned_state": [False, True],
 }
-LAYERS = {
-    "dense": dense.init(KEY, 3, 4),
-    "embedding": embedding.init(KEY, 7, 3),
-    "conv1d": conv1d.init(KEY, 3, 4, kernel=5),
-    "crf": crf.init(KEY, 5),
-    "bidirectional": bidirectional.init(KEY, 2, 3),
-    "stack": stack.init(KEY, 2, (4, 3, 3), bidirectional=True),
-    "hierarchy": hierarchy.init(KEY, (8, 4, 0), (6, (5, 5), 4), vocabulary=(9, 7, None), peepholes=True),
-    "residual": residual.init(KEY, 2, (4, 4), kernel=3)[0],
-}
+LAYERS = jax.jit(
+    lambda: {
+        "dense": dense.init(KEY, 3, 4),
+        "embedding": embedding.init(KEY, 7, 3),
+        "conv1d": conv1d.init(KEY, 3, 4, kernel=5),
+        "crf": crf.init(KEY, 5),
+        "bidirectional": bidirectional.init(KEY, 2, 3),
+        "stack": stack.init(KEY, 2, (4, 3, 3), bidirectional=True),
+        "hierarchy": hierarchy.init(KEY, (8, 4, 0), (6, (5, 5), 4), vocabulary=(9, 7, None), peepholes=True),
+        "residual": residual.init(KEY, 2, (4, 4), kernel=3)[0],
+    }
+)()  # all of them by one program
 
 
 def shape(*axes, dtype="float32"):
@@ -177,11 +179,12 @@ def test_a_long_formula_goes_on_on_the_next_line():
     assert max(map(len, table.splitlines())) <= 100
 
 
+LSTM, PROJECTED = jax.jit(lambda: (lstm.init(KEY, 2, 3), lstm.init(KEY, 2, 3, projection=2)))()
 CALLS = {
-    "lstm": (lstm.apply, lstm.init(KEY, 2, 3), shape(8, 10, 2)),
-    "lstm, no batch": (lstm.apply, lstm.init(KEY, 2, 3), shape(10, 2)),
-    "lstm, final": (partial(lstm.apply, return_sequences=False), lstm.init(KEY, 2, 3, projection=2), shape(8, 10, 2)),
-    "step": (lstm.step, lstm.init(KEY, 2, 3), shape(8, 2), lstm.LSTMState(shape(8, 3), shape(8, 3))),
+    "lstm": (lstm.apply, LSTM, shape(8, 10, 2)),
+    "lstm, no batch": (lstm.apply, LSTM, shape(10, 2)),
+    "lstm, final": (partial(lstm.apply, return_sequences=False), PROJECTED, shape(8, 10, 2)),
+    "step": (lstm.step, LSTM, shape(8, 2), lstm.LSTMState(shape(8, 3), shape(8, 3))),
     "bidirectional": (bidirectional.apply, LAYERS["bidirectional"], shape(8, 10, 2)),
     "sum": (partial(bidirectional.apply, merge="sum"), LAYERS["bidirectional"], shape(8, 10, 2)),
     "stack": (stack.apply, LAYERS["stack"], shape(4, 8, 10, 2)),
@@ -253,7 +256,9 @@ def test_calls_stand_within_the_layers_that_made_them():
     ]
 
 
-PARAMS = {"below": lstm.init(KEY, 2, 3), "above": bidirectional.init(KEY, 3, 3), "head": dense.init(KEY, 6, 1)}
+PARAMS = jax.jit(
+    lambda: {"below": lstm.init(KEY, 2, 3), "above": bidirectional.init(KEY, 3, 3), "head": dense.init(KEY, 6, 1)}
+)()
 
 
 def model(params, xs):

@@ -3,6 +3,7 @@
 Flax gathers the state of a length of 0 from the last step of the padding, so that lengths here are at least 1.
 """
 
+import covering
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -75,14 +76,16 @@ def same_bits(made, source):
         assert (a.dtype, a.shape, np.asarray(a).tobytes()) == (e.dtype, e.shape, np.asarray(e).tobytes())
 
 
-def gradients(function, *arguments):
-    """Of a sum of everything that a function returns, each number with a weight of its own."""
+def outputs_and_gradients(function, *arguments):
+    """The gradients are of a sum of everything that the function returns, each number with a weight of its own."""
 
     def total(*arguments):
-        out = jax.tree.leaves(function(*arguments))
-        return sum(jnp.sum(jnp.sin(jnp.arange(leaf.size).reshape(leaf.shape)) * leaf) for leaf in out)
+        out = function(*arguments)
+        weights = [np.sin(np.arange(leaf.size, dtype=np.float32)).reshape(leaf.shape) for leaf in jax.tree.leaves(out)]
+        return sum(jnp.sum(w * leaf) for w, leaf in zip(weights, jax.tree.leaves(out), strict=True)), out
 
-    return jax.grad(total, argnums=tuple(range(len(arguments))))(*arguments)
+    slopes, out = jax.jit(jax.grad(total, tuple(range(len(arguments))), has_aux=True))(*arguments)
+    return out, slopes
 
 
 @pytest.mark.parametrize("reverse", [False, True])
@@ -101,9 +104,10 @@ def test_rnn(cell, reverse):
         ys, state = lstm.apply(params, xs, LSTMState(h, c), lengths=LENGTHS, reverse=reverse)
         return ys, (state.c, state.h)
 
-    compare(ours(params, xs, c, h), theirs(weights, xs, c, h))
-    of_weights, *rest = gradients(theirs, weights, xs, c, h)
-    compare(gradients(ours, params, xs, c, h), (from_flax(of_weights), *rest))
+    expected, (of_weights, *rest) = outputs_and_gradients(theirs, weights, xs, c, h)
+    actual, slopes = outputs_and_gradients(ours, params, xs, c, h)
+    compare(actual, expected)
+    compare(slopes, (from_flax(of_weights), *rest))
     same_bits(to_flax(params, weights), weights)
 
 
@@ -122,15 +126,14 @@ def test_bidirectional(cell):
         ys, after = bidirectional.apply(params, xs, state, lengths=LENGTHS)
         return ys, tuple((half.c, half.h) for half in after)
 
-    compare(ours(params, xs, c, h), theirs(weights, xs, c, h))
-    of_weights, *rest = gradients(theirs, weights, xs, c, h)
-    compare(gradients(ours, params, xs, c, h), (from_flax(of_weights), *rest))
+    expected, (of_weights, *rest) = outputs_and_gradients(theirs, weights, xs, c, h)
+    actual, slopes = outputs_and_gradients(ours, params, xs, c, h)
+    compare(actual, expected)
+    compare(slopes, (from_flax(of_weights), *rest))
     same_bits(to_flax(params, weights), weights)
 
 
-@pytest.mark.parametrize("layers", [2, 3])
-@pytest.mark.parametrize("make", [rnn_of, two_ways_of])
-@pytest.mark.parametrize("cell", CELLS)
+@covering.parametrize({"cell": CELLS, "make": [rnn_of, two_ways_of], "layers": [2, 3]})
 def test_sequential(cell, make, layers):
     width = UNITS if make is rnn_of else 2 * UNITS
     every = [make(cell, width if number else INPUTS) for number in range(layers)]
@@ -139,9 +142,10 @@ def test_sequential(cell, make, layers):
     assert isinstance(params, StackParams)
     assert len(params.layers) == layers
     xs, *_ = sequences(UNITS)
-    compare(stack.apply(params, xs)[0], run(weights, xs))
-    of_weights, of_xs = gradients(run, weights, xs)
-    compare(gradients(lambda *args: stack.apply(*args)[0], params, xs), (from_flax(of_weights), of_xs))
+    expected, (of_weights, of_xs) = outputs_and_gradients(run, weights, xs)
+    actual, slopes = outputs_and_gradients(lambda *args: stack.apply(*args)[0], params, xs)
+    compare(actual, expected)
+    compare(slopes, (from_flax(of_weights), of_xs))
     same_bits(to_flax(params, weights), weights)
 
 
