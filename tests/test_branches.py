@@ -4,6 +4,7 @@ On an accelerator x W_x is one product ahead of the loop, an iteration takes sev
 them. On a CPU that has more numbers to compute than fit in its cache, steps go in blocks, or each has its own product.
 """
 
+import itertools
 from functools import partial
 
 import jax
@@ -19,6 +20,7 @@ pytestmark = pytest.mark.slow
 
 KEY = jax.random.key(0)
 TIMES = [0, 1, 3, 7, 8, 11]  # none, one, an iteration of 3 and of 7, two of 4, and two of 4 with a rest of 3
+RARE = [(0, False), (1, True), (3, False), (7, True)]
 
 same = partial(jax.tree.map, partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-9))
 
@@ -70,14 +72,24 @@ def test_several_steps_are_one_iteration():
 @pytest.mark.usefixtures("branch")
 @pytest.mark.parametrize(
     ("time", "ragged"),
-    [(0, True), (1, False), (3, True), (7, False), (8, True), (8, False), (11, True), (11, False)],
+    [
+        pytest.param(time, ragged, marks=pytest.mark.long if (time, ragged) in RARE else [])
+        for time in TIMES
+        for ragged in (False, True)
+    ],
 )
 def test_values_and_gradients(time, ragged):
     contract.check_values_and_gradients("fused", jnp.float64, 1, (3,), time, ragged, ragged, ragged)
 
 
 @pytest.mark.usefixtures("branch")
-@pytest.mark.parametrize(("dtype", "lengths", "resets", "reverse"), contract.CASES)
+@pytest.mark.parametrize(
+    ("dtype", "lengths", "resets", "reverse"),
+    [
+        pytest.param(*case, marks=[] if case in contract.CASES else pytest.mark.long)
+        for case in itertools.product(contract.FLOATS, [False, True], [False, True], [False, True])
+    ],
+)
 def test_masks(dtype, lengths, resets, reverse):
     contract.test_values_and_gradients("fused", dtype, lengths, resets, reverse)
 
