@@ -6,8 +6,6 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -72,6 +70,8 @@ def number(value: Any) -> str:
 
 def curve(path: Path, task: Task, lines: list[dict], rows: Rows, baselines: Rows, title: str) -> None:
     """Loss, and the task's metric or measure, over the training sequences, with baselines as level lines."""
+    from matplotlib.figure import Figure  # takes a second
+
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2)
     beside = task.metric if task.metric != "loss" else task.measure
@@ -86,7 +86,7 @@ def logarithmic(axes) -> None:
     axes.set_yscale("log")
     low, high = axes.get_ylim()
     axes.yaxis.set_major_formatter("{x:g}")
-    axes.yaxis.set_minor_formatter("{x:g}" if high < 20 * low else NullFormatter())
+    axes.yaxis.set_minor_formatter("{x:g}" if high < 20 * low else "")
 
 
 def _lines(axes, task: Task, lines: list[dict], rows: Rows, baselines: Rows, metric: str) -> None:

@@ -15,9 +15,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from matplotlib import rc_context
-from matplotlib.figure import Figure
-
 from experiments import runs
 from experiments.config import Config, ConfigError, dumps, load, loads
 from experiments.report import logarithmic, number, rising
@@ -322,6 +319,9 @@ def _curves(path: Path, members: dict[str, Record]) -> None:
 
     A star is what a run gave on the test split; an upright line is the step at which a published sequence count ends.
     """
+    from matplotlib import rc_context  # takes a second
+    from matplotlib.figure import Figure
+
     metric = next(iter(members.values()))["runs"][0]["metric"]
     shown = list(dict.fromkeys(("loss", metric)))
     with rc_context({"svg.hashsalt": path.stem}), runs.writing(path):

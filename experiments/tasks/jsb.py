@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import scipy.optimize
 import scipy.special
 from jaxtyping import Array, Float, Int
 
@@ -81,6 +80,8 @@ def baselines(train: list[np.ndarray], test: list[np.ndarray]) -> dict[str, dict
 
 def linear(before: np.ndarray, after: np.ndarray) -> np.ndarray:
     """Weights [inputs, notes] of a logistic regression for each note: the least of losses and PENALTY / 2 squares."""
+    import scipy.optimize  # takes half a second
+
     shape = before.shape[1], after.shape[1]
 
     def loss(flat):

@@ -14,8 +14,9 @@ import jax
 import numpy as np
 import optax
 import pytest
+from matplotlib.figure import Figure
 
-from experiments import commands, report, runs, train
+from experiments import commands, runs, train
 from experiments.__main__ import main
 from experiments.checkpoint import Checkpoints
 from experiments.config import load, loads
@@ -47,7 +48,7 @@ save_every = 50
 @pytest.fixture(autouse=True)
 def no_pictures(monkeypatch):
     """But that of `whole`: to lay out and draw one takes as long as to train a little."""
-    monkeypatch.setattr(report.Figure, "savefig", lambda figure, path, **options: Path(path).touch())
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path, **options: Path(path).touch())
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ import io
 
 import jax
 import pytest
+from matplotlib.figure import Figure
 from rich.console import Console
 
 from experiments import report
@@ -27,7 +28,7 @@ def test_table_gives_every_baseline_beside_the_model():
 
 def test_picture_names_its_axes_and_its_baselines(tmp_path, monkeypatch):
     drawn = []
-    monkeypatch.setattr(report.Figure, "savefig", lambda figure, path, dpi: drawn.append(figure))
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path, dpi: drawn.append(figure))
     lines = [
         {"step": s, "sequences": 8 * s, "loss": 1 / s, "train_mae": 5.0 + s, "train_rmse": 9.0 + s} for s in (1, 2)
     ]

@@ -5,6 +5,7 @@ import json
 import statistics
 
 import pytest
+from matplotlib.figure import Figure
 
 from experiments import results, runs
 from experiments.__main__ import main
@@ -33,7 +34,7 @@ def drawn(monkeypatch):
         figures.append(figure)
         path.touch()
 
-    monkeypatch.setattr(results.Figure, "savefig", keep)
+    monkeypatch.setattr(Figure, "savefig", keep)
     return figures
 
 
