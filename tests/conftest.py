@@ -2,6 +2,8 @@
 
 # ruff: noqa: E402 - the environment is set before JAX is imported
 
+import gc
+import inspect
 import os
 from pathlib import Path
 
@@ -18,6 +20,21 @@ from jax.experimental.compilation_cache import compilation_cache
 from jax.extend import backend
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+jaxtyped = jaxtyping.jaxtyped
+
+
+def checked(*, typechecker):
+    """As `jaxtyped`, which makes its checks anew at each call of what is around a function without annotations, too."""
+
+    def decorate(function):
+        bare = inspect.isfunction(function) and not function.__annotations__
+        return function if bare else jaxtyped(function, typechecker=typechecker)
+
+    return decorate
+
+
+jaxtyping.jaxtyped = checked  # the name that the import hook puts above every function
 
 with jaxtyping.install_import_hook("lstmjax", "beartype.beartype"):
     import lstmjax  # noqa: F401
@@ -37,7 +54,13 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: "four_devices" in item.fixturenames)
 
 
-@pytest.fixture(scope="module")
+def pytest_collection_finish():
+    """What is imported by now stays, so the collector need not look at it again; tracing makes many objects."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(scope="session")
 def four_devices():
     """Four simulated CPU devices."""
     backend.clear_backends()

@@ -60,7 +60,8 @@ def prune(path: Path, limit: int) -> None:
 def configure(environ) -> None:
     """Set the variables that JAX reads as it is imported; what the caller chose stays, and wins."""
     environ["JAX_PLATFORMS"] = "cpu"
-    environ["XLA_FLAGS"] = " ".join((*FLAGS, environ.get("XLA_FLAGS", "")))
+    chosen = [flag for flag in environ.get("XLA_FLAGS", "").split() if flag not in FLAGS]
+    environ["XLA_FLAGS"] = " ".join((*FLAGS, *chosen))  # the same in a worker, since programs are cached by it
     environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder(processor())))
     environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
