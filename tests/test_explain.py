@@ -1,11 +1,13 @@
 """`python -m lstmjax.explain`: what it prints and what its page is given, beside what the library computes."""
 
 import dataclasses
+import functools
 import itertools
 import json
 import re
 import subprocess
 import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -14,10 +16,51 @@ import pytest
 
 from lstmjax import LSTMOptions, LSTMState, bidirectional, files, lstm, stack
 from lstmjax.explain import __main__ as command
-from lstmjax.explain import defaults, equations, page, sources
+from lstmjax.explain import defaults, equations, lesson, page, sources
 from lstmjax.inspect import trace
 
 PRINTED = {"rtol": 0, "atol": 1e-6}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def compiled():
+    """One program for each signature of what is called here, where the command goes from operation to operation."""
+
+    def signature(function):
+        """With all arguments in their places, so that what is left out and what is said are the same signature."""
+
+        def call(params, xs, reverse=False, return_sequences=None):
+            return program(params, xs, reverse, return_sequences)
+
+        def run(params, xs, reverse, return_sequences):
+            more = {} if return_sequences is None else {"return_sequences": return_sequences}
+            return function(params, xs, reverse=reverse, **more)
+
+        program = jax.jit(run, static_argnums=(2, 3))
+        return call
+
+    computed = types.SimpleNamespace(apply=signature(stack.apply))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(defaults, "lstm", types.SimpleNamespace(init=jax.jit(lstm.init, static_argnums=(1, 2))))
+        patch.setattr(defaults, "cut", jax.jit(defaults.cut, static_argnums=(1, 2)))
+        for module in (equations, page):
+            patch.setattr(module, "stack", computed)
+            patch.setattr(module, "trace", signature(trace))
+        yield computed
+
+
+@functools.cache
+def filled(init, *sizes, **options):
+    """Params in the shapes of those that `init` makes, drawn by NumPy."""
+    rng = np.random.default_rng(0)
+    shapes = jax.eval_shape(lambda: init(jax.random.key(0), *sizes, **options))
+    return jax.tree.map(lambda leaf: jnp.asarray(rng.normal(scale=0.5, size=leaf.shape), leaf.dtype), shapes)
+
+
+def lesson_of(path):
+    """What the program prints of a file of params."""
+    example = sources.example(params_file=str(path))
+    return lesson.lesson(example, equations.run(example.params, example.xs))
 
 
 @pytest.fixture
@@ -88,11 +131,11 @@ def test_parameters_are_counted_array_by_array(told, inputs, units, formula, arr
 @pytest.mark.parametrize(
     ("inputs", "units", "steps"), [(1, 3, 4), (2, 1, 1), pytest.param(3, 5, 8, marks=pytest.mark.slow)]
 )
-def test_every_printed_value_is_what_the_library_gives(told, inputs, units, steps):
+def test_every_printed_value_is_what_the_library_gives(told, compiled, inputs, units, steps):
     text = told("--inputs", inputs, "--units", units, "--steps", steps)
     params, xs = defaults.network(inputs, units), jnp.asarray(defaults.data(steps, inputs), jnp.float32)
-    ys, state = lstm.apply(params, xs)
-    seen = trace(params, xs)
+    ys, state = compiled.apply(params, xs)
+    seen = equations.trace(params, xs)
     np.testing.assert_allclose(rows(text, "h"), ys, **PRINTED)
     for name in "ifgoc":
         np.testing.assert_allclose(rows(text, name), getattr(seen, name), **PRINTED)
@@ -144,25 +187,25 @@ def test_weights_stay_as_they_are_when_a_size_changes():
 
 
 MADE = {
-    "lstm": lambda key: lstm.init(key, 2, 3),
-    "without biases": lambda key: lstm.init(key, 2, 3, bias=False, forget_bias=0.0),
-    "learned state": lambda key: dataclasses.replace(
-        lstm.init(key, 2, 3), initial=LSTMState(h=jnp.array([0.5, -0.1, 0.2]), c=jnp.array([1.0, -2.0, 0.3]))
+    "lstm": filled(lstm.init, 2, 3),
+    "without biases": filled(lstm.init, 2, 3, bias=False, forget_bias=0.0),
+    "learned state": dataclasses.replace(
+        filled(lstm.init, 2, 3), initial=LSTMState(h=jnp.array([0.5, -0.1, 0.2]), c=jnp.array([1.0, -2.0, 0.3]))
     ),
-    "bidirectional": lambda key: bidirectional.init(key, 2, 3),
-    "stack": lambda key: stack.init(key, 2, (3, 4), bidirectional=True),
+    "bidirectional": filled(bidirectional.init, 2, 3),
+    "stack": filled(stack.init, 2, (3, 4), bidirectional=True),
 }
 
 
 @pytest.mark.parametrize("kind", ["lstm", "stack", pytest.param("bidirectional", marks=pytest.mark.slow)])
-def test_own_weights_and_data(told, tmp_path, kind):
-    params = MADE[kind](jax.random.key(7))
+def test_own_weights_and_data(told, compiled, tmp_path, kind):
+    params = MADE[kind]
     files.save(tmp_path / "own.safetensors", params, LSTMOptions())
-    (tmp_path / "own.txt").write_text("0.5, -1\n\n2 3\n-0.25\t4e-1\n")
+    (tmp_path / "own.txt").write_text("0.5, -1\n\n2 3\n-0.25\t4e-1\n1 0\n")
     text = told("--params", tmp_path / "own.safetensors", "--data", tmp_path / "own.txt")
-    xs = jnp.array([[0.5, -1], [2, 3], [-0.25, 0.4]])
-    ys, states = stack.apply(params, xs)
-    last, _ = stack.apply(params, xs, return_sequences=False)
+    xs = np.float32([[0.5, -1], [2, 3], [-0.25, 0.4], [1, 0]])
+    ys, states = compiled.apply(params, xs)
+    last, _ = compiled.apply(params, xs, return_sequences=False)
     (printed,) = re.findall(rf"{re.escape(str(last.shape))}, h after the last step.*\n    \[(.*)\]", text)
     assert_printed(printed, last)
     for name in "hc":
@@ -184,8 +227,8 @@ def test_own_weights_and_data(told, tmp_path, kind):
     ],
 )
 def test_the_equations_are_those_of_the_library(kind, reverse):
-    params = MADE[kind](jax.random.key(1))
-    xs = np.random.default_rng(0).normal(size=(5, 2))
+    params = MADE[kind]
+    xs = np.random.default_rng(0).normal(size=(4, 2))
     parts = equations.run(params, xs, reverse)
     assert equations.difference(parts, *equations.cast(params, xs, jnp.float32), reverse) < 1e-6
 
@@ -212,7 +255,6 @@ def test_numbers_that_are_not_those_of_the_library_are_an_error(monkeypatch, cap
         (["--units", "9", "--html", "page.html"], ["--units must be at most 8 on a page", "got 9"]),
         (["--inputs", "5", "--html", "page.html"], ["--inputs must be at most 4 on a page", "got 5"]),
         (["--steps", "13", "--html", "page.html"], ["--steps must be at most 12 on a page", "got 13"]),
-        (["--html", "none/page.html"], ["--html none/page.html", "No such file"]),
     ],
 )
 def test_wrong_arguments_are_named(refused, tmp_path, monkeypatch, arguments, words):
@@ -221,6 +263,14 @@ def test_wrong_arguments_are_named(refused, tmp_path, monkeypatch, arguments, wo
     for word in words:
         assert word in said
     assert not list(tmp_path.iterdir())
+
+
+def test_a_page_that_cannot_be_written_is_an_error(refused, tmp_path):
+    files.save(tmp_path / "p", filled(lstm.init, 2, 3))
+    said = refused("--params", tmp_path / "p", "--html", tmp_path / "none" / "page.html")
+    assert f"--html {tmp_path / 'none' / 'page.html'}" in said
+    assert "No such file" in said
+    assert [path.name for path in tmp_path.iterdir()] == ["p"]
 
 
 def test_a_byte_order_mark_is_no_data(tmp_path):
@@ -254,22 +304,22 @@ def test_data_that_are_no_numbers_are_refused_with_the_line(refused, tmp_path, c
 
 
 OTHER = {
-    "peepholes": lambda key: lstm.init(key, 2, 3, peepholes=True),
-    "a projection": lambda key: lstm.init(key, 2, 3, projection=2),
-    "layer norm": lambda key: lstm.init(key, 2, 3, layer_norm=True),
-    "coupled gates": lambda key: lstm.init(key, 2, 3, coupled=True),
-    "LSTMParams, BidirectionalParams or StackParams": lambda key: {"encoder": lstm.init(key, 2, 3)},
-    "merge='concat': layer 2 reads 4 numbers, and is given 8": lambda key: stack.init(
-        key, 2, (4, 4), bidirectional=True, merge="sum"
+    "peepholes": filled(lstm.init, 2, 3, peepholes=True),
+    "a projection": filled(lstm.init, 2, 3, projection=2),
+    "layer norm": filled(lstm.init, 2, 3, layer_norm=True),
+    "coupled gates": filled(lstm.init, 2, 3, coupled=True),
+    "LSTMParams, BidirectionalParams or StackParams": {"encoder": filled(lstm.init, 2, 3)},
+    "merge='concat': layer 2 reads 4 numbers, and is given 8": filled(
+        stack.init, 2, (4, 4), bidirectional=True, merge="sum"
     ),
-    "it has others": lambda key: jax.tree.map(lambda leaf: leaf * jnp.nan, lstm.init(key, 2, 3)),
+    "it has others": jax.tree.map(lambda leaf: leaf * jnp.nan, filled(lstm.init, 2, 3)),
 }
 
 
 @pytest.mark.parametrize("words", OTHER)
 def test_other_cells_are_refused(refused, tmp_path, words):
     path = tmp_path / "own.safetensors"
-    files.save(path, OTHER[words](jax.random.key(0)))
+    files.save(path, OTHER[words])
     said = refused("--params", path)
     assert str(path) in said
     assert words in said
@@ -277,14 +327,14 @@ def test_other_cells_are_refused(refused, tmp_path, words):
 
 def test_files_and_sizes_that_do_not_go_together_are_refused(refused, tmp_path):
     path, data = tmp_path / "own.safetensors", tmp_path / "own.txt"
-    files.save(path, lstm.init(jax.random.key(0), 2, 3))
+    files.save(path, filled(lstm.init, 2, 3))
     assert "--units must be 3" in refused("--params", path, "--units", 4)
     assert "--inputs must be 2" in refused("--params", path, "--inputs", 1)
     data.write_text("1 2 3\n")
     assert "must have 2 numbers in a line" in refused("--params", path, "--data", data)
     assert "--inputs must be 3" in refused("--data", data, "--inputs", 1)
     assert "--steps must be at most 1" in refused("--data", data, "--steps", 2)
-    files.save(path, lstm.init(jax.random.key(0), 2, 3), LSTMOptions(activation="relu"))
+    files.save(path, filled(lstm.init, 2, 3), LSTMOptions(activation="relu"))
     assert "options of the standard cell" in refused("--params", path)
     path.write_bytes(b"no safetensors at all")
     assert "--params" in refused("--params", path)
@@ -308,10 +358,10 @@ MORE = {
 
 @pytest.mark.parametrize("fields", [*((name,) for name in MORE), tuple(MORE), ("bias_h", "offset", "initial")])
 def test_all_that_a_file_holds_is_counted(told, tmp_path, fields):
-    plain = lstm.init(jax.random.key(0), 2, 3)
+    plain = filled(lstm.init, 2, 3)
     params = dataclasses.replace(plain, **{name: MORE[name][0] for name in fields})
     files.save(tmp_path / "p", params)
-    text = told("--params", tmp_path / "p")
+    text = lesson_of(tmp_path / "p") if len(fields) == 1 else told("--params", tmp_path / "p")
     (block,) = re.findall(r"^PARAMETERS\n(.*?)\n\n", text, re.MULTILINE | re.DOTALL)
     held = sum(leaf.size for leaf in jax.tree.leaves(params))
     assert held == 72 + sum(MORE[name][1] for name in fields)
@@ -324,16 +374,17 @@ def test_all_that_a_file_holds_is_counted(told, tmp_path, fields):
         for words in MORE[fields[0]][2]:
             assert any(words in line for line in lines)
         return
-    told("--params", tmp_path / "p", "--html", tmp_path / "page.html")
+    (tmp_path / "x.txt").write_text("1 -2\n0.5 3\n2 0\n1 1\n")
+    told("--params", tmp_path / "p", "--data", tmp_path / "x.txt", "--html", tmp_path / "page.html")
     ((half,),) = given((tmp_path / "page.html").read_text())["params"]
     assert half["held"]["count"] == sum(count for _, _, count, _ in half["held"]["arrays"]) == held
 
 
-def test_the_counts_of_all_parts_are_added(told, tmp_path):
-    params = stack.init(jax.random.key(0), 2, (3, 4), bidirectional=True, learned_state=True)
+def test_the_counts_of_all_parts_are_added(tmp_path):
+    params = filled(stack.init, 2, (3, 4), bidirectional=True, learned_state=True)
     files.save(tmp_path / "p", params)
     held = [sum(leaf.size for leaf in jax.tree.leaves(half)) for half in itertools.chain(*sources.cells(params))]
-    assert f"PARAMETERS OF ALL: {' + '.join(map(str, held))} = {sum(held)}" in told("--params", tmp_path / "p")
+    assert f"PARAMETERS OF ALL: {' + '.join(map(str, held))} = {sum(held)}" in lesson_of(tmp_path / "p")
 
 
 @pytest.mark.parametrize(
@@ -346,7 +397,7 @@ def test_the_counts_of_all_parts_are_added(told, tmp_path):
     ],
 )
 def test_options_that_are_not_followed_are_told(told, tmp_path, options, said):
-    files.save(tmp_path / "p", lstm.init(jax.random.key(0), 2, 3), options)
+    files.save(tmp_path / "p", filled(lstm.init, 2, 3), options)
     for text in (
         told("--params", tmp_path / "p"),
         told("--params", tmp_path / "p", "--html", tmp_path / "page.html") and (tmp_path / "page.html").read_text(),
@@ -375,16 +426,17 @@ def given(text):
 
 @pytest.mark.parametrize("own", ["data", "params", pytest.param("nothing", marks=pytest.mark.slow)])
 def test_the_page_is_given_what_apply_computes(told, tmp_path, own):
+    """Compared with the loop over NumPy arrays, which other tests compare with `apply`."""
     arguments = {
         "nothing": ["--inputs", 2],
         "data": ["--data", tmp_path / "x.txt"],
         "params": ["--params", tmp_path / "p"],
     }
     (tmp_path / "x.txt").write_text("1 -2\n0.5 3\n")
-    files.save(tmp_path / "p", lstm.init(jax.random.key(3), 2, 5))
+    files.save(tmp_path / "p", filled(lstm.init, 2, 3))
     told(*arguments[own], "--html", tmp_path / "page.html")
     data = given((tmp_path / "page.html").read_text())
-    xs = jnp.asarray(data["xs"], jnp.float32)
+    xs = np.array(data["xs"])
     if own == "data":
         np.testing.assert_array_equal(xs, [[1, -2], [0.5, 3]])
     assert len(data["checks"]) == {"nothing": 10, "data": 10, "params": 6}[own]
@@ -395,16 +447,18 @@ def test_the_page_is_given_what_apply_computes(told, tmp_path, own):
             if own == "params"
             else defaults.network(inputs, units, layers, direction == "bidirectional")
         )
-        ys, states = stack.apply(params, xs[:steps, :inputs], reverse=direction == "reverse")
-        np.testing.assert_allclose(check["ys"], ys, **PRINTED)
-        for (h, c), state in zip(check["states"], equations.flat(states), strict=True):
-            np.testing.assert_allclose(h, state.h, **PRINTED)
-            np.testing.assert_allclose(c, state.c, rtol=1e-6, atol=1e-6)
+        parts = equations.run(params, xs[:steps, :inputs], direction == "reverse")
+        top = [part.steps.h for part in parts if part.layer == parts[-1].layer]
+        np.testing.assert_allclose(check["ys"], np.concatenate(top, axis=-1), **PRINTED)
+        for (h, c), part in zip(check["states"], parts, strict=True):
+            np.testing.assert_allclose(h, part.final[0], **PRINTED)
+            np.testing.assert_allclose(c, part.final[1], rtol=1e-6, atol=1e-6)
     assert "trace" in data["checks"][0]
 
 
-def test_the_page_needs_nothing_beside_itself():
-    text = page.page(sources.example())
+def test_the_page_needs_nothing_beside_itself(tmp_path):
+    files.save(tmp_path / "p", filled(lstm.init, 2, 3))
+    text = page.page(sources.example(params_file=str(tmp_path / "p")))
     assert set(re.findall(r"\w+://[^\"'`\s]*", text)) == {"http://www.w3.org/2000/svg"}  # a name, which nothing fetches
     assert not re.search(r"<(img|iframe|object|embed|audio|video)\b|@import|url\((?!#)|\bsrc=|innerHTML|fetch\(", text)
     assert not re.search(r"\{\{\w+\}\}", text)
@@ -412,7 +466,7 @@ def test_the_page_needs_nothing_beside_itself():
 
 def test_names_of_files_end_no_script(told, tmp_path):
     path = tmp_path / "<!--<script>{{data}}.txt"
-    path.write_text("1\n2\n")
+    path.write_text("1 -2\n0.5 3\n")
     told("--data", path, "--html", tmp_path / "page.html")
     text = (tmp_path / "page.html").read_text()
     assert given(text)["fixed"]["steps"] == path.name
@@ -420,7 +474,7 @@ def test_names_of_files_end_no_script(told, tmp_path):
 
 
 def test_what_is_too_large_for_a_page_is_refused(refused, tmp_path):
-    files.save(tmp_path / "p", lstm.init(jax.random.key(0), 2, 33))
+    files.save(tmp_path / "p", filled(lstm.init, 2, 33))
     assert "--units must be at most 32 on a page" in refused(
         "--params", tmp_path / "p", "--html", tmp_path / "page.html"
     )

@@ -5,6 +5,7 @@ import hashlib
 import random
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import jax
@@ -52,6 +53,29 @@ def plain(state):
     return tuple(plain(layer) for layer in state)
 
 
+@cache
+def exported(name, **options):
+    return export.stablehlo(TREES[name], **options)
+
+
+def applied(name, xs, lengths=None, state=None):
+    """What `apply` gives, with one program for all sizes: what is smaller is padded to the largest of both axes."""
+    batch, time, _ = xs.shape
+    rows, steps = (max(sizes) for sizes in zip(*SIZES, strict=True))
+
+    def padded(array):
+        return np.pad(array, [(0, rows - batch), *[(0, 0)] * (np.ndim(array) - 1)])
+
+    if state is None:
+        assert TREES[name] is not TREES["every part"]  # whose initial state is learned
+        shapes = jax.eval_shape(lambda: stack.initial_state(TREES[name], (batch,)))
+        state = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+    lengths = padded(np.full(batch, time, np.int32) if lengths is None else lengths)
+    xs = np.pad(padded(xs), ((0, 0), (0, steps - time), (0, 0)), constant_values=np.nan)
+    ys, after = apply(TREES[name], xs, jax.tree.map(padded, state), lengths=lengths, implementation="fused")
+    return np.asarray(ys)[:batch, :time], plain(jax.tree.map(lambda leaf: np.asarray(leaf)[:batch], after))
+
+
 def assert_close(actual, expected, atol=1e-6):
     assert jax.tree.structure(actual) == jax.tree.structure(expected)
     for a, e in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
@@ -68,35 +92,30 @@ def assert_close(actual, expected, atol=1e-6):
     ],
 )
 def test_stablehlo(name, implementation):
-    params = TREES[name]
-    program = export.load(export.stablehlo(params, lengths=True, state=True, implementation=implementation))
+    program = export.load(exported(name, lengths=True, state=True, implementation=implementation))
     assert program.platforms == ("cpu", "cuda", "tpu")
     for batch, time in SIZES:
         xs, lengths = drawn(batch, time, INPUTS), np.arange(batch, dtype=np.int32) % (time + 1)
-        state = filled(stack.initial_state, params, (batch,))
-        ys, after = apply(params, xs, state, lengths=lengths, implementation=implementation)
-        assert_close(program.call(xs, lengths, plain(state)), (ys, plain(after)))
+        state = filled(stack.initial_state, TREES[name], (batch,))
+        assert_close(program.call(xs, lengths, plain(state)), applied(name, xs, lengths, state))
 
 
 def test_the_simplest_program():
-    program = export.load(export.stablehlo(TREES["stack"]))
+    program = export.load(exported("stack"))
     for batch, time in SIZES:
         xs = drawn(batch, time, INPUTS)
-        ys, after = apply(TREES["stack"], xs)
-        assert_close(program.call(xs), (ys, plain(after)))
+        assert_close(program.call(xs), applied("stack", xs))
 
 
 def test_a_stream_hands_its_state_on():
-    params = TREES["stack"].layers[0].forward
-    program = export.load(export.stablehlo(params, state=True))
+    program = export.load(exported("lstm", state=True, platforms=("cpu",)))
     xs = drawn(4, 6, INPUTS)
-    state = plain(lstm.initial_state(params, (4,)))
+    state = {"h": np.zeros((4, UNITS), np.float32), "c": np.zeros((4, UNITS), np.float32)}
     pieces = []
-    for piece in (xs[:, :2], xs[:, 2:]):
+    for piece in (xs[:, :3], xs[:, 3:]):
         ys, state = program.call(piece, state)
         pieces.append(ys)
-    ys, after = apply(params, xs)
-    assert_close((jnp.concatenate(pieces, axis=1), state), (ys, plain(after)))
+    assert_close((np.concatenate(pieces, axis=1), state), applied("lstm", xs))
 
 
 def test_arguments_of_apply():
@@ -106,7 +125,8 @@ def test_arguments_of_apply():
     program = export.load(export.stablehlo(params, **arguments))
     ys, after = apply(params, xs, **arguments)
     assert_close(program.call(xs), (ys, plain(after)), atol=1e-2)
-    assert not np.allclose(np.float32(ys), apply(params, xs, return_sequences=False, merge="sum")[0], atol=5e-2)
+    _, others = applied("bidirectional", xs)
+    assert not np.allclose(np.float32(ys), others["forward"]["h"] + others["backward"]["h"], atol=5e-2)
 
 
 def test_the_state_of_another_precision_comes_back_as_it_went():
@@ -119,9 +139,9 @@ def test_the_state_of_another_precision_comes_back_as_it_went():
 
 
 def test_weights_are_inside_and_need_no_package(tmp_path):
-    params, xs = TREES["stack"], drawn(4, 6, INPUTS)
-    expected = apply(params, xs)[0]
-    export.stablehlo(params, path=tmp_path / "program")
+    xs = drawn(4, 6, INPUTS)
+    expected, _ = applied("stack", xs)
+    (tmp_path / "program").write_bytes(exported("stack"))
     np.save(tmp_path / "xs.npy", xs)
     alone = """
 import sys, numpy as np, jax, jax.export
@@ -147,7 +167,8 @@ def test_a_function_with_shapes():
     assert program.platforms == ("cpu",)
     for batch, time in SIZES:
         xs, lengths = drawn(batch, time, INPUTS), np.full(batch, time - 1, np.int32)
-        assert_close(program.call(xs, lengths, weights), jax.jit(classify)(xs, lengths, weights))
+        scores = np.exp(applied("lstm", xs, lengths)[1]["h"] @ weights["dense"])
+        assert_close(program.call(xs, lengths, weights), scores / scores.sum(axis=1, keepdims=True))
 
 
 @pytest.mark.parametrize("checkpoint", [True, 3])
@@ -169,9 +190,9 @@ def test_a_function_without_shapes_has_those_of_its_examples():
 
 
 def test_a_program_runs_inside_of_others():
-    program, xs = export.load(export.stablehlo(TREES["lstm"])), drawn(4, 6, INPUTS)
+    program, xs = export.load(exported("lstm", platforms=("cpu",))), drawn(4, 6, INPUTS)
     actual = jax.jit(lambda xs: 2 * program.call(xs)[0])(xs)
-    np.testing.assert_allclose(actual, 2 * apply(TREES["lstm"], xs)[0], rtol=0, atol=1e-6)
+    np.testing.assert_allclose(actual, 2 * applied("lstm", xs)[0], rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -238,7 +259,7 @@ def test_what_is_no_program(tmp_path):
 
 
 def test_five_thousand_mutations_are_refused_before_jax_reads_them(monkeypatch):
-    good = export.stablehlo(TREES["lstm"], lengths=True)
+    good = exported("lstm", lengths=True, state=True, implementation="fused")
     monkeypatch.setattr(jax.export, "deserialize", lambda data: pytest.fail("JAX was given what is not whole"))
     draw, refused = random.Random(0), 0
     while refused < 5_000:

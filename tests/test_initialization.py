@@ -203,6 +203,7 @@ def test_no_bias():
 
 def test_learned_state():
     params = lstm.init(KEY, 3, 4, learned_state=True, projection=2)
+    assert not any(leaf.any() for leaf in jax.tree.leaves(params.initial))
     initial = LSTMState(h=np.float32([0.3, -0.2]), c=np.linspace(-1, 1, 4, dtype=np.float32))
     params = dataclasses.replace(params, initial=initial)
     state = lstm.initial_state(params, batch=(2,))

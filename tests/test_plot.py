@@ -4,6 +4,7 @@ import inspect
 import io
 import itertools
 import sys
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ from matplotlib.text import Text
 
 from lstmjax import LSTMOptions, bidirectional, lstm, stack
 from lstmjax.inspect import plot, trace
+from lstmjax.inspect.plot import diagram, levels, step, unroll
 
 KEY = jax.random.key(0)
 EVERYTHING = {"peepholes": True, "projection": 7, "layer_norm": True, "coupled": True, "learned_state": True}
@@ -25,9 +27,31 @@ def closed():
     plt.close("all")
 
 
+@pytest.fixture(autouse=True, scope="module")
+def measured():
+    """Each text is measured once, however many pictures it is in."""
+    with pytest.MonkeyPatch.context() as patch:
+        width_of = cache(diagram.width_of)
+        for module in (levels, step, unroll):
+            patch.setattr(module, "width_of", width_of)
+        yield
+
+
+@cache
+def weights(init, *sizes, **options):
+    """Params in the shapes of those that `init` makes, drawn by NumPy."""
+    rng = np.random.default_rng(0)
+    shapes = jax.eval_shape(lambda: init(KEY, *sizes, **options))
+    return jax.tree.map(lambda leaf: jnp.asarray(rng.normal(scale=0.3, size=leaf.shape), leaf.dtype), shapes)
+
+
+traced = jax.jit(trace, static_argnames="options")
+
+
+@cache
 def seen(inputs, units, steps, **options):
-    xs = jax.random.normal(KEY, (steps, inputs))
-    return trace(lstm.init(KEY, inputs, units, **options), xs), xs
+    xs = np.float32(np.random.default_rng(1).normal(size=(steps, inputs)))
+    return jax.tree.map(np.asarray, traced(weights(lstm.init, inputs, units, **options), xs)), xs
 
 
 def drawn(ax, monkeypatch):
@@ -55,14 +79,13 @@ def named(ax, name):
     return ax.findobj(lambda artist: artist.get_gid() == name)
 
 
-def two_ways(inputs, units, **options):
-    return bidirectional.init(KEY, inputs, units, **options)
+two_ways = partial(weights, bidirectional.init)
 
 
 PICTURES = {
-    "unrolled": lambda ax: plot.unrolled(lstm.init(KEY, 2, 3), ax=ax),
-    "unrolled, one step of one unit": lambda ax: plot.unrolled(lstm.init(KEY, 1, 1), steps=1, ax=ax),
-    "unrolled, 8 steps": lambda ax: plot.unrolled(lstm.init(KEY, 20, 16), steps=8, ax=ax),
+    "unrolled": lambda ax: plot.unrolled(weights(lstm.init, 2, 3), ax=ax),
+    "unrolled, one step of one unit": lambda ax: plot.unrolled(weights(lstm.init, 1, 1), steps=1, ax=ax),
+    "unrolled, 8 steps": lambda ax: plot.unrolled(weights(lstm.init, 20, 16), steps=8, ax=ax),
     "unrolled, 2000 steps of all parts": lambda ax: plot.unrolled(
         jax.eval_shape(lambda: lstm.init(KEY, 2000, 2048, **EVERYTHING | {"projection": 1024})),
         steps=2000,
@@ -73,17 +96,17 @@ PICTURES = {
     "unrolled, final of two directions": lambda ax: plot.unrolled(
         two_ways(2, 3), steps=20, return_sequences=False, ax=ax
     ),
-    "unrolled, three layers": lambda ax: plot.unrolled(stack.init(KEY, 3, (4, 4, 1)), steps=4, ax=ax),
+    "unrolled, three layers": lambda ax: plot.unrolled(weights(stack.init, 3, (4, 4, 1)), steps=4, ax=ax),
     "unrolled, three layers of two directions, reversed": lambda ax: plot.unrolled(
-        stack.init(KEY, 3, (16, 3, 1), bidirectional=True), steps=9, reverse=True, return_sequences=False, ax=ax
+        weights(stack.init, 3, (16, 3, 1), bidirectional=True), steps=9, reverse=True, return_sequences=False, ax=ax
     ),
     "cell": lambda ax: plot.cell(ax=ax),
-    "cell of one unit": lambda ax: plot.cell(lstm.init(KEY, 1, 1), ax=ax),
-    "cell with all parts": lambda ax: plot.cell(lstm.init(KEY, 2000, 1000, **EVERYTHING), ax=ax),
-    "connections": lambda ax: plot.connections(lstm.init(KEY, 2, 3), ax=ax),
-    "connections of one unit": lambda ax: plot.connections(lstm.init(KEY, 1, 1), ax=ax),
-    "connections of 16 units": lambda ax: plot.connections(lstm.init(KEY, 20, 16, peepholes=True), ax=ax),
-    "connections with all parts": lambda ax: plot.connections(lstm.init(KEY, 300, 128, **EVERYTHING), ax=ax),
+    "cell of one unit": lambda ax: plot.cell(weights(lstm.init, 1, 1), ax=ax),
+    "cell with all parts": lambda ax: plot.cell(weights(lstm.init, 2000, 1000, **EVERYTHING), ax=ax),
+    "connections": lambda ax: plot.connections(weights(lstm.init, 2, 3), ax=ax),
+    "connections of one unit": lambda ax: plot.connections(weights(lstm.init, 1, 1), ax=ax),
+    "connections of 16 units": lambda ax: plot.connections(weights(lstm.init, 20, 16, peepholes=True), ax=ax),
+    "connections with all parts": lambda ax: plot.connections(weights(lstm.init, 300, 128, **EVERYTHING), ax=ax),
     "gates": lambda ax: plot.gates(*seen(2, 3, 10), ax=ax),
     "gates of one step": lambda ax: plot.gates(*seen(1, 1, 1), ax=ax),
     "gates of 16 units": lambda ax: plot.gates(*seen(5, 16, 20), ax=ax),
@@ -188,17 +211,17 @@ def test_what_is_no_axes_of_x_and_y_is_refused(untyped):
 
 @pytest.mark.parametrize(("steps", "columns"), [(1, 1), (8, 8), (9, 4)])
 def test_a_cell_stands_at_every_step_that_is_drawn(steps, columns):
-    assert len(named(plot.unrolled(lstm.init(KEY, 2, 3), steps), "cell")) == columns
+    assert len(named(plot.unrolled(weights(lstm.init, 2, 3), steps), "cell")) == columns
     assert len(named(plot.unrolled(two_ways(2, 3), steps), "cell")) == 2 * columns
-    assert len(named(plot.unrolled(stack.init(KEY, 2, (4, 3)), steps), "cell")) == 2 * columns
+    assert len(named(plot.unrolled(weights(stack.init, 2, (4, 3)), steps), "cell")) == 2 * columns
 
 
 DRAWN = {
-    "lstm": lambda: lstm.init(KEY, 2, 3),
-    "projection": lambda: lstm.init(KEY, 2, 3, projection=1),
-    "bidirectional": lambda: two_ways(2, 3),
-    "stack": lambda: stack.init(KEY, 2, (4, 3)),
-    "bidirectional stack": lambda: stack.init(KEY, 2, (4, 3), bidirectional=True),
+    "lstm": partial(weights, lstm.init, 2, 3),
+    "projection": partial(weights, lstm.init, 2, 3, projection=1),
+    "bidirectional": partial(two_ways, 2, 3),
+    "stack": partial(weights, stack.init, 2, (4, 3)),
+    "bidirectional stack": partial(weights, stack.init, 2, (4, 3), bidirectional=True),
 }
 
 
@@ -211,7 +234,7 @@ DRAWN = {
     ],
 )
 def test_shapes_of_the_arrays_are_those_of_apply(name, return_sequences):
-    params = jax.eval_shape(DRAWN[name])
+    params = DRAWN[name]()
     ys, _ = jax.eval_shape(
         lambda params: stack.apply(params, jnp.ones((6, 2)), return_sequences=return_sequences), params
     )
@@ -223,13 +246,13 @@ def test_shapes_of_the_arrays_are_those_of_apply(name, return_sequences):
 
 
 def test_layers_merged_otherwise_than_side_by_side_are_drawn_as_what_the_next_one_reads():
-    written = texts(plot.unrolled(stack.init(KEY, 2, (4, 3), bidirectional=True, merge="sum"), 6))
+    written = texts(plot.unrolled(weights(stack.init, 2, (4, 3), bidirectional=True, merge="sum"), 6))
     assert "outputs of layer 1 (6, 4)" in written
     assert "h of every step, both directions" in written
 
 
 def test_h_goes_from_the_first_step_read_to_the_last():
-    params = lstm.init(KEY, 2, 3)
+    params = weights(lstm.init, 2, 3)
     forward, backward = (texts(plot.unrolled(params, 3, reverse=reverse)) for reverse in (False, True))
     steps = ["$h_{0}$", "$h_{1}$", "$h_{2}$", "$h_{3}$", "$h_{4}$"]
     assert [text for text in forward if text.startswith("$h")] == steps[:-1]
@@ -241,7 +264,7 @@ def test_h_goes_from_the_first_step_read_to_the_last():
 
 @pytest.mark.parametrize(("reverse", "returned"), [(False, 3), (True, 0)])
 def test_outputs_that_are_not_returned_are_faint(reverse, returned):
-    params = lstm.init(KEY, 2, 3)
+    params = weights(lstm.init, 2, 3)
     every = named(plot.unrolled(params, 4, reverse=reverse), "value")
     assert {box.get_linestyle() for box in every} == {"-"}
     outputs = named(plot.unrolled(params, 4, reverse=reverse, return_sequences=False), "value")[4:]
@@ -250,7 +273,7 @@ def test_outputs_that_are_not_returned_are_faint(reverse, returned):
 
 @pytest.mark.parametrize("options", [{}, {"peepholes": True}, {"coupled": True}, EVERYTHING])
 def test_the_cell_has_the_gates_and_the_parts_of_its_params(options):
-    params = lstm.init(KEY, 20, 50, **options)
+    params = weights(lstm.init, 20, 50, **options)
     ax = plot.cell(params)
     assert len(named(ax, "gate")) == params.gates
     assert bool(named(ax, "projection")) == (params.w_projection is not None)
@@ -266,22 +289,22 @@ def test_the_cell_has_the_gates_and_the_parts_of_its_params(options):
 
 @pytest.mark.parametrize("options", [{}, {"peepholes": True}, EVERYTHING])
 def test_the_weights_drawn_are_the_weights(options):
-    params = lstm.init(KEY, 5, 8, **options)
+    params = weights(lstm.init, 5, 8, **options)
     ax = plot.connections(params)
     gates = "igo" if options.get("coupled") else "ifgo"
-    for name, weights in {"w_x": params.w_x, "w_h": params.w_h}.items():
+    for name, matrix in {"w_x": params.w_x, "w_h": params.w_h}.items():
         blocks = [named(ax, f"{name} {gate}")[0].get_array() for gate in gates]
-        np.testing.assert_array_equal(np.concatenate(blocks, axis=1), weights)
+        np.testing.assert_array_equal(np.concatenate(blocks, axis=1), matrix)
     scales = {panel.images[0].get_clim() for panel in ax.child_axes if panel.images}
     assert len(scales) == 1
     (low, high) = scales.pop()
     assert -low == high
-    assert high >= float(jnp.abs(params.w_h).max())
+    assert high >= np.abs(params.w_h).max()
     if params.w_peephole is None:
         assert not named(ax, "w_peephole i")
         return
     seeing = [gate for gate in gates if gate != "g"]
-    for gate, peephole in zip(seeing, jnp.split(params.w_peephole, len(seeing)), strict=True):
+    for gate, peephole in zip(seeing, np.split(np.asarray(params.w_peephole), len(seeing)), strict=True):
         block = named(ax, f"w_peephole {gate}")[0].get_array()
         np.testing.assert_array_equal(np.diag(block), peephole)
         assert block.mask.sum() == 8 * 7
@@ -290,7 +313,7 @@ def test_the_weights_drawn_are_the_weights(options):
 
 @pytest.mark.parametrize("options", [{}, {"projection": 2}])
 def test_the_gates_drawn_are_those_of_the_trace(options):
-    inside, xs = seen(2, 3, 12, **options)
+    inside, xs = seen(2, 3, 10, **options)
     ax = plot.gates(inside, xs)
     for name in "ifgoch":
         (image,) = named(ax, name)
@@ -304,8 +327,8 @@ def test_the_gates_drawn_are_those_of_the_trace(options):
 
 
 def test_gates_that_open_beyond_1_are_not_cut():
-    xs = 5 * jax.random.normal(KEY, (12, 2))
-    inside = trace(lstm.init(KEY, 2, 3), xs, options=LSTMOptions(recurrent_activation="relu"))
+    xs = 5 * seen(2, 3, 10)[1]
+    inside = traced(weights(lstm.init, 2, 3), xs, options=LSTMOptions(recurrent_activation="relu"))
     most = max(float(getattr(inside, name).max()) for name in "ifo")
     assert most > 1
     assert named(plot.gates(inside), "i")[0].get_clim() == (0, pytest.approx(most))
@@ -328,12 +351,12 @@ def test_words_stand_in_their_utterances():
 
 
 def test_refusals(untyped):
-    inside, xs = seen(2, 3, 5)
-    both, layers = two_ways(2, 3), stack.init(KEY, 2, (4, 3))
+    inside, xs = jax.tree.map(lambda leaf: leaf[:5], seen(2, 3, 10))
+    both, layers = two_ways(2, 3), weights(stack.init, 2, (4, 3))
     with pytest.raises(TypeError, match=r"trace has two directions: take trace\.forward or trace\.backward"):
-        plot.gates(trace(both, xs))
+        plot.gates(jax.eval_shape(trace, both, xs))
     with pytest.raises(TypeError, match=r"trace has 2 layers: take one, such as trace\[0\]"):
-        plot.gates(trace(layers, xs))
+        plot.gates(jax.eval_shape(trace, layers, xs))
     with pytest.raises(ValueError, match=r"index its batch axes, such as jax\.tree\.map\(lambda leaf: leaf\[0, 0\]"):
         plot.gates(jax.tree.map(lambda leaf: leaf[None, None], inside))
     with pytest.raises(ValueError, match=r"xs must be \[time, inputs\] with the 5 steps of trace; got shape \(4, 2\)"):
@@ -373,8 +396,9 @@ def test_lengths_of_any_kind_and_words_without_letters(kind):
 
 
 def test_gates_of_padding_are_not_drawn_as_shut():
-    xs = jnp.ones((6, 2)).at[4:].set(9.0)
-    seen = trace(lstm.init(jax.random.key(0), 2, 3), xs, lengths=jnp.array(4))
+    xs = np.ones((6, 2), np.float32)
+    xs[4:] = 9
+    seen = traced(weights(lstm.init, 2, 3), xs, lengths=4)
     ax = plot.gates(seen, xs, length=4)
     images = [np.ma.filled(image.get_array(), np.nan) for panel in ax.child_axes for image in panel.get_images()]
     assert len(images) >= 7

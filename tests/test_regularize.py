@@ -30,12 +30,18 @@ KINDS = {
 every_kind = pytest.mark.parametrize("dropout", KINDS.values(), ids=KINDS)
 
 
+def shapes(inputs=INPUTS, units=UNITS, init=lstm.init, **options):
+    """Params of which nothing but shapes and dtypes is known, which is all that masks are drawn by."""
+    return jax.eval_shape(lambda: init(KEY, inputs, units, **options))
+
+
 def example(**options):
-    params = lstm.init(jax.random.key(0), INPUTS, UNITS, **options)
+    params = shapes(**options)
     rng = np.random.default_rng(0)
     drawn = lambda leaf: np.float64(np.float32(rng.normal(scale=0.7, size=leaf.shape)))  # noqa: E731
     xs = drawn(np.empty((*BATCH, TIME, INPUTS)))
-    params, state = jax.tree.map(drawn, (params, lstm.initial_state(params, BATCH)))
+    state = jax.eval_shape(lambda params: lstm.initial_state(params, BATCH), params)
+    params, state = jax.tree.map(drawn, (params, state))
     return params, xs, state
 
 
@@ -44,12 +50,20 @@ def masks_of(dropout, params, key=KEY):
     return {name: np.float64(mask) for name, mask in vars(masks).items() if mask is not None}
 
 
+def single_precision(**options):
+    return jax.tree.map(np.float32, example(**options))
+
+
 WAYS = {
     "fused": ("fused", {}),
     "scan": ("scan", {}),
     "coupled and projected": ("fused", {"coupled": True, "projection": 2}),
 }
-LATER = [(kind, way) for kind in KINDS for way in ("scan", "coupled and projected") if kind not in ("all", "candidate")]
+LATER = [
+    # "all" has all of these at once.
+    *((kind, "fused") for kind in ("inputs", "tied", "outputs", "recurrent weights")),
+    *((kind, way) for kind in KINDS for way in ("scan", "coupled and projected") if kind not in ("all", "candidate")),
+]
 
 
 @jax.jit
@@ -67,6 +81,7 @@ def test_values_and_gradients(kind, way, x64):
     arrays = example(**options)
     masks = masks_of(dropout, arrays[0])
     assert masks
+    assert kind != "all" or len(masks) == 6
     lengths = np.array([[TIME], [2]])
     leaves, tree = jax.tree.flatten(arrays)
     rates = {name: getattr(dropout, name) for name in ("zoneout_h", "zoneout_c")}
@@ -96,7 +111,7 @@ def test_values_and_gradients(kind, way, x64):
 def test_rates(rate):
     """Of 100,000 values each: the share dropped is within five standard deviations, and the mean factor is 1."""
     dropout = Dropout(**{f.name: rate for f in dataclasses.fields(Dropout) if f.name != "recurrent_kind"})
-    params = lstm.init(KEY, 320, 320)
+    params = shapes(320, 320)
     drawn = [regularize.draw(dropout, KEY, params, (320,), 1)]
     kinds = [dataclasses.replace(dropout, recurrent_kind=kind) for kind in ("per_gate", "candidate")]
     drawn += [regularize.draw(kind, KEY, params, (320,), 1) for kind in kinds]
@@ -113,10 +128,9 @@ def test_rates(rate):
 
 def test_shapes():
     """One mask for each sequence, the same at every step; zoneout's anew at every step; one of W_h for all."""
-    params = lstm.init(KEY, INPUTS, UNITS, projection=2)
-    masks = regularize.draw(dataclasses.replace(KINDS["all"], recurrent_kind="per_gate"), KEY, params, BATCH, TIME)
-    shapes = {name: mask.shape for name, mask in vars(masks).items() if mask is not None}
-    assert shapes == {
+    dropout, params = dataclasses.replace(KINDS["all"], recurrent_kind="per_gate"), shapes(projection=2)
+    masks = jax.eval_shape(lambda key: regularize.draw(dropout, key, params, BATCH, TIME), KEY)
+    assert {name: mask.shape for name, mask in vars(masks).items() if mask is not None} == {
         "inputs": (*BATCH, INPUTS),
         "recurrent": (*BATCH, 4, 2),
         "outputs": (*BATCH, 2),
@@ -127,7 +141,7 @@ def test_shapes():
 
 
 def test_a_mask_depends_on_the_key_and_its_own_rate_alone():
-    params = lstm.init(KEY, 50, 50)
+    params = shapes(50, 50)
     together = masks_of(KINDS["all"], params)
     for name in ("inputs", "recurrent", "outputs", "zoneout_h", "zoneout_c", "recurrent_weights"):
         alone = masks_of(Dropout(**{name: getattr(KINDS["all"], name)}), params)
@@ -136,14 +150,14 @@ def test_a_mask_depends_on_the_key_and_its_own_rate_alone():
         other = masks_of(KINDS["all"], params, jax.random.key(4))
         assert (other[name] != together[name]).any()
     same = dataclasses.replace(KINDS["all"], inputs=0.5, outputs=0.5, recurrent=0.5)
-    masks = masks_of(same, lstm.init(KEY, 50, 50))
+    masks = masks_of(same, params)
     assert (masks["inputs"] != masks["outputs"]).any()
     assert (masks["recurrent"] != masks["outputs"]).any()
 
 
 @every_kind
 def test_one_key_drops_the_same_on_every_implementation(dropout):
-    params, xs, state = jax.tree.map(partial(jnp.asarray, dtype=jnp.float32), example())
+    params, xs, state = single_precision()
 
     @jax.jit
     def by_all(params, xs, state, key):
@@ -161,7 +175,7 @@ def test_one_key_drops_the_same_on_every_implementation(dropout):
 
 @every_kind
 def test_without_a_key_nothing_is_dropped_but_zoneout_expected(dropout):
-    params, xs, state = jax.tree.map(partial(jnp.asarray, dtype=jnp.float32), example())
+    params, xs, state = single_precision()
     ys, end = lstm.apply(params, xs, state, dropout=dropout)
     rates = {name: getattr(dropout, name) for name in ("zoneout_h", "zoneout_c")}
     expected = reference.lstm(*jax.tree.map(np.float64, (params, xs, state)), **rates)
@@ -176,53 +190,62 @@ def test_without_a_key_nothing_is_dropped_but_zoneout_expected(dropout):
 
 def test_zoneout_is_right_on_average():
     """One step's mean over many draws is its expectation, which is linear in the masks."""
-    params, xs, _ = jax.tree.map(partial(jnp.asarray, dtype=jnp.float32), example())
-    xs = jnp.broadcast_to(xs[0, 0, :1], (20000, 1, INPUTS))
-    state = lstm.LSTMState(*jnp.split(jnp.broadcast_to(jnp.linspace(-1, 1, 2 * UNITS), (20000, 2 * UNITS)), 2, axis=-1))
+    params, xs, _ = single_precision()
+    xs = np.broadcast_to(xs[0, 0, :1], (20000, 1, INPUTS))
+    start = np.broadcast_to(np.linspace(-1, 1, 2 * UNITS, dtype=np.float32), (20000, 2 * UNITS))
+    state = lstm.LSTMState(*np.split(start, 2, axis=-1))
     dropout = Dropout(zoneout_h=0.3, zoneout_c=0.6)
     _, drawn = lstm.apply(params, xs, state, dropout=dropout, key=KEY)
     _, expected = lstm.apply(params, xs[0], jax.tree.map(lambda leaf: leaf[0], state), dropout=dropout)
-    jax.tree.map(lambda d, e: np.testing.assert_allclose(d.mean(axis=0), e, atol=0.02), drawn, expected)
+    jax.tree.map(lambda d, e: np.testing.assert_allclose(np.mean(d, axis=0), e, atol=0.02), drawn, expected)
 
 
 def test_dropped_outputs_leave_the_state_and_padding_alone():
-    params, xs, state = jax.tree.map(partial(jnp.asarray, dtype=jnp.float32), example())
+    params, xs, state = single_precision()
     arguments = {"lengths": np.array([[2], [0]]), "dropout": Dropout(outputs=0.5), "key": KEY}
     ys, end = lstm.apply(params, xs, state, **arguments)
     whole, expected_end = lstm.apply(params, xs, state, lengths=arguments["lengths"])
     jax.tree.map(np.testing.assert_array_equal, end, expected_end)
     mask = regularize.draw(arguments["dropout"], KEY, params, BATCH, TIME).outputs
+    mask = np.asarray(mask)
     np.testing.assert_allclose(ys, whole * mask[:, :, None], atol=1e-6)
     last, _ = lstm.apply(params, xs, state, **arguments, return_sequences=False)
     np.testing.assert_allclose(last, expected_end.h * mask, atol=1e-6)
 
 
 def test_the_halves_of_a_bidirectional_have_masks_of_their_own():
-    params = bidirectional.init(KEY, 50, 50)
-    params = dataclasses.replace(params, backward=params.forward)
-    dropout = Dropout(outputs=0.5)
-    (forward, backward), _ = bidirectional.apply(params, jnp.ones((3, 4, 50)), merge=None, dropout=dropout, key=KEY)
+    rng = np.random.default_rng(0)
+    half = jax.tree.map(lambda leaf: np.float32(rng.normal(scale=0.1, size=leaf.shape)), shapes(50, 50))
+    params, xs = bidirectional.BidirectionalParams(half, half), np.ones((3, 4, 50), np.float32)
+    ys, _ = bidirectional.apply(params, xs, merge=None, dropout=Dropout(outputs=0.5), key=KEY)
+    forward, backward = map(np.asarray, ys)
     assert ((forward == 0) == (forward[:, :1] == 0)).all()
     assert ((forward == 0) != (backward == 0)).any()
 
 
 def test_layers_of_a_stack():
     """`inputs` drops before the first, `outputs` after the last, `between_layers` between, all else in each."""
-    (first_key, _), (last_key, between_key) = jax.random.split(KEY, (2, 2))
-    params = stack.init(KEY, 6, units=(5, 5))
-    xs = jax.random.normal(KEY, (3, 4, 6))
+    rng = np.random.default_rng(0)
+    normal = lambda leaf: np.float32(rng.normal(scale=0.5, size=leaf.shape))  # noqa: E731
+    params, xs = jax.tree.map(normal, (shapes(6, (5, 5), stack.init), np.empty((3, 4, 6))))
     dropout = Dropout(inputs=0.3, outputs=0.4, between_layers=0.5, recurrent=0.2, zoneout_c=0.1)
-    ys, state = stack.apply(params, xs, dropout=dropout, key=KEY)
     first = dataclasses.replace(dropout, between_layers=0.0, outputs=0.0)
     last = dataclasses.replace(dropout, between_layers=0.0, inputs=0.0)
-    middle, first_state = lstm.apply(params.layers[0], xs, dropout=first, key=first_key)
-    kept = regularize.factors(between_key, 0.5, (3, 1, 5))
+
+    @jax.jit
+    def run(params, xs, key):
+        (first_key, _), (last_key, between_key) = jax.random.split(key, (2, 2))
+        middle, first_state = lstm.apply(params.layers[0], xs, dropout=first, key=first_key)
+        kept = regularize.factors(between_key, 0.5, (3, 1, 5))
+        ys, last_state = lstm.apply(params.layers[1], middle * kept, dropout=last, key=last_key)
+        without_key = stack.apply(params, xs), stack.apply(params, xs, dropout=Dropout(between_layers=0.9))
+        return stack.apply(params, xs, dropout=dropout, key=key), (ys, (first_state, last_state)), kept, without_key
+
+    dropped, expected, kept, without_key = run(params, xs, KEY)
     assert len(np.unique(kept)) == 2
-    expected, last_state = lstm.apply(params.layers[1], middle * kept, dropout=last, key=last_key)
-    np.testing.assert_allclose(ys, expected, atol=1e-6)
     same = partial(np.testing.assert_allclose, rtol=0, atol=1e-6)
-    jax.tree.map(same, state, (first_state, last_state))
-    jax.tree.map(same, stack.apply(params, xs), stack.apply(params, xs, dropout=Dropout(between_layers=0.9)))
+    jax.tree.map(same, dropped, expected)
+    jax.tree.map(same, *without_key)
 
 
 def test_no_retrace_on_an_equal_dropout():
@@ -239,8 +262,8 @@ def test_no_retrace_on_an_equal_dropout():
 
 
 def test_old_style_keys_and_dtypes():
-    xs = jnp.ones((2, TIME, INPUTS), jnp.bfloat16)
-    params = lstm.init(KEY, INPUTS, UNITS, dtype=jnp.bfloat16)
+    xs = np.ones((2, TIME, INPUTS), jnp.bfloat16)
+    params = jax.tree.map(lambda leaf: np.ones(leaf.shape, leaf.dtype), shapes(dtype=jnp.bfloat16))
     ys, state = lstm.apply(params, xs, dropout=KINDS["all"], key=jax.random.PRNGKey(0))
     assert (ys.dtype, state.h.dtype, state.c.dtype) == (jnp.bfloat16, jnp.bfloat16, jnp.float32)
 

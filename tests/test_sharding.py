@@ -31,6 +31,13 @@ def xs():
     return jnp.asarray(np.random.default_rng(1).normal(size=(BATCH, TIME, INPUTS)), jnp.float32)
 
 
+def drawn(init, *sizes, **options):
+    """Params in the shapes of `init`, drawn by NumPy."""
+    rng = np.random.default_rng(0)
+    shapes = jax.eval_shape(lambda key: init(key, *sizes, **options), jax.random.key(0))
+    return jax.tree.map(lambda leaf: rng.normal(scale=0.3, size=leaf.shape).astype(leaf.dtype), shapes)
+
+
 @functools.cache
 def differentiated(model):
     """Values and gradients of a model; of one model each program is compiled once."""
@@ -66,7 +73,7 @@ def masked(implementation):
     {"implementation": ["fused", "scan"], "explicit": [False, True], "sizes": [(1, 4), (2, 2), (4, 1)]}
 )
 def test_divided_units_compute_the_same(implementation, explicit, sizes, xs):
-    params = lstm.init(jax.random.key(0), INPUTS, UNITS)
+    params = drawn(lstm.init, INPUTS, UNITS)
     mesh = sharding.mesh(data=sizes[0], model=sizes[1], explicit=explicit)
     loops, _ = compare(masked(implementation), params, xs, mesh)
     one_each = [Counter({"all-gather": 1}), Counter({"reduce-scatter": 1})]
@@ -82,22 +89,27 @@ VARIANTS = {
     "learned state": {"learned_state": True},
     "no bias": {"bias": False},
     "inputs that cannot be divided": {"inputs": 3},
+    "four gates": {"peepholes": True, "bias": False, "inputs": 3},
+    "three gates": {"coupled": True, "peepholes": True, "learned_state": True},
 }
 
 
-def by_scan_once(values, chosen):
-    """Each value by the fused path, and the chosen one by the scan; the others by the scan are slow."""
+def some(values, chosen):
+    """Every value by every implementation; all but the chosen are slow."""
     return [
-        pytest.param(name, value, marks=[pytest.mark.slow] * (name == "scan" and value != chosen))
+        pytest.param(name, value, marks=[] if (name, value) in chosen else pytest.mark.slow)
         for name in ("fused", "scan")
         for value in values
     ]
 
 
-@pytest.mark.parametrize(("implementation", "variant"), by_scan_once(VARIANTS, "coupled peepholes"))
+@pytest.mark.parametrize(
+    ("implementation", "variant"),
+    some(VARIANTS, [("fused", "four gates"), ("fused", "three gates"), ("scan", "three gates")]),
+)
 def test_variants(implementation, variant, xs):
     how = {"inputs": INPUTS} | VARIANTS[variant]
-    params = lstm.init(jax.random.key(0), units=UNITS, **how)
+    params = drawn(lstm.init, units=UNITS, **how)
     params = dataclasses.replace(params, bias_h=params.bias, offset=params.bias)
 
     def model(params, xs, options):
@@ -107,9 +119,12 @@ def test_variants(implementation, variant, xs):
     compare(model, params, xs[..., : how["inputs"]], sharding.mesh(data=2, model=2))
 
 
-@pytest.mark.parametrize(("implementation", "kind"), by_scan_once(["per_gate", "tied", "candidate"], "tied"))
+@pytest.mark.parametrize(
+    ("implementation", "kind"),
+    some(["per_gate", "tied", "candidate"], [("fused", "per_gate"), ("fused", "candidate"), ("scan", "tied")]),
+)
 def test_dropout_drops_the_same(implementation, kind, xs):
-    params = lstm.init(jax.random.key(0), INPUTS, UNITS)
+    params = drawn(lstm.init, INPUTS, UNITS)
     dropout = Dropout(
         inputs=0.2, recurrent=0.3, recurrent_kind=kind, outputs=0.2, zoneout_h=0.2, zoneout_c=0.1, recurrent_weights=0.2
     )
@@ -125,12 +140,18 @@ def test_dropout_drops_the_same(implementation, kind, xs):
 MODELS = {
     "bidirectional": (bidirectional.init, bidirectional.apply),
     "stack": (lambda key, inputs, units: stack.init(key, inputs, (units, units)), stack.apply),
+    "last of a stack": (
+        lambda key, inputs, units: stack.init(key, inputs, (units, units)),
+        partial(stack.apply, return_sequences=False),
+    ),
     "segments": (lstm.init, partial(lstm.apply, checkpoint=2)),
     "last": (lstm.init, partial(lstm.apply, return_sequences=False)),
 }
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in ("stack", "last"))) for name in MODELS]
+)
 def test_models_of_lstms(name, xs):
     init, apply = MODELS[name]
 
@@ -138,13 +159,13 @@ def test_models_of_lstms(name, xs):
         ys, state = apply(params["lstm"], xs, options=options)
         return dense.apply(params["dense"], ys), state
 
-    params = {"lstm": init(jax.random.key(0), inputs=INPUTS, units=UNITS)}
+    params = {"lstm": drawn(init, INPUTS, UNITS)}
     features = jax.eval_shape(lambda: apply(params["lstm"], xs)[0]).shape[-1]
-    compare(model, params | {"dense": dense.init(jax.random.key(2), features, 3)}, xs, sharding.mesh(data=2, model=2))
+    compare(model, params | {"dense": drawn(dense.init, features, 3)}, xs, sharding.mesh(data=2, model=2))
 
 
 def test_a_hierarchy(xs):
-    params = hierarchy.init(jax.random.key(0), INPUTS, (UNITS, UNITS))
+    params = drawn(hierarchy.init, INPUTS, (UNITS, UNITS))
     xs = jnp.stack([xs, xs[::-1]], axis=1)
     lengths = jnp.array([[6, 3], [2, 0], [0, 0], [1, 6]]), jnp.array([2, 1, 0, 2])
 
@@ -155,7 +176,7 @@ def test_a_hierarchy(xs):
 
 
 def test_without_batch_and_under_vmap(xs):
-    params = lstm.init(jax.random.key(0), INPUTS, UNITS)
+    params = drawn(lstm.init, INPUTS, UNITS)
     mesh = sharding.mesh(data=2, model=2)
     ys, state = lstm.apply(params, xs)
     with jax.set_mesh(mesh):
@@ -169,7 +190,7 @@ def test_without_batch_and_under_vmap(xs):
 
 
 def test_forward_mode(xs):
-    params = lstm.init(jax.random.key(0), INPUTS, UNITS)
+    params = drawn(lstm.init, INPUTS, UNITS)
     along = jax.tree.map(jnp.cos, params)
     expected = jax.jit(partial(jax.jvp, lambda p: lstm.apply(p, xs)[0]))((params,), (along,))
     with jax.set_mesh(sharding.mesh(data=2, model=2)):
@@ -179,7 +200,7 @@ def test_forward_mode(xs):
 
 @kinds
 def test_a_batch_divided_alone_exchanges_nothing_in_a_loop(explicit, xs):
-    params = lstm.init(jax.random.key(0), INPUTS, UNITS)
+    params = drawn(lstm.init, INPUTS, UNITS)
     mesh = sharding.mesh(data=4, explicit=explicit)
 
     def model(params, xs, options):
@@ -192,7 +213,7 @@ def test_a_batch_divided_alone_exchanges_nothing_in_a_loop(explicit, xs):
 
 
 def test_what_a_mesh_cannot_do(xs):
-    params = lstm.init(jax.random.key(0), INPUTS, UNITS)
+    params = drawn(lstm.init, INPUTS, UNITS)
     with pytest.raises(
         ValueError, match=r"units_axis='model' must be an axis of the mesh set by jax.set_mesh, which has none"
     ):
@@ -202,11 +223,11 @@ def test_what_a_mesh_cannot_do(xs):
         with pytest.raises(ValueError, match=r"must be an axis of the mesh .* which has data, model"):
             lstm.apply(params, xs, options=LSTMOptions(units_axis="units"))
         with pytest.raises(ValueError, match="5 units cannot be divided over the 2 devices of that axis; choose a mul"):
-            lstm.apply(lstm.init(jax.random.key(0), INPUTS, 5), xs, options=DIVIDED)
+            lstm.apply(drawn(lstm.init, INPUTS, 5), xs, options=DIVIDED)
         with pytest.raises(ValueError, match="does not divide units with layer norm"):
-            lstm.apply(lstm.init(jax.random.key(0), INPUTS, UNITS, layer_norm=True), xs, options=DIVIDED)
+            lstm.apply(drawn(lstm.init, INPUTS, UNITS, layer_norm=True), xs, options=DIVIDED)
         with pytest.raises(ValueError, match="does not divide units with a projection"):
-            lstm.apply(lstm.init(jax.random.key(0), INPUTS, UNITS, projection=4), xs, options=DIVIDED)
+            lstm.apply(drawn(lstm.init, INPUTS, UNITS, projection=4), xs, options=DIVIDED)
         with pytest.raises(ValueError, match="without divided units"):
             lstm.apply(params, xs, options=DIVIDED, implementation="pallas_tpu")
         call = partial(lstm.apply, options=DIVIDED)
@@ -221,7 +242,7 @@ def test_an_axis_has_a_name(untyped):
 
 def test_rules():
     mesh = sharding.mesh(data=2, model=2)
-    params = {"b": bidirectional.init(jax.random.key(0), 3, 4), "dense": dense.init(jax.random.key(1), 8, 2)}
+    params = {"b": drawn(bidirectional.init, 3, 4), "dense": drawn(dense.init, 8, 2)}
     rules = ((r"^dense/w$", P("data", "model"), P("data")), (r"backward/w_h", P(("data", "model"))), *sharding.UNITS)
     found = sharding.specs(params, mesh, rules)
     assert isinstance(found["b"].forward, LSTMParams)

@@ -1,7 +1,9 @@
 """Layers on top of each other: against one call of each layer after another."""
 
-from functools import partial
+import dataclasses
+from functools import cache, partial
 
+import covering
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -28,10 +30,19 @@ same = partial(jax.tree.map, partial(np.testing.assert_allclose, rtol=1e-5, atol
 equal = partial(jax.tree.map, np.testing.assert_array_equal)
 
 
+def drawn(shapes, seed=2):
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda leaf: jnp.asarray(rng.normal(scale=0.5, size=leaf.shape), leaf.dtype), shapes)
+
+
+@cache
+def weights(init, *sizes, **options):
+    """Params in the shapes of those that `init` makes."""
+    return drawn(jax.eval_shape(lambda: init(KEY, *sizes, **options)))
+
+
 def states(params, batch=(BATCH,)):
-    rng = np.random.default_rng(2)
-    zeros = jax.eval_shape(lambda: stack.initial_state(params, batch))
-    return jax.tree.map(lambda leaf: jnp.asarray(rng.normal(scale=0.5, size=leaf.shape), leaf.dtype), zeros)
+    return drawn(jax.eval_shape(lambda: stack.initial_state(params, batch)))
 
 
 STATE = states(PARAMS)
@@ -51,7 +62,7 @@ def one_after_another(params, xs, state=None, *, merge="concat", residual_from=N
 class TestInit:
     @pytest.mark.parametrize(("units", "count"), [((4, 4, 1), 4 * (4 * 8 + 4 * 9 + 1 * 6)), ((5,), 4 * 5 * 9)])
     def test_number_of_parameters(self, units, count):
-        params = stack.init(KEY, 3, units)
+        params = jax.eval_shape(lambda: stack.init(KEY, 3, units))
         assert sum(leaf.size for leaf in jax.tree.leaves(params)) == count
         assert [(layer.inputs, layer.units) for layer in params.layers] == list(zip((3, *units), units, strict=False))
 
@@ -73,13 +84,13 @@ class TestInit:
         assert not np.array_equal(BOTH.layers[0].forward.w_x, BOTH.layers[0].backward.w_x)
 
     def test_paths_of_the_leaves(self):
-        paths, _ = jax.tree_util.tree_flatten_with_path(stack.init(KEY, 3, (2, 2), bias=False))
+        paths, _ = jax.tree_util.tree_flatten_with_path(weights(stack.init, 3, (2, 2), bias=False))
         names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in paths]
         assert names == ["layers/0/w_x", "layers/0/w_h", "layers/1/w_x", "layers/1/w_h"]
 
     def test_initial_state(self):
-        params = stack.init(KEY, 3, (4, 2), bidirectional=True, learned_state=True)
-        params = jax.tree.map(lambda leaf: leaf + 0.5, params)
+        params = weights(stack.init, 3, (4, 2), bidirectional=True, learned_state=True)
+        params = jax.tree.map(lambda leaf: np.full_like(leaf, 0.5), params)
         state = stack.initial_state(params, (6, 2))
         assert [layer.backward.c.shape for layer in state] == [(6, 2, 4), (6, 2, 2)]
         assert all((leaf == 0.5).all() for leaf in jax.tree.leaves(state))
@@ -90,7 +101,7 @@ class TestInit:
 @pytest.mark.parametrize("merge", ["concat", "sum", "mul", "ave"])
 @pytest.mark.parametrize("return_sequences", [True, False])
 def test_layers_of_different_units_one_after_another(merge, return_sequences):
-    params = stack.init(KEY, 3, (4, 2), bidirectional=True, merge=merge)
+    params = weights(stack.init, 3, (4, 2), bidirectional=True, merge=merge)
     arguments = {"lengths": LENGTHS, "reverse": True, "merge": merge}
     ys, end = stack.apply(params, XS, return_sequences=return_sequences, **arguments)
     middle, first = bidirectional.apply(params.layers[0], XS, **arguments)
@@ -99,7 +110,7 @@ def test_layers_of_different_units_one_after_another(merge, return_sequences):
 
 
 def test_layers_of_both_kinds():
-    params = StackParams((bidirectional.init(KEY, WIDTH, 4), lstm.init(KEY, 8, 4), lstm.init(KEY, 4, 1)))
+    params = StackParams((weights(bidirectional.init, WIDTH, 4), weights(lstm.init, 8, 4), weights(lstm.init, 4, 1)))
     ys, end = stack.apply(params, XS, lengths=LENGTHS)
     assert ys.shape == (BATCH, TIME, 1)
     same((ys, end), one_after_another(params, XS, lengths=LENGTHS))
@@ -179,30 +190,44 @@ def test_what_a_residual_connection_adds_is_not_dropped():
     same(ys, lstm.apply(PARAMS.layers[0], XS)[0])
 
 
-@pytest.mark.parametrize("residual_from", [None, 0])
-@pytest.mark.parametrize("return_sequences", [True, False])
-@pytest.mark.parametrize(("batch", "time"), [((2,), 0), ((0,), 5)])
-def test_nothing_to_read(residual_from, return_sequences, batch, time):
-    xs, state = jnp.ones((*batch, time, WIDTH)), states(PARAMS, batch)
-    arguments = {"residual_from": residual_from, "return_sequences": return_sequences}
-    for reverse in (False, True):
-        for lengths in (None, jnp.zeros(batch, int)):
-            ys, end = stack.apply(PARAMS, xs, state, reverse=reverse, lengths=lengths, **arguments)
-            equal(end, state)
-            equal(ys, jnp.zeros_like(xs) if return_sequences else state[1].h)
+@covering.parametrize(
+    {
+        "residual_from": [None, 0],
+        "return_sequences": [True, False],
+        "shape": [((2,), 0), ((0,), 5)],
+        "reverse": [False, True],
+        "with_lengths": [False, True],
+    }
+)
+def test_nothing_to_read(residual_from, return_sequences, shape, reverse, with_lengths):
+    batch, time = shape
+    xs, state = np.ones((*batch, time, WIDTH), np.float32), states(PARAMS, batch)
+    arguments = {"residual_from": residual_from, "return_sequences": return_sequences, "reverse": reverse}
+    if with_lengths:
+        arguments["lengths"] = np.zeros(batch, int)
+    ys, end = stack.apply(PARAMS, xs, state, **arguments)
+    equal(end, state)
+    equal(ys, np.zeros_like(xs) if return_sequences else state[1].h)
 
 
-def test_learning_reaches_every_layer_and_state():
+@jax.jit
+def slopes_of_one_step(params, xs, state):
     def loss(params, xs, state):
         return stack.apply(params, xs, state, merge="sum")[0][:, 2].sum()
 
-    slopes = jax.grad(loss, argnums=(0, 1, 2))(BOTH, XS, states(BOTH))
+    return jax.grad(loss, argnums=(0, 1, 2))(params, xs, state)
+
+
+def test_learning_reaches_every_layer_and_state():
+    slopes = slopes_of_one_step(BOTH, XS, states(BOTH))
     assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(slopes))
-    params = stack.init(KEY, WIDTH, (WIDTH, WIDTH), learned_state=True)
-    slopes = jax.grad(lambda params: stack.apply(params, XS)[0].sum())(params)
+    initial = LSTMState(np.zeros(WIDTH, np.float32), np.zeros(WIDTH, np.float32))
+    params = StackParams(tuple(dataclasses.replace(layer, initial=initial) for layer in PARAMS.layers))
+    slopes = jax.jit(jax.grad(lambda params: stack.apply(params, XS)[0].sum()))(params)
     assert all((np.abs(leaf) > 0).all() for layer in slopes.layers for leaf in jax.tree.leaves(layer.initial))
 
 
+MIXED = StackParams((BOTH.layers[0], PARAMS.layers[1]))
 DROPOUT = Dropout(inputs=0.2, between_layers=0.4, zoneout_h=0.1)
 
 
@@ -217,12 +242,12 @@ def number(outputs):
 @pytest.mark.usefixtures("four_devices")
 def test_batch_sharded_over_an_explicit_mesh():
     run = jax.jit(dropped)
-    expected = run(BOTH, XS, LENGTHS, KEY)
+    expected = run(MIXED, XS, LENGTHS, KEY)
     mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Explicit,))
     rows = jax.NamedSharding(mesh, PartitionSpec("data"))
     xs, lengths = jax.device_put((XS, jnp.asarray(LENGTHS)), rows)
     with jax.set_mesh(mesh):
-        actual = run(BOTH, xs, lengths, KEY)
+        actual = run(MIXED, xs, lengths, KEY)
     same(actual, expected)
     assert all(leaf.sharding.is_equivalent_to(rows, leaf.ndim) for leaf in jax.tree.leaves(actual))
 
@@ -243,11 +268,11 @@ def test_vmap_and_shard_map_drop_by_the_key_of_each():
 
         return jax.grad(loss, has_aux=True)(params)
 
-    by_vmap, by_mesh = slopes(mapped, BOTH), slopes(sharded, BOTH)
+    by_vmap, by_mesh = slopes(mapped, MIXED), slopes(sharded, MIXED)
     same(by_mesh, by_vmap)
-    single = jax.jit(dropped)
+    together, xs, single = jax.tree.map(np.asarray, by_vmap[1]), np.asarray(XS), jax.jit(dropped)
     for i in range(BATCH):
-        same(jax.tree.map(lambda leaf: leaf[i], by_vmap[1]), single(BOTH, XS[i], LENGTHS[i], keys[i]))  # noqa: B023
+        same(jax.tree.map(lambda leaf: leaf[i], together), single(MIXED, xs[i], LENGTHS[i], keys[i]))  # noqa: B023
 
 
 @pytest.mark.usefixtures("untyped")
@@ -266,7 +291,7 @@ class TestRefusals:
     )
     def test_init(self, arguments, error, text):
         with pytest.raises(error, match=text):
-            stack.init(**{"key": KEY, "inputs": 3, **arguments})
+            jax.eval_shape(lambda: stack.init(**{"key": KEY, "inputs": 3, **arguments}))
 
     def test_initial_state(self):
         with pytest.raises(TypeError, match=r"must be LSTMParams, as lstm\.init .*; got NoneType"):
@@ -378,7 +403,7 @@ class TestRefusals:
             stack.step(**{"params": PARAMS, "x": XS[:, 0], "state": STATE, **arguments})
 
 
-ONE, TWO = ([make.init(KEY, 3, units) for units in (2, 4)] for make in (lstm, bidirectional))
+ONE, TWO = ([weights(make.init, 3, units) for units in (2, 4)] for make in (lstm, bidirectional))
 
 
 @pytest.mark.parametrize(
@@ -390,11 +415,11 @@ ONE, TWO = ([make.init(KEY, 3, units) for units in (2, 4)] for make in (lstm, bi
             r"layers\[1\] must have 8 or 4 inputs, which layer 0 puts out with merge='concat' or 'sum'; got 3",
         ),
         (
-            (bidirectional.init(KEY, 6, 3), TWO[1], bidirectional.init(KEY, 8, 4)),  # summed, then concatenated
+            (weights(bidirectional.init, 6, 3), TWO[1], weights(bidirectional.init, 8, 4)),  # summed, then concatenated
             r"layers\[2\] must have 4 inputs, which layer 1 puts out with merge='sum'; got 8",
         ),
         (
-            (TWO[1], bidirectional.init(KEY, 8, 4), bidirectional.init(KEY, 4, 4)),
+            (TWO[1], weights(bidirectional.init, 8, 4), weights(bidirectional.init, 4, 4)),
             r"layers\[2\] must have 8 inputs, which layer 1 puts out with merge='concat'; got 4",
         ),
         ((ONE[1], lstm.LSTMParams(None, None, None)), r"layers\[1\]\.w_x must be"),
@@ -408,11 +433,11 @@ def test_check_tells_which_inputs_would_fit(layers, text):
 
 
 def test_halves_of_different_units_are_as_wide_as_both():
-    halves = bidirectional.BidirectionalParams(lstm.init(KEY, WIDTH, 2), lstm.init(KEY, WIDTH, 4))
-    params = StackParams((halves, lstm.init(KEY, 6, WIDTH)))
+    halves = bidirectional.BidirectionalParams(weights(lstm.init, WIDTH, 2), weights(lstm.init, WIDTH, 4))
+    params = StackParams((halves, weights(lstm.init, 6, WIDTH)))
     stack.check(params)
     assert stack.outputs(halves) == 6
-    assert stack.apply(params, XS)[0].shape == (BATCH, TIME, WIDTH)
+    assert jax.eval_shape(stack.apply, params, XS)[0].shape == (BATCH, TIME, WIDTH)
 
 
 def test_every_layer_and_boundary_of_four_drops_by_itself():

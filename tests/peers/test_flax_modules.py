@@ -3,8 +3,10 @@
 Where the two are compared lengths are at least 1: for 0 Flax gives the state after the last step of the padding.
 """
 
+import functools
 import operator
 
+import covering
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -62,15 +64,15 @@ def flipped(ys, counts):
 def spread(seed, tree):
     """Weights of some size, so that nothing passes by being near 0."""
     rng = np.random.default_rng(seed)
-    return jax.tree.map(lambda leaf: jnp.asarray(rng.normal(scale=0.5, size=leaf.shape), leaf.dtype), tree)
+    return jax.tree.map(lambda leaf: np.asarray(rng.normal(scale=0.5, size=leaf.shape), leaf.dtype), tree)
 
 
 LAYERS = {
     "LSTM": (lambda **how: ours.LSTM(in_features=INPUTS, hidden_features=UNITS, **how), lstm.apply),
     "Bidirectional": (lambda **how: ours.Bidirectional(INPUTS, UNITS, **how), bidirectional.apply),
-    "Stack": (lambda **how: ours.Stack(INPUTS, (4, UNITS), **how), stack.apply),
+    "Stack": (lambda **how: ours.Stack(INPUTS, (UNITS, UNITS), **how), stack.apply),
     "Stack of two directions": (
-        lambda **how: ours.Stack(INPUTS, (4, UNITS), bidirectional=True, merge="sum", residual_from=None, **how),
+        lambda **how: ours.Stack(INPUTS, (UNITS, UNITS), bidirectional=True, merge="sum", residual_from=None, **how),
         lambda *args, **how: stack.apply(*args, merge="sum", **how),
     ),
 }
@@ -82,23 +84,41 @@ def layer(request):
     return lambda **how: make(**{"rngs": nnx.Rngs(0)} | how), apply
 
 
+# A stack of two directions holds what the two layers between these hold.
+the_least_and_the_most = pytest.mark.parametrize(
+    "layer",
+    [pytest.param(name, marks=[pytest.mark.slow] * (name in ("Bidirectional", "Stack"))) for name in LAYERS],
+    indirect=True,
+)
+
+
 # nnx: the modules are the functions
 
 
+HOWS = {
+    "plain": {},
+    "lengths": {"lengths": SHORT},
+    "resets": {"lengths": SHORT, "resets": RESETS},
+    "reverse": {"lengths": SHORT, "reverse": True, "keep_order": True},
+    "resets in reverse": {"lengths": SHORT, "resets": RESETS, "reverse": True, "keep_order": True},
+    "last": {"lengths": SHORT, "return_sequences": False},
+    "scan": {"implementation": "scan", "unroll": 2},
+    "checkpoint": {"checkpoint": True},
+}
+OF_EVERY_LAYER = ("plain", "resets in reverse", "last")
+
+
 @pytest.mark.parametrize(
-    "how",
+    ("layer", "how"),
     [
-        {},
-        {"lengths": SHORT},
-        {"lengths": SHORT, "resets": RESETS},
-        {"lengths": SHORT, "reverse": True, "keep_order": True},
-        {"lengths": SHORT, "return_sequences": False},
-        {"implementation": "scan", "unroll": 2},
-        {"checkpoint": True},
+        pytest.param(layer, how, marks=[] if layer == "LSTM" or how in OF_EVERY_LAYER else pytest.mark.slow)
+        for layer in LAYERS
+        for how in HOWS
     ],
+    indirect=["layer"],
 )
 def test_a_module_is_its_function(layer, how):
-    make, apply = layer
+    (make, apply), how = layer, HOWS[how]
     made = {name: how[name] for name in ("implementation", "unroll", "checkpoint") if name in how}
     module = make(learned_state=True, options=LSTMOptions(recurrent_activation="hard_sigmoid"), **made)
     params = spread(1, module.params)
@@ -120,11 +140,16 @@ def test_padding_reaches_nothing(layer):
     make, _ = layer
     module = make()
     spoilt = np.where(np.arange(TIME)[:, None] < SHORT[:, None, None], XS, np.nan)
-    ys = module(spoilt, seq_lengths=SHORT)
-    same(ys, module(XS, lengths=SHORT))
+
+    def total(module, xs):
+        ys, of_flax = module(xs, lengths=SHORT), module(xs, seq_lengths=SHORT)
+        return jnp.sum(ys**2), (ys, of_flax)
+
+    run = nnx.jit(nnx.grad(total, has_aux=True))
+    grads, (ys, of_flax) = run(module, spoilt)
+    same((of_flax, ys), run(module, XS)[1])
     assert not np.asarray(ys)[np.arange(TIME) >= SHORT[:, None]].any()
     assert not np.asarray(ys[0]).any()
-    grads = nnx.grad(lambda module: jnp.sum(module(spoilt, lengths=SHORT) ** 2))(module)
     assert all(np.isfinite(leaf).all() and np.any(leaf) for leaf in jax.tree.leaves(grads))
 
 
@@ -137,6 +162,9 @@ def test_options_of_init_and_params_that_come_and_go():
     module = ours.Bidirectional.from_params(params, **settings)
     same(module.params, params)
     same(module(XS), bidirectional.apply(params, XS, **settings)[0])
+    unequal = jax.eval_shape(lambda: ours.Stack(INPUTS, (4, UNITS), rngs=nnx.Rngs(3)).params)
+    expected = jax.eval_shape(lambda: stack.init(nnx.Rngs(3).params(), INPUTS, (4, UNITS)))
+    assert jax.tree.map(np.shape, unequal) == jax.tree.map(np.shape, expected)
     mixed = stack.StackParams((params, lstm.init(jax.random.key(0), 2 * UNITS, 2 * UNITS)))
     module = ours.Stack.from_params(mixed, residual_from=1)
     same(module(XS), stack.apply(mixed, XS, residual_from=1)[0])
@@ -152,18 +180,36 @@ def test_both_halves_by_themselves():
 
 def test_crf_is_its_functions():
     chain = ours.CRF(tags=3, transitions_init=jax.nn.initializers.normal(1.0), rngs=nnx.Rngs(0))
-    params, emissions = chain.params, jnp.asarray(DRAWN.normal(size=(BATCH, TIME, 3)), jnp.float32)
-    tags, how = DRAWN.integers(0, 3, (BATCH, TIME)), {"lengths": SHORT}
+    params, emissions = chain.params, DRAWN.normal(size=(BATCH, TIME, 3)).astype(np.float32)
+    tags, key, how = DRAWN.integers(0, 3, (BATCH, TIME)), jax.random.key(5), {"lengths": SHORT}
     assert np.asarray(params.transitions).std() > 0.1
-    same(chain(emissions, tags, **how), crf.log_likelihood(params, emissions, tags, **how))
-    same(chain.log_partition(emissions, **how), crf.log_partition(params, emissions, **how))
-    same(chain.marginals(emissions, **how), crf.marginals(params, emissions, **how))
-    same(chain.decode(emissions, **how), crf.decode(params, emissions, **how))
-    key = jax.random.key(5)
-    same(chain.sample(emissions, key=key, **how), crf.sample(params, emissions, key=key, **how))
-    grads = nnx.grad(lambda chain: -chain(emissions, tags, **how).sum())(chain)
-    wanted = jax.grad(lambda params: -crf.log_likelihood(params, emissions, tags, **how).sum())(params)
-    close(ours.CRF.from_params(jax.tree.map(jnp.zeros_like, params)).params, jax.tree.map(jnp.zeros_like, params))
+
+    def by_module(chain, emissions, key):
+        def loss(chain):
+            score = chain(emissions, tags, **how)
+            return -score.sum(), score
+
+        grads, score = nnx.grad(loss, has_aux=True)(chain)
+        rest = chain.log_partition(emissions, **how), chain.marginals(emissions, **how), chain.decode(emissions, **how)
+        return grads, (score, *rest, chain.sample(emissions, key=key, **how))
+
+    def by_functions(params, emissions, key):
+        def loss(params):
+            score = crf.log_likelihood(params, emissions, tags, **how)
+            return -score.sum(), score
+
+        grads, score = jax.grad(loss, has_aux=True)(params)
+        rest = (function(params, emissions, **how) for function in (crf.log_partition, crf.marginals, crf.decode))
+        return grads, (score, *rest, crf.sample(params, emissions, key=key, **how))
+
+    @nnx.jit
+    def by_both(chain, params, *data):
+        return by_module(chain, *data), by_functions(params, *data)
+
+    (grads, values), (wanted, expected) = by_both(chain, params, emissions, key)
+    same(values, expected)
+    zeros = jax.tree.map(np.zeros_like, params)
+    close(ours.CRF.from_params(zeros).params, zeros)
     for name in ("start", "transitions", "end"):
         close(grads["weights"][name], getattr(wanted, name))
 
@@ -192,12 +238,13 @@ def test_split_merge_and_state(layer):
 
 def test_scan_over_layers_with_streams_of_their_own():
     make = nnx.vmap(lambda rngs: ours.LSTM(UNITS, UNITS, dropout=Dropout(inputs=0.5), rngs=rngs))
-    layers = nnx.split_rngs(splits=2)(make)(nnx.Rngs(0))
-    run = nnx.scan(lambda xs, layer: layer(xs), in_axes=(nnx.Carry, 0), out_axes=nnx.Carry)
-    xs = jnp.ones((BATCH, TIME, UNITS))
+    layers = nnx.jit(nnx.split_rngs(splits=2)(make))(nnx.Rngs(0))
+    run = nnx.jit(nnx.scan(lambda xs, layer: layer(xs), in_axes=(nnx.Carry, 0), out_axes=nnx.Carry))
+    xs = np.ones((BATCH, TIME, UNITS), np.float32)
     assert not np.array_equal(run(xs, layers), run(xs, layers))
     layers.eval()
-    first, second = (jax.tree.map(operator.itemgetter(number), layers.params) for number in range(2))
+    both = jax.tree.map(np.asarray, layers.params)
+    first, second = (jax.tree.map(operator.itemgetter(number), both) for number in range(2))
     close(run(xs, layers), stack.apply(stack.StackParams((first, second)), xs)[0])
 
 
@@ -210,6 +257,7 @@ def test_sharding_is_metadata_of_a_weight():
     same(again(XS), module(XS))
 
 
+@the_least_and_the_most
 def test_a_state_is_saved_and_restored(layer, tmp_path):
     """By Orbax, into an abstract module; dropout goes on where it stood."""
     checkpoints = pytest.importorskip("orbax.checkpoint")
@@ -239,14 +287,16 @@ def test_jit_compiles_once(layer):
     assert len(traces) == 1
 
 
+@the_least_and_the_most
 def test_vmap_over_modules(layer):
     make, _ = layer
     keys = jax.random.split(jax.random.key(0), 3)
-    every = nnx.vmap(lambda key: make(rngs=nnx.Rngs(key)))(keys)
-    ys = nnx.vmap(lambda module, xs: module(xs), in_axes=(0, None))(every, XS)
-    close(ys, jnp.stack([make(rngs=nnx.Rngs(key))(XS) for key in keys]))
+    every = nnx.jit(nnx.vmap(lambda key: make(rngs=nnx.Rngs(key))))(keys)
+    ys = nnx.jit(nnx.vmap(lambda module, xs: module(xs), in_axes=(0, None)))(every, XS)
+    close(ys, np.stack([make(rngs=nnx.Rngs(key))(XS) for key in keys]))
 
 
+@the_least_and_the_most
 def test_training_is_that_of_the_functions(layer):
     """Five steps of optax on the module, and on its params."""
     make, apply = layer
@@ -260,13 +310,17 @@ def test_training_is_that_of_the_functions(layer):
         optimizer.update(module, grads)
         return loss
 
-    losses = []
-    for _ in range(5):
+    @jax.jit
+    def expected(params, state):
         loss, grads = jax.value_and_grad(lambda params: jnp.mean((apply(params, XS, lengths=SHORT)[0] - 1) ** 2))(
             params
         )
         updates, state = tx.update(grads, state)
-        params = optax.apply_updates(params, updates)
+        return loss, optax.apply_updates(params, updates), state
+
+    losses = []
+    for _ in range(5):
+        loss, params, state = expected(params, state)
         losses.append(float(train(module, optimizer)))
         np.testing.assert_allclose(losses[-1], loss, rtol=1e-5)
     assert losses[-1] < losses[0]
@@ -276,15 +330,32 @@ def test_training_is_that_of_the_functions(layer):
 def test_an_offset_is_not_learned():
     """Not by weight decay either, which a gradient of 0 does not keep away."""
     params = lstm.init(jax.random.key(0), INPUTS, UNITS, forget_bias=0)
-    params = lstm.LSTMParams(params.w_x, params.w_h, params.bias, offset=jnp.repeat(jnp.array([0.0, 1, 0, 0]), UNITS))
+    params = lstm.LSTMParams(params.w_x, params.w_h, params.bias, offset=np.repeat(np.float32([0, 1, 0, 0]), UNITS))
     module = ours.LSTM.from_params(params)
     optimizer = nnx.Optimizer(module, optax.adamw(0.1, weight_decay=0.5), wrt=nnx.Param)
-    optimizer.update(module, nnx.grad(lambda module: jnp.sum(module(XS) ** 2))(module))
+
+    @nnx.jit
+    def train(module, optimizer):
+        optimizer.update(module, nnx.grad(lambda module: jnp.sum(module(XS) ** 2))(module))
+
+    train(module, optimizer)
     same(module.params.offset, params.offset)
-    assert (module.params.bias != params.bias).all()
+    assert (np.asarray(module.params.bias) != np.asarray(params.bias)).all()
 
 
-@pytest.mark.parametrize("where", ["inputs", "recurrent", "outputs", "zoneout_h", "recurrent_weights"])
+# What each kind drops in a layer is tested with the functions; here every layer draws, and the LSTM every kind.
+DRAWN_BY = {"Bidirectional": "recurrent", "Stack": "outputs", "Stack of two directions": "inputs"}
+
+
+@pytest.mark.parametrize(
+    ("layer", "where"),
+    [
+        pytest.param(layer, where, marks=[] if DRAWN_BY.get(layer, where) == where else pytest.mark.slow)
+        for where in ("inputs", "recurrent", "outputs", "zoneout_h", "recurrent_weights")
+        for layer in LAYERS
+    ],
+    indirect=["layer"],
+)
 def test_dropout_is_drawn_anew_in_training_alone(layer, where):
     make, apply = layer
     module = make(dropout=Dropout(**{where: 0.5}))
@@ -322,9 +393,13 @@ def test_dropout_with_given_keys():
 # nnx: against Flax's own
 
 
-@pytest.mark.parametrize("cell", [nnx.LSTMCell, nnx.OptimizedLSTMCell])
-@pytest.mark.parametrize("time_major", [False, True])
-@pytest.mark.parametrize("order", [{}, {"reverse": True, "keep_order": True}, {"reverse": True, "keep_order": None}])
+@covering.parametrize(
+    {
+        "order": [{}, {"reverse": True, "keep_order": True}, {"reverse": True, "keep_order": None}],
+        "time_major": [False, True],
+        "cell": [nnx.LSTMCell, nnx.OptimizedLSTMCell],
+    }
+)
 def test_lstm_is_called_as_nnx_rnn(cell, time_major, order):
     theirs = nnx.RNN(cell(INPUTS, UNITS, rngs=nnx.Rngs(0)))
     mine = ours.LSTM.from_params(from_flax(theirs))
@@ -396,9 +471,10 @@ def test_linen_names_within_a_module():
             return self.rnn(self.cell(UNITS))(self.rnn(self.cell(UNITS), name="first")(xs))
 
     key = jax.random.key(0)
-    theirs, mine = (model.init(key, XS) for model in (Model(nn.RNN, nn.LSTMCell), Model(ours.RNN, ours.LSTMCell)))
-    assert jax.tree.structure(theirs) == jax.tree.structure(mine)
-    close(Model(ours.RNN, ours.LSTMCell).apply(theirs, XS), Model(nn.RNN, nn.LSTMCell).apply(theirs, XS))
+    theirs, mine = Model(nn.RNN, nn.LSTMCell), Model(ours.RNN, ours.LSTMCell)
+    variables = spread(6, jax.eval_shape(theirs.init, key, XS))
+    assert jax.tree.structure(variables) == jax.tree.structure(jax.eval_shape(mine.init, key, XS))
+    close(mine.apply(variables, XS), theirs.apply(variables, XS))
 
 
 def test_linen_names_of_the_optimised_cell():
@@ -413,7 +489,7 @@ def test_linen_names_of_the_optimised_cell():
                 return ours.RNN(ours.LSTMCell(UNITS, name="OptimizedLSTMCell_0"))(xs)
             return nn.RNN(nn.OptimizedLSTMCell(UNITS))(xs)
 
-    variables = Model(False).init(jax.random.key(0), XS)
+    variables = spread(6, jax.eval_shape(Model(False).init, jax.random.key(0), XS))
     close(Model(True).apply(variables, XS), Model(False).apply(variables, XS))
 
 
@@ -426,25 +502,28 @@ def outputs_and_gradients(run, *arguments):
     return jax.jit(jax.grad(total, tuple(range(len(arguments))), has_aux=True))(*arguments)
 
 
-@pytest.mark.parametrize("time_major", [False, True])
-@pytest.mark.parametrize("order", [{}, {"reverse": True, "keep_order": True}, {"reverse": True}])
-@pytest.mark.parametrize("make", [lambda cell: ours.RNN(cell), lambda cell: nn.RNN(cell)])
-def test_linen_against_linen(make, order, time_major):
-    """The cell in either RNN: outputs, carries and gradients."""
-    theirs, mine = nn.RNN(nn.OptimizedLSTMCell(UNITS)), make(ours.LSTMCell(UNITS))
-    variables = spread(2, theirs.init(jax.random.key(0), XS))
+ORDERS = {"forwards": {}, "kept": {"reverse": True, "keep_order": True}, "as read": {"reverse": True}}
+
+
+@functools.cache
+def of_linen(order, time_major, made_by=nn.RNN, cell=nn.OptimizedLSTMCell):
+    """Outputs, carries and gradients, of the same variables each time."""
+    module = made_by(cell(UNITS))
+    variables = spread(2, jax.eval_shape(nn.RNN(nn.OptimizedLSTMCell(UNITS)).init, jax.random.key(0), XS))
     xs, mask = (XS.swapaxes(0, 1), MASK.T) if time_major else (XS, MASK)
-    how = {"seq_lengths": LENGTHS, "return_carry": True, "time_major": time_major, **order}
+    how = {"seq_lengths": LENGTHS, "return_carry": True, "time_major": time_major, **ORDERS[order]}
 
-    def run(module):
-        def function(variables, xs, carry):
-            carry, ys = module.apply(variables, xs, initial_carry=carry, **how)
-            return carry, jnp.where(mask[..., None], ys, 0)
+    def run(variables, xs, carry):
+        carry, ys = module.apply(variables, xs, initial_carry=carry, **how)
+        return carry, jnp.where(mask[..., None], ys, 0)
 
-        return function
+    return outputs_and_gradients(run, variables, xs, (C, H))
 
-    arguments = variables, xs, (C, H)
-    close(outputs_and_gradients(run(mine), *arguments), outputs_and_gradients(run(theirs), *arguments))
+
+@covering.parametrize({"order": list(ORDERS), "time_major": [False, True], "made_by": [ours.RNN, nn.RNN]})
+def test_linen_against_linen(made_by, order, time_major):
+    """The cell in either RNN: outputs, carries and gradients."""
+    close(of_linen(order, time_major, made_by, ours.LSTMCell), of_linen(order, time_major))
 
 
 def test_the_attributes_of_rnn_are_defaults():
@@ -461,8 +540,9 @@ def test_the_attributes_of_rnn_are_defaults():
 def test_linen_bidirectional():
     theirs = nn.Bidirectional(nn.RNN(nn.LSTMCell(UNITS)), nn.RNN(nn.LSTMCell(UNITS)))
     mine = nn.Bidirectional(ours.RNN(ours.LSTMCell(UNITS)), ours.RNN(ours.LSTMCell(UNITS)))
-    variables = spread(3, theirs.init(jax.random.key(0), XS))
-    assert jax.tree.structure(mine.init(jax.random.key(0), XS)) == jax.tree.structure(variables)
+    shapes, found = (jax.eval_shape(module.init, jax.random.key(0), XS) for module in (theirs, mine))
+    variables = spread(3, shapes)
+    assert jax.tree.structure(found) == jax.tree.structure(variables)
     how = {"seq_lengths": LENGTHS, "return_carry": True}
     (carry, ys), (expected_carry, expected) = (module.apply(variables, XS, **how) for module in (mine, theirs))
     close(carry, expected_carry)
@@ -492,14 +572,19 @@ def test_linen_rnn_is_the_function(how):
 
 def test_linen_order_of_reading():
     rnn = ours.RNN(ours.LSTMCell(UNITS), reverse=True)
-    variables = rnn.init(jax.random.key(0), XS)
-    kept = rnn.apply(variables, XS, lengths=SHORT, keep_order=True)
-    same(rnn.apply(variables, XS, lengths=SHORT), flipped(kept, SHORT))
-    run = jax.jit(lambda lengths: rnn.apply(variables, XS, lengths=lengths))
-    same(run(jnp.array([9, 6, 2, -1])), rnn.apply(variables, XS, lengths=np.array([6, 6, 2, 0])))
-    assert rnn.apply(variables, XS[:, :0], lengths=np.zeros(BATCH, int)).shape == (BATCH, 0, UNITS)
+    variables = spread(5, jax.eval_shape(rnn.init, jax.random.key(0), XS))
+
+    @jax.jit
+    def run(variables, lengths):
+        return rnn.apply(variables, XS, lengths=lengths, keep_order=True), rnn.apply(variables, XS, lengths=lengths)
+
+    kept, turned = run(variables, SHORT)
+    same(turned, flipped(kept, SHORT))
+    same(run(variables, np.array([9, 6, 2, -1])), run(variables, np.array([6, 6, 2, 0])))
+    none = rnn.apply(variables, XS[:, :0], lengths=np.zeros(BATCH, int))
+    assert none.shape == (BATCH, 0, UNITS)
     with jax.numpy_rank_promotion("raise"):
-        rnn.apply(variables, XS, lengths=SHORT)
+        jax.eval_shape(lambda: rnn.apply(variables, XS, lengths=SHORT))
 
 
 @pytest.mark.parametrize("batch", [(), (2, 2), (0,)])
@@ -507,11 +592,16 @@ def test_any_batch_axes(batch):
     xs = np.resize(XS, (*batch, TIME, INPUTS))
     lengths = np.full(batch, 4)
     rnn, module = ours.RNN(ours.LSTMCell(UNITS), reverse=True), ours.LSTM(INPUTS, UNITS, rngs=nnx.Rngs(0))
-    variables = rnn.init(jax.random.key(0), xs)
-    kept = rnn.apply(variables, xs, lengths=lengths, keep_order=True)
-    turned = rnn.apply(variables, xs, lengths=lengths)
+
+    @nnx.jit
+    def run(module, key, xs, lengths):
+        variables = rnn.init(key, xs)
+        kept, turned = (rnn.apply(variables, xs, lengths=lengths, keep_order=keep) for keep in (True, False))
+        return kept, turned, module(xs, lengths=lengths)
+
+    kept, turned, ys = map(np.asarray, run(module, jax.random.key(0), xs, lengths))
     same(turned[..., :4, :], kept[..., 3::-1, :])
-    assert module(xs, lengths=lengths).shape == (*batch, TIME, UNITS)
+    assert ys.shape == (*batch, TIME, UNITS)
 
 
 def test_linen_dropout():
@@ -530,17 +620,23 @@ def test_linen_dropout():
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_linen_in_short_dtypes(dtype):
     """Parameters are drawn, which Flax's own cells cannot in bfloat16; h is short and c is not."""
-    cell = ours.LSTMCell(UNITS, param_dtype=dtype)
-    variables = nn.RNN(cell).init(jax.random.key(0), XS.astype(dtype))
+    cell, short = (
+        ours.LSTMCell(UNITS, param_dtype=dtype),
+        ours.LSTMCell(UNITS, options=LSTMOptions(precision=jnp.dtype(dtype).name)),
+    )
+
+    @jax.jit
+    def run(key, xs):
+        variables, full = nn.RNN(cell).init(key, xs.astype(dtype)), nn.RNN(ours.LSTMCell(UNITS)).init(key, xs)
+        ran = [rnn.apply(variables, xs.astype(dtype), return_carry=True) for rnn in (nn.RNN(cell), ours.RNN(cell))]
+        return variables, full, ran, [rnn.apply(full, xs) for rnn in (nn.RNN(short), ours.RNN(short))]
+
+    variables, full, ran, in_short = run(jax.random.key(0), XS)
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype(dtype)}
-    full = jax.tree.map(lambda leaf: leaf.astype(dtype), nn.RNN(ours.LSTMCell(UNITS)).init(jax.random.key(0), XS))
-    same(variables, full)
-    for rnn in (nn.RNN(cell), ours.RNN(cell)):
-        (c, h), ys = rnn.apply(variables, XS.astype(dtype), return_carry=True)
+    same(variables, jax.tree.map(lambda leaf: np.asarray(leaf).astype(dtype), full))
+    for (c, h), ys in ran:
         assert (c.dtype, h.dtype, ys.dtype) == (jnp.float32, dtype, dtype)
-    short = ours.LSTMCell(UNITS, options=LSTMOptions(precision=jnp.dtype(dtype).name))
-    variables = nn.RNN(short).init(jax.random.key(0), XS)
-    same(nn.RNN(short).apply(variables, XS), ours.RNN(short).apply(variables, XS))
+    same(*in_short)
 
 
 def test_linen_partitioned_parameters():
@@ -570,7 +666,7 @@ def lstm_module(**how):
         (lambda: lstm_module()(XS, initial_carry=LSTMState(H, C)), TypeError, r"initial_carry must be \(c, h\)"),
         (lambda: lstm_module()(XS, initial_carry=(H,)), TypeError, r"initial_carry must be \(c, h\)"),
         (
-            lambda: ours.Stack(INPUTS, (2, 3, 4), rngs=nnx.Rngs(0))(XS, initial_carry=(C, H)),
+            lambda: ours.Stack(INPUTS, (UNITS,) * 3, rngs=nnx.Rngs(0))(XS, initial_carry=(C, H)),
             TypeError,
             "a tuple of 3 carries",
         ),
@@ -583,7 +679,11 @@ def lstm_module(**how):
             ValueError,
             "dropout needs rngs",
         ),
-        (lambda: ours.LSTM.from_params(stack.init(jax.random.key(0), 2)), TypeError, "params must be LSTMParams"),
+        (
+            lambda: ours.LSTM.from_params(stack.init(jax.random.key(0), INPUTS, (UNITS,))),
+            TypeError,
+            "params must be LSTMParams",
+        ),
         (lambda: ours.CRF.from_params(lstm_module().params), TypeError, "as crf.init makes it"),
         (lambda: ours.LSTM.from_params(lstm_module().params, peepholes=True), TypeError, "peepholes"),
         (lambda: ours.RNN(nn.LSTMCell(3)).init(jax.random.key(0), XS), TypeError, "cell must be LSTMCell"),

@@ -3,7 +3,9 @@
 Flax gathers the state of a length of 0 from the last step of the padding, so that lengths here are at least 1.
 """
 
-import covering
+import functools
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -33,7 +35,7 @@ def rank_promotion():
 
 def drawn(tree, dtype=np.float32):
     rng = np.random.default_rng(0)
-    return jax.tree.map(lambda leaf: jnp.asarray(rng.normal(scale=0.5, size=leaf.shape), dtype), tree)
+    return jax.tree.map(lambda leaf: jnp.asarray(rng.normal(scale=0.5, size=leaf.shape).astype(dtype)), tree)
 
 
 def rnn_of(cell, inputs):
@@ -76,7 +78,8 @@ def same_bits(made, source):
         assert (a.dtype, a.shape, np.asarray(a).tobytes()) == (e.dtype, e.shape, np.asarray(e).tobytes())
 
 
-def outputs_and_gradients(function, *arguments):
+@functools.cache
+def differentiated(function):
     """The gradients are of a sum of everything that the function returns, each number with a weight of its own."""
 
     def total(*arguments):
@@ -84,12 +87,47 @@ def outputs_and_gradients(function, *arguments):
         weights = [np.sin(np.arange(leaf.size, dtype=np.float32)).reshape(leaf.shape) for leaf in jax.tree.leaves(out)]
         return sum(jnp.sum(w * leaf) for w, leaf in zip(weights, jax.tree.leaves(out), strict=True)), out
 
-    slopes, out = jax.jit(jax.grad(total, tuple(range(len(arguments))), has_aux=True))(*arguments)
+    return jax.jit(lambda *arguments: jax.grad(total, tuple(range(len(arguments))), has_aux=True)(*arguments))
+
+
+def outputs_and_gradients(function, *arguments):
+    slopes, out = differentiated(function)(*arguments)
     return out, slopes
 
 
-@pytest.mark.parametrize("reverse", [False, True])
-@pytest.mark.parametrize("cell", CELLS)
+@functools.cache
+def our_rnn(reverse):
+    """One function for all cells, whose params have the same shapes; likewise the next two."""
+
+    def ours(params, xs, c, h):
+        ys, state = lstm.apply(params, xs, LSTMState(h, c), lengths=LENGTHS, reverse=reverse)
+        return ys, (state.c, state.h)
+
+    return ours
+
+
+def our_bidirectional(params, xs, c, h):
+    state = BidirectionalState(LSTMState(h, c), LSTMState(c, h))
+    ys, after = bidirectional.apply(params, xs, state, lengths=LENGTHS)
+    return ys, tuple((half.c, half.h) for half in after)
+
+
+def our_stack(params, xs):
+    return stack.apply(params, xs)[0]
+
+
+# Each cell once; every cell reads in both directions in the test below.
+IN_REVERSE = (nn.OptimizedLSTMCell, nnx.LSTMCell)
+
+
+@pytest.mark.parametrize(
+    ("cell", "reverse"),
+    [
+        pytest.param(cell, reverse, marks=[] if reverse == (cell in IN_REVERSE) else pytest.mark.slow)
+        for cell in CELLS
+        for reverse in (False, True)
+    ],
+)
 def test_rnn(cell, reverse):
     weights, run = prepared(rnn_of(cell, INPUTS))
     params = from_flax(weights)
@@ -100,12 +138,8 @@ def test_rnn(cell, reverse):
         carry, ys = run(weights, xs, initial_carry=(c, h), **how)
         return jnp.where(MASK[..., None], ys, 0), carry
 
-    def ours(params, xs, c, h):
-        ys, state = lstm.apply(params, xs, LSTMState(h, c), lengths=LENGTHS, reverse=reverse)
-        return ys, (state.c, state.h)
-
     expected, (of_weights, *rest) = outputs_and_gradients(theirs, weights, xs, c, h)
-    actual, slopes = outputs_and_gradients(ours, params, xs, c, h)
+    actual, slopes = outputs_and_gradients(our_rnn(reverse), params, xs, c, h)
     compare(actual, expected)
     compare(slopes, (from_flax(of_weights), *rest))
     same_bits(to_flax(params, weights), weights)
@@ -121,19 +155,30 @@ def test_bidirectional(cell):
         carry, ys = run(weights, xs, initial_carry=((c, h), (h, c)), seq_lengths=LENGTHS, return_carry=True)
         return jnp.where(MASK[..., None], ys, 0), carry
 
-    def ours(params, xs, c, h):
-        state = BidirectionalState(LSTMState(h, c), LSTMState(c, h))
-        ys, after = bidirectional.apply(params, xs, state, lengths=LENGTHS)
-        return ys, tuple((half.c, half.h) for half in after)
-
     expected, (of_weights, *rest) = outputs_and_gradients(theirs, weights, xs, c, h)
-    actual, slopes = outputs_and_gradients(ours, params, xs, c, h)
+    actual, slopes = outputs_and_gradients(our_bidirectional, params, xs, c, h)
     compare(actual, expected)
     compare(slopes, (from_flax(of_weights), *rest))
     same_bits(to_flax(params, weights), weights)
 
 
-@covering.parametrize({"cell": CELLS, "make": [rnn_of, two_ways_of], "layers": [2, 3]})
+# Every library with either kind of layer, each cell once; three layers of linen's are in the test without a template.
+SEQUENTIAL = [
+    (nn.OptimizedLSTMCell, rnn_of, 2),
+    (nn.LSTMCell, two_ways_of, 2),
+    (nnx.LSTMCell, rnn_of, 2),
+    (nnx.OptimizedLSTMCell, two_ways_of, 2),
+    (nnx.LSTMCell, rnn_of, 3),
+]
+
+
+@pytest.mark.parametrize(
+    ("cell", "make", "layers"),
+    [
+        pytest.param(*row, marks=[] if row in SEQUENTIAL else pytest.mark.slow)
+        for row in itertools.product(CELLS, [rnn_of, two_ways_of], [2, 3])
+    ],
+)
 def test_sequential(cell, make, layers):
     width = UNITS if make is rnn_of else 2 * UNITS
     every = [make(cell, width if number else INPUTS) for number in range(layers)]
@@ -143,7 +188,7 @@ def test_sequential(cell, make, layers):
     assert len(params.layers) == layers
     xs, *_ = sequences(UNITS)
     expected, (of_weights, of_xs) = outputs_and_gradients(run, weights, xs)
-    actual, slopes = outputs_and_gradients(lambda *args: stack.apply(*args)[0], params, xs)
+    actual, slopes = outputs_and_gradients(our_stack, params, xs)
     compare(actual, expected)
     compare(slopes, (from_flax(of_weights), of_xs))
     same_bits(to_flax(params, weights), weights)
@@ -163,20 +208,39 @@ def test_float64(x64):
     same_bits(to_flax(from_flax(weights), weights), weights)
 
 
+@functools.cache
+def without_a_template():
+    """Params of a cell, of two directions and of stacks of three layers; and what we make of them."""
+    xs, c, h = sequences(UNITS)
+
+    def made(init, units, **options):
+        return drawn(jax.eval_shape(lambda key: init(key, INPUTS, units, **options), jax.random.key(0)))
+
+    one, two = made(lstm.init, UNITS), made(bidirectional.init, UNITS)
+    stacks = [made(stack.init, (UNITS,) * 3, bidirectional=both) for both in (False, True)]
+
+    @jax.jit
+    def run(one, two, stacks):
+        y, state = lstm.step(one, xs[:, 0], LSTMState(h, c))
+        return (y, state.c), bidirectional.apply(two, xs)[0], [stack.apply(three, xs)[0] for three in stacks]
+
+    return (one, two, stacks), run(one, two, stacks)
+
+
 @pytest.mark.parametrize("cell", CELLS[:2])
 def test_what_linen_is_given_without_a_template(cell):
     """A cell's own params, those of Bidirectional of RNN, and of Sequential."""
     xs, c, h = sequences(UNITS)
-    one = lstm.init(jax.random.key(0), INPUTS, UNITS)
-    (after, _), y = cell(UNITS).apply({"params": to_flax(one)}, (c, h), xs[:, 0])
-    ours, state = lstm.step(one, xs[:, 0], LSTMState(h, c))
-    compare((ours, state.c), (y, after))
-    two = bidirectional.init(jax.random.key(0), INPUTS, UNITS)
-    compare(bidirectional.apply(two, xs)[0], two_ways_of(cell, INPUTS).apply({"params": to_flax(two)}, xs))
-    for both, make in ((False, rnn_of), (True, two_ways_of)):
-        three = stack.init(jax.random.key(0), INPUTS, (UNITS,) * 3, bidirectional=both)
-        module = nn.Sequential([make(cell, None) for _ in range(3)])
-        compare(stack.apply(three, xs)[0], module.apply({"params": to_flax(three)}, xs))
+    (one, two, stacks), ours = without_a_template()
+
+    @jax.jit
+    def run(one, two, stacks):
+        (after, _), y = cell(UNITS).apply({"params": one}, (c, h), xs[:, 0])
+        every = [nn.Sequential([make(cell, None) for _ in range(3)]) for make in (rnn_of, two_ways_of)]
+        ys = [module.apply({"params": three}, xs) for module, three in zip(every, stacks, strict=True)]
+        return (y, after), two_ways_of(cell, INPUTS).apply({"params": two}, xs), ys
+
+    compare(ours, run(to_flax(one), to_flax(two), [to_flax(three) for three in stacks]))
 
 
 @pytest.mark.parametrize("cell", CELLS[2:])
