@@ -20,6 +20,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from jax.extend import backend
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_num_cpu_devices", 1)
 
 jaxtyped = jaxtyping.jaxtyped
 
@@ -46,11 +47,11 @@ hypothesis.settings.load_profile("ci")
 def pytest_sessionstart(session):
     """Once for all workers, before they start."""
     if not hasattr(session.config, "workerinput"):
-        programs.prune(Path(os.environ["JAX_COMPILATION_CACHE_DIR"]), limit=2**30)
+        programs.prune(programs.folder(programs.processor()), limit=2**30)
 
 
 def pytest_collection_modifyitems(items):
-    """Tests of meshes come last: four devices take another backend, for which all is compiled anew."""
+    """Tests of meshes come last, since the backend is changed for them and forgets what was compiled."""
     items.sort(key=lambda item: "four_devices" in item.fixturenames)
 
 
@@ -60,14 +61,18 @@ def pytest_collection_finish():
     gc.freeze()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture
 def four_devices():
-    """Four simulated CPU devices."""
-    backend.clear_backends()
-    jax.config.update("jax_num_cpu_devices", 4)
-    yield
-    backend.clear_backends()
-    jax.config.update("jax_num_cpu_devices", 1)
+    """Four simulated CPU devices, made below; all other tests have one."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    """Between tests that want different devices only: workers steal tests, so that they come in any order."""
+    devices = 4 if "four_devices" in item.fixturenames else 1
+    if jax.config.jax_num_cpu_devices != devices:
+        backend.clear_backends()
+        jax.config.update("jax_num_cpu_devices", devices)
 
 
 @pytest.fixture(scope="module", autouse=True)

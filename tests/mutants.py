@@ -42,7 +42,6 @@ class Mutant:
         old: text that occurs there once.
         new: what replaces it.
         tests: node ids of the default suite, as few as notice it.
-        may_hang: whether it is noticed by taking longer than `SECONDS`.
     """
 
     name: str
@@ -50,7 +49,6 @@ class Mutant:
     old: str
     new: str
     tests: tuple[str, ...]
-    may_hang: bool = False
 
     def changed(self, text: str) -> str:
         """The text of `file` after the change."""
@@ -244,10 +242,8 @@ class Ran:
         return re.findall(rf"^(?:{'|'.join(outcomes)}) (tests/.*?)(?: - .*)?$", self.output, re.MULTILINE)
 
 
-def verdict(mutant: Mutant, ran: Ran) -> str:
-    """Killed if a test failed, survived if all passed; other exit codes are errors."""
-    if ran.code is None:
-        return "killed" if mutant.may_hang else "error"
+def verdict(ran: Ran) -> str:
+    """Killed if a test failed, survived if all passed; other exit codes, and time that ran out, are errors."""
     return {0: "survived", 1: "killed"}.get(ran.code, "error")
 
 
@@ -336,7 +332,7 @@ def main(words: Sequence[str]) -> int:
         verdicts = []
         with ThreadPoolExecutor(AT_A_TIME) as pool:
             for mutant, ran in zip(mutants, pool.map(partial(tried, copies=copies), mutants), strict=True):
-                verdicts.append(verdict(mutant, ran))
+                verdicts.append(verdict(ran))
                 by = next(iter(ran.tests("FAILED", "ERROR")), "")
                 told = f"{verdicts[-1]:8}  {ran.seconds:4.0f} s  {by}"
                 print(f"{mutant.name:{widths[0]}}  {mutant.file:{widths[1]}}  {told}".rstrip(), flush=True)

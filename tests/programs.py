@@ -13,16 +13,17 @@ from pathlib import Path
 CACHE = Path(__file__).parents[1] / ".cache" / "programs"
 
 # A test compiles much and computes little.
-FLAGS = [
+LITTLE_EFFORT = [
     "--xla_backend_optimization_level=0",
     "--xla_llvm_disable_expensive_passes=true",
     "--xla_cpu_parallel_codegen_split_count=1",
 ]
 # The emitters take more than half of the time of a small program. Later XLA has nothing else, and refuses the flag.
 if tuple(map(int, metadata.version("jaxlib").split(".")[:2])) < (0, 11):
-    FLAGS.append("--xla_cpu_use_fusion_emitters=false")
+    LITTLE_EFFORT.append("--xla_cpu_use_fusion_emitters=false")
 
-# A file that a killed process left half written, or that another is writing, is passed over with a warning.
+# A file that a killed process left half written, or that another is writing, is passed over with a warning; the former
+# by all later processes, until the folder is deleted.
 WARNINGS = "error,ignore:Error reading persistent compilation cache entry"  # of processes; pyproject.toml has its own
 
 
@@ -46,7 +47,7 @@ def folder(processor: str) -> Path:
 def prune(path: Path, limit: int) -> None:
     """Delete the oldest programs above `limit` bytes, since every change of the library adds some."""
     entries = []
-    for entry in path.glob("*"):
+    for entry in path.glob("*-cache"):
         with contextlib.suppress(FileNotFoundError):  # another process may prune, too
             entries.append((entry.stat(), entry))
     excess = sum(stat.st_size for stat, _ in entries) - limit
@@ -58,10 +59,14 @@ def prune(path: Path, limit: int) -> None:
 
 
 def configure(environ) -> None:
-    """Set the variables that JAX reads as it is imported; what the caller chose stays, and wins."""
+    """Set the variables that JAX reads as it is imported; flags and a folder that the caller chose stay.
+
+    With EFFORT=full in the environment the compiler is left as users have it.
+    """
     environ["JAX_PLATFORMS"] = "cpu"
-    chosen = [flag for flag in environ.get("XLA_FLAGS", "").split() if flag not in FLAGS]
-    environ["XLA_FLAGS"] = " ".join((*FLAGS, *chosen))  # the same in a worker, since programs are cached by it
+    little = [] if environ.get("EFFORT") == "full" else LITTLE_EFFORT
+    chosen = [flag for flag in environ.get("XLA_FLAGS", "").split() if flag not in little]
+    environ["XLA_FLAGS"] = " ".join((*little, *chosen))  # the same in a worker, since programs are cached by it
     environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder(processor())))
     environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"

@@ -20,7 +20,6 @@ pytestmark = pytest.mark.slow
 
 KEY = jax.random.key(0)
 TIMES = [0, 1, 3, 7, 8, 11]  # none, one, an iteration of 3 and of 7, two of 4, and two of 4 with a rest of 3
-RARE = [(0, False), (1, True), (3, False), (7, True)]
 
 same = partial(jax.tree.map, partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-9))
 
@@ -70,14 +69,7 @@ def test_several_steps_are_one_iteration():
 
 
 @pytest.mark.usefixtures("branch")
-@pytest.mark.parametrize(
-    ("time", "ragged"),
-    [
-        pytest.param(time, ragged, marks=pytest.mark.long if (time, ragged) in RARE else [])
-        for time in TIMES
-        for ragged in (False, True)
-    ],
-)
+@pytest.mark.parametrize(("time", "ragged"), itertools.product(TIMES, (False, True)))
 def test_values_and_gradients(time, ragged):
     contract.check_values_and_gradients("fused", jnp.float64, 1, (3,), time, ragged, ragged, ragged)
 
@@ -85,10 +77,7 @@ def test_values_and_gradients(time, ragged):
 @pytest.mark.usefixtures("branch")
 @pytest.mark.parametrize(
     ("dtype", "lengths", "resets", "reverse"),
-    [
-        pytest.param(*case, marks=[] if case in contract.CASES else pytest.mark.long)
-        for case in itertools.product(contract.FLOATS, [False, True], [False, True], [False, True])
-    ],
+    itertools.product(contract.FLOATS, [False, True], [False, True], [False, True]),
 )
 def test_masks(dtype, lengths, resets, reverse):
     contract.test_values_and_gradients("fused", dtype, lengths, resets, reverse)

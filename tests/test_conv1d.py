@@ -215,6 +215,7 @@ def test_derivatives(causal, x64):
     check_grads(jax.jit(call), (params, xs), order=1, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.usefixtures("nothing_cached")
 def test_a_second_call_compiles_nothing():
     compilations = []
 

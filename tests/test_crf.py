@@ -587,6 +587,7 @@ def test_shard_map_over_the_batch():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), results, expected)
 
 
+@pytest.mark.usefixtures("nothing_cached")
 def test_a_second_call_compiles_nothing():
     compilations = []
 

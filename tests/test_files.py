@@ -374,7 +374,9 @@ def mutated(draw, good, other):
     )()
 
 
-@pytest.mark.parametrize("count", [1_000, pytest.param(10_000, marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    "count", [300, pytest.param(1_000, marks=pytest.mark.slow), pytest.param(10_000, marks=pytest.mark.long)]
+)
 def test_mutations_are_refused(path, good, tmp_path, count):
     draw = random.Random(0)
     files.save(tmp_path / "other", GOOD | {"head": [np.arange(3, 6, dtype="i2")]}, LSTMOptions(cell_clip=4))
@@ -430,7 +432,9 @@ def spoiled(draw, value):
     return draw.choice([atom for atom in ATOMS if atom is not value])
 
 
-@pytest.mark.parametrize("count", [300, pytest.param(3_000, marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    "count", [100, pytest.param(300, marks=pytest.mark.slow), pytest.param(3_000, marks=pytest.mark.long)]
+)
 def test_forged_headers_are_refused_or_give_params_that_fit(path, good, count):
     draw = random.Random(0)
     outcomes = {True: 0, False: 0}

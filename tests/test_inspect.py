@@ -29,13 +29,15 @@ def test_every_gate_of_every_step_is_what_a_loop_over_the_equations_gives():
             np.testing.assert_allclose(getattr(seen, name)[:, t], value, **ATOL)
 
 
-BOTH_WAYS = ("standard", "zoneout", "all", "all but gates of their own")  # the others backward with -m slow
+# The cells that have all parts, and what these cannot show; with -m slow all others.
+BY_DEFAULT = ("standard", "two biases", "clips", "zoneout", "all", "all but gates of their own")
+BOTH_WAYS = ("zoneout", "all")
 
 
 @pytest.mark.parametrize(
     ("name", "reverse"),
     [
-        pytest.param(name, reverse, marks=pytest.mark.slow if reverse and name not in BOTH_WAYS else [])
+        pytest.param(name, reverse, marks=[] if name in (BOTH_WAYS if reverse else BY_DEFAULT) else pytest.mark.slow)
         for name in VARIANTS
         for reverse in (False, True)
     ],

@@ -2,14 +2,18 @@
 
 import jax
 import numpy as np
+import pytest
 import reference
 
 from lstmjax import LSTMParams, LSTMState, lstm
+from lstmjax.kernels import tpu
 
 
-def test_values_and_gradients_of_three_steps():
-    """Against the float64 loop, in every array and from every output."""
-    batch, time, inputs, units = 2, 3, 2, 3
+@pytest.mark.parametrize("time", [3, pytest.param(19, marks=pytest.mark.slow)])
+def test_values_and_gradients(time):
+    """Against the float64 loop, in every array and from every output, in one iteration of the kernel and in several."""
+    assert time < tpu.UNROLLED or time > 2 * tpu.UNROLLED
+    batch, inputs, units = 2, 2, 3
     rng = np.random.default_rng(0)
     state = (batch, units), (batch, units)
     shapes = (inputs, 4 * units), (units, 4 * units), (4 * units,), (batch, time, inputs), *state

@@ -6,7 +6,6 @@ Here a CPU interprets them. `tests/test_contract.py` runs the contract, `tests/a
 import itertools
 from functools import partial
 
-import covering
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -74,15 +73,13 @@ BLOCKS = {
 }
 
 
-def rarity(row):
-    """By default the fullest call of most blocks, in the slow suite every pair of values."""
-    pairs = covering.pairs(BLOCKS)
-    return [] if row == ((20, 11), True, True, False) else slow if row in pairs else pytest.mark.long
+FULLEST = (20, 11), True, True, False
 
 
 @pytest.mark.usefixtures("small_blocks")
 @pytest.mark.parametrize(
-    tuple(BLOCKS), [pytest.param(*row, marks=rarity(row)) for row in itertools.product(*BLOCKS.values())]
+    tuple(BLOCKS),
+    [pytest.param(*row, marks=[] if row == FULLEST else slow) for row in itertools.product(*BLOCKS.values())],
 )
 def test_several_blocks_of_rows_and_steps(sizes, lengths, resets, reverse):
     rows, time = sizes

@@ -1,5 +1,7 @@
 """The small layers: dense, embedding, time_distributed."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -77,7 +79,16 @@ def test_refusals(untyped):
         time_distributed(lambda a: a)(jnp.ones(3))
 
 
-@pytest.mark.parametrize(("batch", "time"), [(0, 2), (2, 0), (1, 1), (3, 2)])
+SIZES = (0, 2), (2, 0), (1, 1), (3, 2)
+
+
+@pytest.mark.parametrize(
+    ("batch", "time"),
+    [
+        pytest.param(*sizes, marks=[] if sizes in SIZES else pytest.mark.slow)
+        for sizes in itertools.product(range(4), repeat=2)
+    ],
+)
 def test_time_distributed_is_vmap_over_time(batch, time):
     xs = np.arange(batch * time * 5, dtype=np.float32).reshape(batch, time, 5)
     ids = np.arange(batch * time).reshape(batch, time)

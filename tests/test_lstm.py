@@ -67,14 +67,14 @@ def test_another_byte_order_is_refused_once_compiled_too(place):
 @pytest.mark.parametrize(
     "options",
     [
-        {"activation": "relu"},
-        {"recurrent_activation": "hard_sigmoid"},
+        pytest.param({"activation": "relu"}, marks=pytest.mark.slow),  # the next two are together in test_variants
+        pytest.param({"recurrent_activation": "hard_sigmoid"}, marks=pytest.mark.slow),
         {"recurrent_activation": "keras2_hard_sigmoid", "activation": "sigmoid"},
         {"activation": "elu", "output_activation": "softsign"},
         {"activation": "linear", "output_activation": "tanh"},
         {"activation": "silu", "output_activation": "softplus"},
-        {"cell_clip": 0.3},
-        {"preactivation_clip": 0.4},
+        pytest.param({"cell_clip": 0.3}, marks=pytest.mark.slow),
+        pytest.param({"preactivation_clip": 0.4}, marks=pytest.mark.slow),
         {"cell_clip": 0.5, "preactivation_clip": 1.0, "activation": "tanh"},
     ],
 )

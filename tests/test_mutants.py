@@ -50,8 +50,7 @@ def test_a_change_of_text_that_is_not_there_once_is_refused(text):
     ("code", "expected"), [(0, "survived"), (1, "killed"), (2, "error"), (4, "error"), (5, "error"), (None, "error")]
 )
 def test_what_pytest_says_of_a_change(code, expected):
-    mutant = mutants.Mutant("x becomes y", "a.py", "x", "y", ())
-    assert mutants.verdict(mutant, mutants.Ran(code, "", 0.0)) == expected
+    assert mutants.verdict(mutants.Ran(code, "", 0.0)) == expected
 
 
 def test_the_tests_that_passed_are_read_from_what_pytest_printed():

@@ -209,7 +209,10 @@ def test_what_is_no_axes_of_x_and_y_is_refused(untyped):
         assert inspect.signature(getattr(plot, name)).parameters["ax"].kind is inspect.Parameter.KEYWORD_ONLY
 
 
-@pytest.mark.parametrize(("steps", "columns"), [(1, 1), (8, 8), (9, 4)])
+@pytest.mark.parametrize(
+    ("steps", "columns"),
+    [(1, 1), (8, 8), (9, 4), *(pytest.param(*row, marks=pytest.mark.slow) for row in ((4, 4), (20, 4)))],
+)
 def test_a_cell_stands_at_every_step_that_is_drawn(steps, columns):
     assert len(named(plot.unrolled(weights(lstm.init, 2, 3), steps), "cell")) == columns
     assert len(named(plot.unrolled(two_ways(2, 3), steps), "cell")) == 2 * columns
@@ -334,7 +337,9 @@ def test_gates_that_open_beyond_1_are_not_cut():
     assert named(plot.gates(inside), "i")[0].get_clim() == (0, pytest.approx(most))
 
 
-@pytest.mark.parametrize("lengths", [[4, 2, 3], [0, 3], [1], [0], [3] * 3])
+@pytest.mark.parametrize(
+    "lengths", [[4, 2, 3], [0, 3], [1], [0], [3] * 3, pytest.param([8] * 8, marks=pytest.mark.slow)]
+)
 def test_words_and_padding_are_as_many_as_the_lengths_say(lengths):
     ax = plot.hierarchy(lengths)
     assert len(named(ax, "word")) == sum(lengths)

@@ -227,6 +227,7 @@ def test_a_shared_maximum_shares_its_gradient(pool):
     np.testing.assert_array_equal(slopes, [[0.5], [0.5]])
 
 
+@pytest.mark.usefixtures("nothing_cached")
 def test_a_second_call_compiles_nothing():
     compilations = []
 

@@ -37,15 +37,23 @@ def test_flags_from_outside_come_last_and_a_given_folder_stays():
     assert environ["JAX_COMPILATION_CACHE_DIR"] == "elsewhere"
     environ = {}
     programs.configure(environ)
+    assert environ["XLA_FLAGS"].split() == programs.LITTLE_EFFORT
+    programs.configure(environ)  # as a worker does
+    assert environ["XLA_FLAGS"].split() == programs.LITTLE_EFFORT
     assert environ["JAX_COMPILATION_CACHE_DIR"] == str(programs.folder(programs.processor()))
+    environ = {"EFFORT": "full", "XLA_FLAGS": "--xla_of_the_caller"}
+    programs.configure(environ)
+    assert environ["XLA_FLAGS"] == "--xla_of_the_caller"
 
 
 def test_the_oldest_programs_go_first(tmp_path):
+    (tmp_path / "xla_autotune").mkdir()
     for age, name in enumerate("abc"):
-        (tmp_path / name).write_bytes(bytes(10))
-        os.utime(tmp_path / name, (100 - age, 100 - age))
+        path = tmp_path / f"{name}-cache"
+        path.write_bytes(bytes(10))
+        os.utime(path, (100 - age, 100 - age))
     programs.prune(tmp_path, limit=25)
-    assert {path.name for path in tmp_path.iterdir()} == {"a", "b"}
+    assert {path.name for path in tmp_path.iterdir()} == {"a-cache", "b-cache", "xla_autotune"}
     programs.prune(tmp_path / "not there", limit=25)
 
 

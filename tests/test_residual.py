@@ -258,10 +258,11 @@ def test_half_precision(dtype, tolerance):
     assert error < tolerance
 
 
-def test_derivatives(x64):
-    """Forward and reverse, of both kinds of dropout, against differences."""
-    given = example(9, 2, 5, units=(4,), strides=(2,), dtype=jnp.float64)
-    chosen = {"strides": (2,), "dilations": (2,), "activation": "tanh", "dropout": 0.5}
+@pytest.mark.parametrize("strides", [(2,), pytest.param((2, 1), marks=pytest.mark.slow)])
+def test_derivatives(strides, x64):
+    """Forward and reverse, of both kinds of dropout, against differences; by one block and by two."""
+    given = example(9, 2, 5, units=(4,) * len(strides), strides=strides, dtype=jnp.float64)
+    chosen = {"strides": strides, "dilations": (2, 1)[: len(strides)], "activation": "tanh", "dropout": 0.5}
     call = partial(residual.apply, lengths=np.array([5, 4]), key=KEY, **chosen)
 
     def both(params, xs):
@@ -288,6 +289,7 @@ def test_derivatives(x64):
     np.testing.assert_allclose(total, (weights * change).sum(), rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.usefixtures("nothing_cached")
 def test_a_second_call_compiles_nothing():
     compilations = []
 

@@ -46,7 +46,10 @@ def call():
             for name, value in env.items():
                 patch.setenv(name, value)
             forget()
-            code = main([str(argument) for argument in arguments])
+            try:
+                code = main([str(argument) for argument in arguments])
+            finally:
+                forget()
         return code, out.getvalue(), err.getvalue()
 
     return run

@@ -42,13 +42,10 @@ def alone(name):
 
 
 SIZES = [(name, sizes) for name in ("airline", "adding") for sizes in ((2, 1), (4, 1), (1, 2), (1, 4), (2, 2))]
-SLOW = {("airline", (2, 2)), ("adding", (4, 1)), ("adding", (1, 4))}
 
 
-@pytest.mark.parametrize(
-    ("name", "sizes"),
-    [pytest.param(*row, marks=pytest.mark.slow if row in SLOW else pytest.mark.long) for row in SIZES],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "sizes"), SIZES)
 def test_losses_and_params_are_those_of_one_device(name, sizes):
     assert_as_alone(name, *trained(built(name), sizes))
 
