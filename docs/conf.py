@@ -7,10 +7,9 @@ import os
 import re
 import sys
 import textwrap
+from importlib import metadata
 from pathlib import Path
 
-import jax
-import jaxlib
 from sphinx import addnodes
 
 import lstmjax
@@ -44,8 +43,9 @@ myst_heading_anchors = 4
 
 
 def digest():
-    """A name for all that an example may depend on next to its page: this code, the configs, Python and JAX."""
-    found = hashlib.sha256(f"{sys.version} {jax.__version__} {jaxlib.__version__}".encode())
+    """A name for all that an example may depend on next to its page: this code, the configs, Python and packages."""
+    packages = sorted((package.name, package.version) for package in metadata.distributions())
+    found = hashlib.sha256(f"{sys.version} {packages}".encode() + (HERE / "matplotlibrc").read_bytes())
     for path in sorted(path for folder in ("lstmjax", "experiments", "configs") for path in (ROOT / folder).rglob("*")):
         if path.suffix in (".py", ".toml", ".html", ".css", ".js"):
             found.update(path.read_bytes())
