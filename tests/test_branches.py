@@ -69,7 +69,7 @@ def test_several_steps_are_one_iteration():
 
 
 @pytest.mark.usefixtures("branch")
-@pytest.mark.parametrize(("time", "ragged"), itertools.product(TIMES, (False, True)))
+@pytest.mark.parametrize(("time", "ragged"), list(itertools.product(TIMES, (False, True))))
 def test_values_and_gradients(time, ragged):
     contract.check_values_and_gradients("fused", jnp.float64, 1, (3,), time, ragged, ragged, ragged)
 
@@ -77,7 +77,7 @@ def test_values_and_gradients(time, ragged):
 @pytest.mark.usefixtures("branch")
 @pytest.mark.parametrize(
     ("dtype", "lengths", "resets", "reverse"),
-    itertools.product(contract.FLOATS, [False, True], [False, True], [False, True]),
+    list(itertools.product(contract.FLOATS, [False, True], [False, True], [False, True])),
 )
 def test_masks(dtype, lengths, resets, reverse):
     contract.test_values_and_gradients("fused", dtype, lengths, resets, reverse)
