@@ -26,7 +26,10 @@ jaxtyped = jaxtyping.jaxtyped
 
 
 def checked(*, typechecker):
-    """As `jaxtyped`, which makes its checks anew at each call of what is around a function without annotations, too."""
+    """`jaxtyped` for functions with annotations and for classes.
+
+    It would wrap functions without annotations, too, and those defined inside another one anew at each of its calls.
+    """
 
     def decorate(function):
         bare = inspect.isfunction(function) and not function.__annotations__
@@ -63,12 +66,12 @@ def pytest_collection_finish():
 
 @pytest.fixture
 def four_devices():
-    """Four simulated CPU devices, made below; all other tests have one."""
+    """Four simulated CPU devices, which `pytest_runtest_setup` makes; all other tests have one."""
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item):
-    """Between tests that want different devices only: workers steal tests, so that they come in any order."""
+    """Make the devices that a test wants, if the one before wanted others: workers steal tests, so any order occurs."""
     devices = 4 if "four_devices" in item.fixturenames else 1
     if jax.config.jax_num_cpu_devices != devices:
         backend.clear_backends()
