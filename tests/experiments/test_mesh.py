@@ -63,7 +63,8 @@ def assert_as_alone(name, found, found_lines):
         np.testing.assert_allclose(ours, one, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", [pytest.param("airline", marks=pytest.mark.slow), "adding"])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["airline", "adding"])
 def test_gradients_are_those_of_one_device(name):
     task = built(name)
     start = initial_state(task, OPTIONS)
