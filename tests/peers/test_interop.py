@@ -638,8 +638,10 @@ def test_haste_names_that_are_refused():
         interop.from_haste({"kernel": drawn(4, 16), "bias": drawn(16)})
 
 
-@pytest.mark.parametrize("layers", [1, 3])
-@pytest.mark.parametrize("directions", [1, 2])
+@pytest.mark.parametrize(
+    ("layers", "directions"),
+    [(1, 1), (3, 2), *(pytest.param(*row, marks=pytest.mark.slow) for row in ((1, 2), (3, 1)))],
+)
 def test_cudnn(layers, directions):
     """The vector by its description, and what JAX's own reference of it computes."""
     from jax.experimental import rnn
