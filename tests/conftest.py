@@ -59,7 +59,7 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_collection_finish():
-    """What is imported by now stays, so the collector need not look at it again; tracing makes many objects."""
+    """Keep the garbage collector from looking at all that is imported, again and again, while programs are traced."""
     gc.collect()
     gc.freeze()
 

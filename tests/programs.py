@@ -1,4 +1,4 @@
-"""How the tests compile: with little effort, and each program once for a checkout and a kind of processor.
+"""Settings for compiling in tests: little effort, and each program once for a checkout and a kind of processor.
 
 Everything is set through the environment, so that processes started by a test do the same.
 """
