@@ -95,7 +95,7 @@ def activations() -> dict[str, Callable]:
         with mock.patch.dict(ACTIVATIONS, another_sigmoid=jax.nn.sigmoid):
             return lstm.apply(params, xs, options=LSTMOptions(recurrent_activation="another_sigmoid"))
 
-    return {"one tanh": lstm.apply, "three sigmoids and a tanh": apart}
+    return {"one sigmoid": lstm.apply, "three sigmoids and a tanh": apart}
 
 
 def patched(module: Any, name: str, function: Callable, params: Any, xs: Any) -> Any:

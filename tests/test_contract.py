@@ -767,6 +767,54 @@ def test_huge_inputs_saturate(implementation):
     assert all(np.isfinite(slope).all() for slope in slopes.values())
 
 
+def gate_alone(name, z):
+    """Inputs, the z of all four gates, and a c before, such that one step leaves f, i or g in c, or o in h."""
+    inputs = np.zeros((len(z), 1, 4))
+    inputs[..., 0] = 80 if name == "g" else 0
+    inputs[..., 2] = 80 if name == "i" else 0
+    inputs[:, 0, "ifgo".index(name)] = z
+    return inputs, {"f": 1.0, "o": 80.0}.get(name, 0.0)
+
+
+ACCURACY = {"float32": 4e-7, "bfloat16": 4e-7, "float64": 1e-15}  # c is carried in at least float32
+
+
+@pytest.mark.parametrize("dtype", ACCURACY)
+@long_for_a_kernel
+def test_closed_gates_are_as_accurate_as_open_ones(implementation, dtype):
+    """Relative to their value, and so are their derivatives, which stay above 0: a closed gate can open again."""
+    small = np.geomspace(1e-3, 1, 16)
+    drawn = np.concatenate([np.linspace(-80, 80, 320), small, -small])
+    with jax.enable_x64(dtype == "float64"):
+        z = drawn.astype(jnp.dtype(dtype)).astype(np.float64)
+        sequences, before = zip(*(gate_alone(name, z) for name in "ifgo"), strict=True)
+        xs = jnp.asarray(np.concatenate(sequences), dtype)
+        c0 = jnp.repeat(jnp.array(before), len(z))[:, None].astype("float64" if dtype == "float64" else "float32")
+        arrays = {"w_x": jnp.eye(4, dtype=dtype), "w_h": jnp.zeros((1, 4), dtype), "bias": jnp.zeros(4, dtype), "xs": xs}
+        arrays |= {"h0": jnp.zeros((len(xs), 1), dtype), "c0": c0}
+
+        def shown(xs):
+            _, h, c = run(dict(arrays, xs=xs), implementation=implementation)
+            return h.astype(c.dtype), c
+
+        (h, c), pull = jax.vjp(jax.jit(shown), xs)
+        only = jnp.arange(len(xs))[:, None] >= 3 * len(z)
+        (d_xs,) = pull((jnp.where(only, 1, 0).astype(h.dtype), jnp.where(only, 0, 1).astype(c.dtype)))
+    sigmoid, tanh = 1 / (1 + np.exp(-z)), np.tanh(z)
+    found = np.split(np.float64(c)[: 3 * len(z), 0], 3) + [np.float64(h)[3 * len(z) :, 0]]
+    slopes = np.float64(d_xs)[:, 0].reshape(4, len(z), 4)
+    rounded = ACCURACY[dtype] if dtype != "bfloat16" else 2**-8
+    for k, (value, right) in enumerate(zip(found, (sigmoid, sigmoid, tanh, sigmoid), strict=True)):
+        off = np.abs(value - right) / np.abs(right)
+        assert off.max() <= (rounded if k == 3 else ACCURACY[dtype]), "ifgo"[k]
+        derivative = 1 - tanh**2 if k == 2 else sigmoid * (1 / (1 + np.exp(z)))
+        slope = slopes[k, :, k]
+        assert np.isfinite(slope).all()
+        closed = (z <= 0) & (k != 2)
+        np.testing.assert_allclose(slope[closed], derivative[closed], rtol=4 * rounded, err_msg="ifgo"[k])
+        np.testing.assert_allclose(slope, derivative, rtol=0, atol=4 * rounded, err_msg="ifgo"[k])
+
+
 @every_implementation
 def test_non_finite_inputs_of_valid_steps_propagate(implementation):
     arrays, _ = example(19, BATCH, TIME, lengths=False, resets=False)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import reference
 
-from lstmjax import Dropout, LSTMOptions, LSTMParams, bidirectional, lstm, stack
+from lstmjax import Dropout, LSTMOptions, LSTMParams, LSTMState, bidirectional, lstm, stack
 
 EVERY_CELL = ["fused", "scan"]  # the kernel computes the standard one
 INPUTS, UNITS, TIME = 3, 3, 4  # layers of one shape compile once
@@ -282,3 +282,22 @@ def test_gradients_of_segments(variant, implementation, reverse):
 
     actual, expected = jax.jit(lambda *arrays: (slopes(3)(*arrays), slopes(False)(*arrays)))(*cast(arrays, jnp.float32))
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), actual, expected)
+
+
+@pytest.mark.parametrize("peepholes", [False, True])
+def test_a_closed_forget_gate_of_a_coupled_cell_keeps_its_value(peepholes):
+    """It is sigmoid(-z), where 1 - sigmoid(z) would be 0, without a gradient, from z = 17 on."""
+    z = np.linspace(-80, 80, 64).astype(np.float32).astype(np.float64)
+    params = lstm.init(jax.random.key(0), 1, 1, coupled=True, peepholes=peepholes)
+    params = jax.tree.map(jnp.zeros_like, params)
+    params = dataclasses.replace(params, w_x=jnp.array([[1.0, 0.0, 0.0]]))  # z_i = x; g = 0
+
+    def kept(xs):
+        state = LSTMState(h=jnp.zeros((len(xs), 1)), c=jnp.ones((len(xs), 1)))
+        return lstm.apply(params, xs, state, return_sequences=False)[1].c
+
+    c, pull = jax.vjp(jax.jit(kept), jnp.asarray(z[:, None, None], jnp.float32))
+    (slope,) = pull(jnp.ones_like(c))
+    f, i = 1 / (1 + np.exp(z)), 1 / (1 + np.exp(-z))
+    np.testing.assert_allclose(c[:, 0], f, rtol=4e-7)
+    np.testing.assert_allclose(slope[z > 0, 0, 0], -(f * i)[z > 0], rtol=2e-6)

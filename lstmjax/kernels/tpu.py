@@ -399,10 +399,8 @@ def _backward(refs, *, plan):
 
 
 def _gates(z, units):
-    """One tanh serves all, as in the cell."""
     i, f, g, o = (z[:, gate * units : (gate + 1) * units] for gate in range(4))
-    i, f, o = (0.5 + 0.5 * jnp.tanh(0.5 * gate) for gate in (i, f, o))
-    return i, f, jnp.tanh(g), o
+    return jax.nn.sigmoid(i), jax.nn.sigmoid(f), jnp.tanh(g), jax.nn.sigmoid(o)
 
 
 def _product(a, b, dtype):
