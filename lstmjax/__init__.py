@@ -17,6 +17,7 @@ from lstmjax import sharding as sharding
 from lstmjax import stack as stack
 from lstmjax import windows as windows
 from lstmjax.bidirectional import BidirectionalParams as BidirectionalParams
+from lstmjax.checks import checked as checked
 from lstmjax.crf import CRFParams as CRFParams
 from lstmjax.hierarchy import HierarchyParams as HierarchyParams
 from lstmjax.hierarchy import LevelParams as LevelParams

@@ -1,6 +1,9 @@
 """What is refused, and in which words: the argument, what came, what would be right."""
 
+import contextlib
+import functools
 import operator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -11,6 +14,42 @@ import numpy as np
 from jax.experimental import checkify
 
 LARGEST = 2**31 - 1  # of the integers in which JAX counts
+
+_AS_IT_IS = contextlib.nullcontext()
+
+# JAX's caches tell functions traced with checks from those traced without.
+_CHECKED = jax.make_user_context(False)
+
+
+def checked(
+    function: Callable[..., Any], errors: frozenset[type] = checkify.user_checks
+) -> Callable[..., tuple[checkify.Error, Any]]:
+    """Make a function that also reports values out of range under jit: of lengths, tokens and tags.
+
+    Without it, lengths above time count as time, and other values out of range give NaN.
+
+    Args:
+        function: any function that calls this package, jitted or not, traced before or not.
+        errors: what to check beside, as `jax.experimental.checkify.checkify` takes it.
+
+    Returns:
+        A function of the same arguments that returns (error, result), as `checkify.checkify(function)` does;
+        `error.throw()` raises, `error.get()` tells. It may be jitted itself.
+
+    >>> from lstmjax import lstm
+    >>> params = lstm.init(jax.random.key(0), inputs=1, units=3)
+    >>> run = jax.jit(lambda lengths: lstm.apply(params, jnp.ones((5, 1)), lengths=lengths)[0])
+    >>> error, ys = checked(run)(jnp.array(9))
+    >>> error.get()
+    'lengths must lie between 0 and 5 (the number of time steps of xs). (`check` failed)'
+    """
+
+    @functools.wraps(function)
+    def run(*arguments: Any, **named: Any) -> tuple[checkify.Error, Any]:
+        with _CHECKED(True):
+            return checkify.checkify(function, errors)(*arguments, **named)
+
+    return run
 
 
 def positive_int(name: str, value: Any) -> int:
@@ -183,8 +222,9 @@ def features(name: str, array: jax.Array, size: int, axes: str, owner: str) -> N
 def integers(name: str, value: Any, low: int, high: int, meaning: str) -> jax.Array:
     """Return `value` as an int32 array within [low, high], or raise; `meaning` says what sets the range.
 
-    Values are read where they are concrete and all on this process. Under a transformation they are not,
-    and only a caller that runs under `jax.experimental.checkify` is told.
+    Values are read where they are concrete and all on this process. Under a transformation they are not, and are
+    checked within `checked` alone: a check is an effect, which would keep JAX from dispatching a compiled function in
+    C++, and `jax.export` from storing it.
     """
     array = asarray(name, value)
     if not jnp.issubdtype(array.dtype, jnp.integer):
@@ -198,7 +238,8 @@ def integers(name: str, value: Any, low: int, high: int, meaning: str) -> jax.Ar
             raise ValueError(f"{message}; got values from {values.min()} to {values.max()}.")
         return array.astype(jnp.int32)
     array = array.astype(jnp.int32)
-    checkify.debug_check(jnp.all(_of_any((array >= low) & (array <= high))), f"{message}.")
+    if _CHECKED.value:
+        checkify.debug_check(jnp.all(_of_any((array >= low) & (array <= high))), f"{message}.")
     return array
 
 
@@ -240,7 +281,9 @@ def asarray(name: str, value: Any) -> jax.Array:
     if isinstance(value, np.ndarray) and not value.dtype.isnative:
         raise TypeError(f"{name} must have the byte order of this machine, as .astype({value.dtype.name!r}) gives it.")
     try:
-        return jnp.asarray(value)
+        # A copy is no computation, and what holds NaN may be padding.
+        with jax.debug_nans(False) if isinstance(value, np.ndarray) and jax.config.jax_debug_nans else _AS_IT_IS:
+            return jnp.asarray(value)
     except (TypeError, ValueError, OverflowError) as error:
         raise TypeError(f"{name} must be an array, got {_told(value)}.") from error
 

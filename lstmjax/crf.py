@@ -17,7 +17,7 @@ its step, or a transition wherever it might be taken.
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import jax
@@ -166,7 +166,7 @@ def log_likelihood(
     Array(-3., dtype=float32)
     """
     arrays = _checked(params, emissions, lengths, allowed)
-    return _map(partial(chain.log_likelihood, _chosen(implementation)), arrays, _path(tags, *arrays))
+    return _map(_by(chain.log_likelihood, implementation), arrays, _path(tags, *arrays))
 
 
 def log_partition(
@@ -196,7 +196,7 @@ def log_partition(
     >>> log_partition(params, jnp.zeros((3, 2))) / jnp.log(2)
     Array(3., dtype=float32)
     """
-    return _map(partial(chain.log_partition, _chosen(implementation)), _checked(params, emissions, lengths, allowed))
+    return _map(_by(chain.log_partition, implementation), _checked(params, emissions, lengths, allowed))
 
 
 def marginals(
@@ -227,7 +227,7 @@ def marginals(
     Array([[0.5, 0.5],
            [1. , 0. ]], dtype=float32)
     """
-    return _map(partial(chain.marginals, _chosen(implementation)), _checked(params, emissions, lengths, allowed))
+    return _map(_by(chain.marginals, implementation), _checked(params, emissions, lengths, allowed))
 
 
 def decode(
@@ -290,9 +290,12 @@ def sample(
     return _map(chain.sample, arrays, jax.random.split(checks.key(key), arrays[2].shape))
 
 
-def _chosen(implementation):
+def _by(function, implementation):
     name = checks.one_of("implementation", implementation, ("auto", *IMPLEMENTATIONS))
-    return IMPLEMENTATIONS[0] if name == "auto" else name
+    return _bound(function, IMPLEMENTATIONS[0] if name == "auto" else name)
+
+
+_bound = cache(partial)  # one object for equal arguments, by which jit knows what it has compiled
 
 
 def _checked(params, emissions, lengths, allowed):
@@ -318,7 +321,7 @@ def _checked(params, emissions, lengths, allowed):
             checks.shape(f"allowed.{name}", may, shape, "the tags of params.transitions")
             scores[name] = jnp.where(may, scores[name], -jnp.inf)
     steps, counts = jax.lax.broadcasted_iota(jnp.int32, emissions.shape, len(batch)), lengths[..., None, None]
-    emissions = padding.fill(emissions.astype(dtype), lengths)
+    emissions = padding.fill(emissions, lengths).astype(dtype)
     for name, here in (("start", steps == 0), ("end", steps == counts - 1)):
         emissions = emissions + jnp.where(here, jnp.broadcast_to(scores[name], emissions.shape), 0)
     return scores["transitions"], emissions, lengths
@@ -333,6 +336,7 @@ def _path(tags, transitions, emissions, lengths):
     return checks.integers("tags", tags, 0, len(transitions) - 1, "the tags of params.transitions")
 
 
+@partial(jax.jit, static_argnums=0)
 def _map(function, arrays, *arguments):
     """`function(transitions, emissions, length, ...)` of every sequence."""
     transitions, emissions, lengths = arrays

@@ -1,6 +1,5 @@
 """Programs to deploy: StableHLO, which any JAX runs without this package, and ONNX."""
 
-import dataclasses
 import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -91,7 +90,7 @@ def stablehlo(
     else:
         raise TypeError(f"source must be params or a function; got {type(source).__name__}.")
     exported = jax.export.export(jax.jit(function), platforms=tuple(platforms))(*specs)
-    program = bytes(_without_checks(exported).serialize())
+    program = bytes(exported.serialize())
     data = program + hashlib.sha256(program).digest()
     if path is not None:
         Path(path).write_bytes(data)
@@ -208,9 +207,3 @@ def _state(plain):
     if "forward" in plain:
         return BidirectionalState(_state(plain["forward"]), _state(plain["backward"]))
     return LSTMState(**plain)
-
-
-def _without_checks(exported):
-    """The same without the effects of `checkify`, which cannot be stored and of which a program has no trace."""
-    effects = tuple(effect for effect in exported.unordered_effects if type(effect).__name__ != "ErrorEffect")
-    return dataclasses.replace(exported, unordered_effects=effects)

@@ -45,7 +45,7 @@ def run(
 
     Args:
         params: LSTMParams, in whose dtypes gradients add up; computed with in that of xs.
-        xs: inputs [*batch, time, inputs].
+        xs: inputs [*batch, time, inputs], 0 on padding.
         state: LSTMState [*batch, units] before the first step read.
         initial: LSTMState [units] that a reset restores.
         masks: those that the loop needs, [*batch, ...] or [time, *batch, ...]; constants to derivatives.
@@ -71,7 +71,7 @@ def _run_jvp(options, dropout, return_sequences, primals, tangents):
 
     constants, steps = masks.in_loop()
     d_params, d_state, d_initial = _tangents(d_params), *_instantiated((d_state, d_initial))
-    d_xs = recurrence.time_major(d_xs, clock.valid) if _given(d_xs) else None
+    d_xs = jnp.moveaxis(d_xs, -2, 0) if _given(d_xs) else None
     timed = (d_xs, saved, steps)
     d_state, d_initial, d_params, timed = placement.varying_alike((d_state, d_initial, d_params, timed))
     params = cell.narrowed(params, xs)

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Integer
 
-from lstmjax import cell, checks, fused, placement, recurrence, regularize
+from lstmjax import cell, checks, fused, padding, placement, recurrence, regularize
 from lstmjax.cell import LSTMNorm as LSTMNorm
 from lstmjax.cell import LSTMParams as LSTMParams
 from lstmjax.cell import LSTMState as LSTMState
@@ -97,7 +97,7 @@ def apply(
         xs: input sequences [*batch, time, inputs], floating; any number of batch axes, none included.
         state: LSTMState [*batch, units] to start from; None for `initial_state`.
         lengths: valid steps of each sequence, integers [*batch] from 0 to time; None where all are valid. Under
-            jit their values cannot be read: one above time then counts as time (checkify reports it).
+            jit their values cannot be read: one above time then counts as time (`lstmjax.checked` reports it).
         resets: bool [*batch, time]; where True, the state returns to `initial_state` before that step is read.
         reverse: read valid steps last to first; each output still stands at its own step.
         return_sequences: False returns the final h as ys and stacks nothing over time.
@@ -131,7 +131,7 @@ def apply(
     return_sequences = checks.boolean("return_sequences", return_sequences)
     unroll = None if unroll is None else checks.positive_int("unroll", unroll)
     segments = 0
-    if lengths is not None or checkpoint is not False or not _are_arrays(params, xs, state, resets):
+    if checkpoint is not False or not _are_arrays(params, xs, state, lengths, resets) or not _fit(lengths, xs):
         xs, state, lengths, resets = checked(params, xs, state, lengths, resets, key, options, dropout, implementation)
         segments = _segments(checkpoint, xs.shape[-2])
     static = reverse, return_sequences, options, dropout, implementation, unroll, segments
@@ -210,13 +210,14 @@ def _apply(params, xs, arrays, static):
     """Check and run: while it is traced, and so once for all calls with the same shapes and dtypes."""
     state, lengths, resets, key = arrays
     reverse, return_sequences, options, dropout, implementation, unroll, segments = static
-    xs, state, _, resets = checked(params, xs, state, None, resets, key, options, dropout, implementation)
+    xs, state, lengths, resets = checked(params, xs, state, lengths, resets, key, options, dropout, implementation)
     dropout = _check_dropout(dropout, key)
     *batch, time, _ = xs.shape
 
     def run(params, xs, state, lengths, resets, masks):
         clock = recurrence.read_by(lengths, resets, time, reverse=reverse, unroll=unroll)
-        xs = recurrence.in_order(xs, reverse, axis=-2)
+        # Filled before all else, so that no array in between holds the NaN of padding, at which jax.debug_nans stops.
+        xs = recurrence.in_order(padding.fill(xs, lengths), reverse, axis=-2)
         masks = masks.at(recurrence.in_order(masks.in_loop()[1], reverse))
         ys, state = _read(
             params,
@@ -394,16 +395,26 @@ def _segments(checkpoint: Any, time: int) -> int:
     return recurrence.even(time, max(1, math.isqrt(6 * time)))
 
 
-def _are_arrays(params: Any, xs: Any, state: Any, resets: Any = None) -> bool:
+def _are_arrays(params: Any, xs: Any, state: Any, *others: Any) -> bool:
     """Whether jit takes these as they are; lists and arrays of other libraries are converted first.
 
     Arrays of another byte order are refused there: once it has compiled, jit would read them as they stand.
     """
-    leaves = (xs, state.h, state.c, resets) if isinstance(state, LSTMState) else (xs, state, resets)
+    leaves = (xs, state.h, state.c, *others) if isinstance(state, LSTMState) else (xs, state, *others)
     if not all(map(_is_array, map(type, leaves))):
         return False
     arrays = jax.tree.leaves((params, leaves))
     return all(leaf.dtype.isnative for leaf in arrays if isinstance(leaf, np.ndarray))
+
+
+def _fit(lengths: Any, xs: Any) -> bool:
+    """Whether lengths lie within time, if their values can be read; all else is checked while tracing."""
+    if lengths is None or isinstance(lengths, jax.core.Tracer) or not getattr(lengths, "is_fully_addressable", True):
+        return True
+    values = np.asarray(lengths)
+    if xs.ndim < 2 or values.dtype.kind not in "iu":
+        return False
+    return not values.size or bool(values.min() >= 0 and values.max() <= xs.shape[-2])
 
 
 @cache
@@ -457,5 +468,5 @@ def promoted(
         if options.precision
         else jnp.result_type(state.c, checks.at_least_float32(dtype))
     )
-    params = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
+    params = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), params)  # of NumPy too, where jit is disabled
     return params, x.astype(dtype), LSTMState(h=state.h.astype(dtype), c=state.c.astype(wide))

@@ -65,11 +65,6 @@ def in_order(tree: Any, reverse: bool, axis: int = 0) -> Any:
     return jax.tree.map(partial(jnp.flip, axis=axis), tree) if reverse else tree
 
 
-def time_major(xs: Float[Array, "*batch time inputs"], valid: Any) -> Float[Array, "time *batch inputs"]:
-    """Put time first, and zeros where padding was, so that nothing read there can reach a gradient."""
-    return where(valid, jnp.moveaxis(xs, -2, 0))
-
-
 def where(valid: Any, xs: Float[Array, "time *batch features"]) -> Float[Array, "time *batch features"]:
     """Put zeros where padding is; `valid` is None where there is none."""
     if valid is None:
@@ -98,7 +93,7 @@ def forward(
         cell: one step of one sequence; its state has fields h, the output, and c.
         state: the state before the first step read, leaves [*batch, ...].
         initial: the state that a reset restores, leaves without batch axes, in whose dtypes its gradient adds up.
-        xs: inputs, which `ahead` gets as [time, *batch, inputs], 0 on padding.
+        xs: inputs, 0 on padding, which `ahead` gets as [time, *batch, inputs].
         timed: what else belongs to each step, a tree with leaves [time, *batch, ...].
         constants: what the cell is given at every step of a sequence, a tree with leaves [*batch, ...].
         clock: padding, resets and direction.
@@ -135,19 +130,22 @@ def forward(
     def read(state, *, block, together):
         whole, each = (_as_they_are, ahead) if block == 1 else (ahead, _as_they_are)
 
-        def run(start, size, state, timed):
-            timed, valid, resets = timed
-            some = xs if size == time else jax.lax.dynamic_slice_in_dim(xs, start, size, axis=xs.ndim - 2)
-            unroll = clock.unroll or (even(size, together) if together > 1 and isinstance(size, int) else 1)
-            return jax.lax.scan(
-                lambda state, now: tick(state, (each(*now[0]), *now[1:]), constants),
-                state,
-                (whole(time_major(some, valid), timed), valid, resets),
-                unroll=unroll,
-            )
+        def run(size):
+            def over(start, state, timed):
+                timed, valid, resets = timed
+                some = xs if size == time else jax.lax.dynamic_slice_in_dim(xs, start, size, axis=xs.ndim - 2)
+                unroll = clock.unroll or (even(size, together) if together > 1 and isinstance(size, int) else 1)
+                return jax.lax.scan(
+                    lambda state, now: tick(state, (each(*now[0]), *now[1:]), constants),
+                    state,
+                    (whole(jnp.moveaxis(some, -2, 0), timed), valid, resets),
+                    unroll=unroll,
+                )
 
-        run = again(run, static_argnums=1)
-        return run(0, time, state, timed) if block in (None, 1) else _in_blocks(run, state, timed, time, block)
+            # Not with static_argnums, of which JAX would keep this function, and the arrays it closes over, for good.
+            return again(over)
+
+        return run(time)(0, state, timed) if block in (None, 1) else _in_blocks(run, state, timed, time, block)
 
     on_cpu, elsewhere = partial(read, block=block, together=1), partial(read, block=None, together=together)
     if together == 1:
@@ -166,10 +164,11 @@ def even(whole: int, part: int) -> int:
 def _in_blocks(run, state, timed, time, size):
     whole, rest = _cut(timed, time, size)
     starts = jnp.arange(0, time - time % size, size)
-    state, outputs = jax.lax.scan(lambda state, now: run(now[0], size, state, now[1]), state, (starts, whole))
+    run_block = run(size)
+    state, outputs = jax.lax.scan(lambda state, now: run_block(now[0], state, now[1]), state, (starts, whole))
     outputs = jax.tree.map(lambda leaf: leaf.reshape(leaf.shape[0] * size, *leaf.shape[2:]), outputs)
     if rest is not None:
-        state, last = run(time - time % size, time % size, state, rest)
+        state, last = run(time % size)(time - time % size, state, rest)
         outputs = jax.tree.map(lambda *parts: jnp.concatenate(parts), outputs, last)
     return state, outputs
 

@@ -13,10 +13,10 @@ import pytest
 import reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jax.experimental import checkify
 from jax.sharding import PartitionSpec
 from jax.test_util import check_vjp
 
+import lstmjax
 from lstmjax import LSTMParams, LSTMState, lstm
 from lstmjax.kernels import tpu
 
@@ -536,15 +536,15 @@ def test_vmap_over_nothing(batch):
 
 @jax.jit
 def reports(params, xs, lengths):
-    """What checkify says of the lengths, inside vmap and around it."""
+    """What is reported of the lengths, inside vmap and around it."""
     call = lambda xs, lengths: lstm.apply(params, xs, lengths=lengths)  # noqa: E731
-    of_each, _ = jax.vmap(checkify.checkify(call))(xs, lengths)
-    of_all, _ = checkify.checkify(jax.vmap(call))(xs, lengths)
+    of_each, _ = jax.vmap(lstmjax.checked(call))(xs, lengths)
+    of_all, _ = lstmjax.checked(jax.vmap(call))(xs, lengths)
     return of_each, of_all
 
 
 @pytest.mark.parametrize(("lengths", "reported"), [([5, 0], None), ([5, 6], "at mapped index 1: lengths must lie")])
-def test_checkify_and_vmap(lengths, reported):
+def test_checked_and_vmap(lengths, reported):
     params, xs = lstm.init(jax.random.key(0), INPUTS, UNITS), jnp.ones((2, 5, INPUTS))
     of_each, of_all = reports(params, xs, jnp.array(lengths))
     if reported is None:
@@ -790,8 +790,8 @@ def test_closed_gates_are_as_accurate_as_open_ones(implementation, dtype):
         sequences, before = zip(*(gate_alone(name, z) for name in "ifgo"), strict=True)
         xs = jnp.asarray(np.concatenate(sequences), dtype)
         c0 = jnp.repeat(jnp.array(before), len(z))[:, None].astype("float64" if dtype == "float64" else "float32")
-        arrays = {"w_x": jnp.eye(4, dtype=dtype), "w_h": jnp.zeros((1, 4), dtype), "bias": jnp.zeros(4, dtype), "xs": xs}
-        arrays |= {"h0": jnp.zeros((len(xs), 1), dtype), "c0": c0}
+        arrays = {"w_x": jnp.eye(4, dtype=dtype), "w_h": jnp.zeros((1, 4), dtype), "bias": jnp.zeros(4, dtype)}
+        arrays |= {"xs": xs, "h0": jnp.zeros((len(xs), 1), dtype), "c0": c0}
 
         def shown(xs):
             _, h, c = run(dict(arrays, xs=xs), implementation=implementation)
@@ -801,7 +801,7 @@ def test_closed_gates_are_as_accurate_as_open_ones(implementation, dtype):
         only = jnp.arange(len(xs))[:, None] >= 3 * len(z)
         (d_xs,) = pull((jnp.where(only, 1, 0).astype(h.dtype), jnp.where(only, 0, 1).astype(c.dtype)))
     sigmoid, tanh = 1 / (1 + np.exp(-z)), np.tanh(z)
-    found = np.split(np.float64(c)[: 3 * len(z), 0], 3) + [np.float64(h)[3 * len(z) :, 0]]
+    found = [*np.split(np.float64(c)[: 3 * len(z), 0], 3), np.float64(h)[3 * len(z) :, 0]]
     slopes = np.float64(d_xs)[:, 0].reshape(4, len(z), 4)
     rounded = ACCURACY[dtype] if dtype != "bfloat16" else 2**-8
     for k, (value, right) in enumerate(zip(found, (sigmoid, sigmoid, tanh, sigmoid), strict=True)):

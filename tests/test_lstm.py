@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
-from jax.experimental import checkify
 
+import lstmjax
 from lstmjax import Dropout, LSTMOptions, LSTMParams, LSTMState, lstm
 
 KEY = jax.random.key(0)
@@ -129,7 +129,7 @@ def test_strict_promotion_of_one_dtype():
 @pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int32, np.int64])
 def test_every_integer_type_serves_for_lengths(dtype):
     params, xs = lstm.init(KEY, 2, 3), jnp.ones((2, 200, 2))
-    error, (ys, _) = checkify.checkify(lstm.apply)(params, xs, lengths=np.array([100, 3], dtype))
+    error, (ys, _) = lstmjax.checked(lstm.apply)(params, xs, lengths=np.array([100, 3], dtype))
     error.throw()
     assert np.asarray(ys).any(axis=-1).sum(axis=-1).tolist() == [100, 3]
 
@@ -324,14 +324,16 @@ class TestRefusals:
             LSTMOptions(**arguments)
 
     def test_lengths_above_time_under_jit(self):
-        """Their values cannot be read: checkify reports them; without it they count as `time`."""
+        """Their values cannot be read and count as `time`; `checked` reports them, of what was traced before, too."""
         call = jax.jit(lambda lengths: lstm.apply(self.params, XS, lengths=lengths)[0])
         np.testing.assert_array_equal(call(jnp.array([9, 5])), call(jnp.array([5, 5])))
-        error, _ = checkify.checkify(call)(jnp.array([9, 5]))
-        with pytest.raises(ValueError, match=r"lengths must lie between 0 and 5"):
+        for checked in (lstmjax.checked(call), jax.jit(lstmjax.checked(call))):
+            error, ys = checked(jnp.array([9, 5]))
+            with pytest.raises(ValueError, match=r"lengths must lie between 0 and 5"):
+                error.throw()
+            np.testing.assert_array_equal(ys, call(jnp.array([9, 5])))
+            error, _ = checked(jnp.array([0, 5]))
             error.throw()
-        error, _ = checkify.checkify(call)(jnp.array([0, 5]))
-        error.throw()
 
 
 def test_calls_alike_are_checked_once(monkeypatch):

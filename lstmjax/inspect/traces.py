@@ -1,13 +1,14 @@
 """What happens inside: every gate, c and h at every step."""
 
 import dataclasses
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import ArrayLike, Bool, Float, Integer
 
-from lstmjax import cell, lstm, recurrence, stack
+from lstmjax import cell, lstm, padding, recurrence, stack
 from lstmjax.bidirectional import BidirectionalParams
 from lstmjax.lstm import LSTMParams
 from lstmjax.options import LSTMOptions
@@ -118,11 +119,12 @@ def _of_layer(params, xs, state, *, reverse, **arguments):
     return BidirectionalTrace(*(_of_lstm(half, xs, at, reverse=way, **arguments) for half, at, way in halves))
 
 
+@partial(jax.jit, static_argnames=("reverse", "options", "dropout"))
 def _of_lstm(params, xs, state, *, lengths, resets, reverse, options, dropout):
     xs, state, lengths, resets = lstm.checked(params, xs, state, lengths, resets, None, options, dropout, "scan")
     options = dataclasses.replace(options, units_axis=None)
     initial = lstm.initial_state(params)
-    params, xs, state = lstm.promoted(params, xs, state, options)
+    params, xs, state = lstm.promoted(params, padding.fill(xs, lengths), state, options)
     params = cell.merged(params)
     clock = recurrence.read_by(lengths, resets, xs.shape[-2], reverse=reverse, unroll=1)
 

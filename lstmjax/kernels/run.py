@@ -81,7 +81,7 @@ def run(
     def flat(array):
         return None if array is None else array.reshape(time, rows, *array.shape[1 + len(batch) :])
 
-    steps = tpu.Steps(flat(recurrence.time_major(xs, clock.valid)), flat(clock.resets))
+    steps = tpu.Steps(flat(jnp.moveaxis(xs, -2, 0)), flat(clock.resets))
     valid = flat(clock.valid)
     state = jax.tree.map(lambda leaf: leaf.reshape(rows, leaf.shape[-1]), state)
     dtype, wide = xs.dtype, state.c.dtype
