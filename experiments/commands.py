@@ -145,7 +145,7 @@ def show() -> int:
     """The configs, each by the first line of its head, and the runs, each by its result."""
     table = Table("config", "what it is")
     for path in sorted(Path("configs").glob("*.toml")):
-        table.add_row(str(path), path.read_text().partition("\n")[0].lstrip("# "))
+        table.add_row(str(path), path.read_text(encoding="utf-8-sig").partition("\n")[0].lstrip("# "))
     console.print(table)
     table = Table("run", "steps", "result")
     for run in runs.all_runs(Path("runs")):

@@ -71,7 +71,7 @@ def load_sweep(path: str | Path, overrides: list[str] | None = None) -> list[tup
     """Reads every combination of the `[sweep]` lists: what it varies, and its config."""
     table, origins = _read(Path(path))
     varied = _lists(table.pop("sweep", {}), Path(path))
-    if "base" in varied and "base" in tomllib.loads(Path(path).read_text(encoding="utf-8")):
+    if "base" in varied and "base" in _parsed(Path(path)):
         raise ConfigError(f"{path}: base is named at the top and varied in [sweep]; it must be one of the two")
     if not varied:
         raise ConfigError(f"{path}: there is no [sweep] table of lists; start it with `run {path}`")
@@ -126,7 +126,7 @@ def dumps(config: Config) -> str:
 def _read(path: Path, above: tuple[Path, ...] = ()) -> tuple[Table, dict]:
     """The merged table of a file and its bases, and which file each leaf was last written in."""
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        table = _parsed(path)
     except FileNotFoundError:
         near = sorted(str(p) for p in path.parent.glob("*.toml")) if path.parent.is_dir() else []
         raise ConfigError(f"there is no config {path}{_nearest(str(path), near)}") from None
@@ -138,6 +138,10 @@ def _read(path: Path, above: tuple[Path, ...] = ()) -> tuple[Table, dict]:
     base = table.pop("base", None)
     origins = {keys: str(path) for keys in _leaves(table)}
     return (table, origins) if base is None else _over(base, table, origins, path, above)
+
+
+def _parsed(path: Path) -> Table:
+    return tomllib.loads(path.read_text(encoding="utf-8-sig"))  # some editors begin a file with a byte order mark
 
 
 def _over(base: Any, table: Table, origins: dict, path: Path, above: tuple[Path, ...] = ()) -> tuple[Table, dict]:

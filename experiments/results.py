@@ -191,10 +191,10 @@ def _distinct(rivals: list[tuple[str, dict[str, dict]]]) -> dict[str, dict]:
 def _told(name: str, record: Record, configs: Path) -> list[str]:
     """What a config is, how it was run, and what was tried where it falls short."""
     path, first = configs / f"{name}.toml", record["runs"][0]
-    head = path.read_text(encoding="utf-8") if path.exists() else ""
+    head = path.read_text(encoding="utf-8-sig") if path.exists() else ""
     paragraphs = " ".join(
         line.removeprefix("#").strip() or "\n"
-        for line in itertools.takewhile(lambda line: line.startswith("#"), head.splitlines())
+        for line in itertools.takewhile(lambda line: line.startswith("#"), head.split("\n"))
     ).split(" \n ")
     took = _took(record["runs"])
     seeds = ", ".join(str(run["seed"]) for run in record["runs"])

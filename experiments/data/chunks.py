@@ -2,7 +2,7 @@
 
 Tjong Kim Sang & Buchholz, Introduction to the CoNLL-2000 Shared Task: Chunking, 2000. A line is `word POS chunk`, where
 a chunk begins with B-NP, goes on with I-NP and ends before anything else, and O is a word in none; a blank line ends a
-sentence. The shared task keeps no sentences to choose by; here they are the last 1,000 of its training file, in one
+sentence, and so does a line that begins with -DOCSTART-, which parts documents. The shared task keeps no sentences to choose by; here they are the last 1,000 of its training file, in one
 piece, so that at most one article is in both.
 """
 
@@ -18,7 +18,8 @@ SOURCE = (
     "a file of the CoNLL-2000 shared task, https://www.clips.uantwerpen.be/conll2000/chunking/, unpacked with gunzip"
 )
 VALIDATION = 1000
-CHUNK = re.compile(r"O|[BI]-\S+")
+CHUNK = re.compile(r"O|[BI]-.+")
+BOUNDARY = "-DOCSTART-"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,8 +47,9 @@ def load() -> dict[str, list[Sentence]]:
 def _read(path: Path) -> list[Sentence]:
     sentences, rows = [], []
     for number, line in enumerate([*files.lines(path), ""], 1):
-        if line.strip():
-            rows.append(_columns(line, path, number))
+        tokens = files.columns(line)
+        if tokens and tokens[0] != BOUNDARY:
+            rows.append(_checked(tokens, line, path, number))
             before, chunk = rows[-2][2] if rows[1:] else "O", rows[-1][2]
             if chunk.startswith("I-") and chunk[2:] != before[2:]:
                 raise DataError(
@@ -62,11 +64,10 @@ def _read(path: Path) -> list[Sentence]:
     return sentences
 
 
-def _columns(line: str, path: Path, number: int) -> list[str]:
-    columns = line.split()
-    if len(columns) != 3 or not CHUNK.fullmatch(columns[2]):
+def _checked(tokens: list[str], line: str, path: Path, number: int) -> list[str]:
+    if len(tokens) != 3 or not CHUNK.fullmatch(tokens[2]):
         raise DataError(
             f"{path}, line {number}: {files.shown(line)!r} must be a word, its part of speech and its chunk, such "
             f"as B-NP, I-NP or O, with spaces between; it should be {SOURCE}"
         )
-    return columns
+    return tokens

@@ -44,8 +44,8 @@ class Conversation:
 def load(folder: str = "swda", column: str = "tag") -> dict[str, list[Conversation]]:
     """Of "train", "validation" and "test", each conversation, labelled by the tags in `column`.
 
-    A text may be empty: something was said that was not written down. A file without a line, and a split without a
-    file, are refused.
+    A text may be empty: something was said that was not written down. A file without an utterance, and a split without
+    a file, are refused.
     """
     root = files.required(folder, SOURCE, Path.is_dir)
     splits = {}
@@ -74,22 +74,9 @@ def plain(path: Path) -> Conversation:
     """A conversation to be labelled, of a text file with a line for each utterance.
 
     Lines are `speaker|text`, or whole lines of a corpus, whose tags are not looked at. In a file without any `|` every
-    line is a text, and all are one speaker's. Blank lines are not utterances.
+    line is a text, and all are one speaker's.
     """
-    split = [(number, line.split("|")) for number, line in enumerate(files.lines(path), 1) if line.strip()]
-    if not split:
-        raise DataError(f"{path} has no lines; each should be an utterance, such as A|How are you?")
-    if all(len(columns) == 1 for _, columns in split):
-        return Conversation(path.stem, ("",) * len(split), tuple(text.strip() for _, (text,) in split))
-    for number, columns in split:
-        if len(columns) not in (2, *TAGS):
-            raise DataError(
-                f"{path}, line {number}: {files.shown('|'.join(columns))!r} has {len(columns)} columns; it must be "
-                f"speaker|text, as other lines are, or a line of a corpus, speaker|text|tag or "
-                f"speaker|text|basic|general|full"
-            )
-    speakers, texts = zip(*((speaker.strip(), text.strip()) for _, (speaker, text, *_) in split), strict=True)
-    return Conversation(path.stem, speakers, texts)
+    return _read(path, None)
 
 
 def _paths(root: Path) -> dict[str, list[Path]]:
@@ -102,7 +89,7 @@ def _paths(root: Path) -> dict[str, list[Path]]:
     for split, file in NAMES.items():
         if not (root / file).is_file():
             raise DataError(f"{root}/splits has no {Path(file).name}; it should be {SOURCE}")
-        names = [name for line in files.lines(root / file) if (name := line.strip())]
+        names = [name for _, name in files.filled(root / file)]
         for name in names:
             if name not in by_name:
                 name = files.shown(name)
@@ -114,30 +101,35 @@ def _paths(root: Path) -> dict[str, list[Path]]:
     return chosen
 
 
-def _read(path: Path, column: str) -> Conversation:
-    rows = [_columns(line, path, number, column) for number, line in enumerate(files.lines(path), 1)]
-    if not rows:
-        raise DataError(f"{path} is empty; each line should be {_layouts()}")
+def _read(path: Path, column: str | None) -> Conversation:
+    """The conversation in a file, with the tags in `column`, or with none. Blank lines are not utterances."""
+    split = [(number, line.split("|")) for number, line in files.filled(path)]
+    if not split:
+        raise DataError(f"{path} has no lines; each should be {_layouts(column)}")
+    if column is None and all(len(parts) == 1 for _, parts in split):
+        split = [(number, ["", text]) for number, (text,) in split]
+    rows = [_columns(parts, path, number, column) for number, parts in split]
     speakers, texts, found = zip(*rows, strict=True)
-    return Conversation(path.stem, speakers, texts, found)
+    return Conversation(path.stem, speakers, texts, () if column is None else found)
 
 
-def _columns(line: str, path: Path, number: int, column: str) -> tuple[str, str, str]:
-    speaker, *rest = (part.strip() for part in line.split("|"))
-    names = TAGS.get(len(rest) + 1)
+def _columns(parts: list[str], path: Path, number: int, column: str | None) -> tuple[str, str, str]:
+    """Speaker, text and the tag in `column`, "" without one."""
+    names = () if column is None and len(parts) == 2 else TAGS.get(len(parts))
+    place, line = f"{path}, line {number}", files.shown("|".join(parts))
     if names is None:
-        raise DataError(
-            f"{path}, line {number}: {files.shown(line)!r} has {len(rest) + 1} columns; it must be {_layouts()}"
-        )
+        raise DataError(f"{place}: {line!r} has {len(parts)} columns; it must be {_layouts(column)}")
+    speaker, text, *rest = (part.strip(files.SPACES) for part in parts)
+    if column is None:
+        return speaker, text, ""
     if column not in names:
-        raise DataError(
-            f"{path}, line {number}: column is {column!r}; a line of {len(rest) + 1} columns has {' and '.join(names)}"
-        )
-    tag = rest[1 + names.index(column)]
+        raise DataError(f"{place}: column is {column!r}; a line of {len(parts)} columns has {' and '.join(names)}")
+    tag = rest[names.index(column)]
     if not tag:
-        raise DataError(f"{path}, line {number}: {files.shown(line)!r} has no {column}; it must be {_layouts()}")
-    return speaker, rest[0], tag
+        raise DataError(f"{place}: {line!r} has no {column}; it must be {_layouts(column)}")
+    return speaker, text, tag
 
 
-def _layouts() -> str:
-    return " or ".join("|".join(("speaker", "text", *names)) for names in TAGS.values())
+def _layouts(column: str | None) -> str:
+    labelled = " or ".join("|".join(("speaker", "text", *names)) for names in TAGS.values())
+    return labelled if column else f"speaker|text, or a line of a corpus, {labelled}"

@@ -1,11 +1,13 @@
 """Where data files are looked for: the folder that LSTMJAX_DATA names, then the user's cache."""
 
+import codecs
 import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
 
 LONGEST = 200  # characters of a line in an error
+SPACES = " \t"  # what parts columns and is cut off their ends; any other space, such as U+00A0, is part of a token
 
 
 class DataError(RuntimeError):
@@ -51,18 +53,33 @@ def known(content: bytes, name: str, sha256: str, remedy: str) -> bytes:
     return content
 
 
-def text(path: Path, encoding: str) -> str:
-    """What a text file says."""
+def text(path: Path, encoding: str = "utf-8") -> str:
+    """The text of a file without its byte order mark, with \\n at the end of each line."""
     try:
-        return content(path).decode(encoding).replace("\r\n", "\n").replace("\r", "\n")
+        decoded = content(path).removeprefix(codecs.BOM_UTF8).decode(encoding)
     except UnicodeDecodeError as error:
-        raise DataError(f"{path} is no text in {encoding.removesuffix('-sig').upper()}: {error}") from None
+        raise DataError(f"{path} is no text in {encoding.upper()}: {error}") from None
+    return decoded.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def lines(path: Path) -> list[str]:
-    """The lines of a text file, without their ends; an empty file has none."""
-    whole = text(path, "utf-8-sig")
+    """The lines of a text file, without their ends; an empty file has none.
+
+    Only \\n, \\r\\n and \\r end a line: `str.splitlines` would also cut at a form feed, U+0085 or U+2028.
+    """
+    whole = text(path)
     return whole.removesuffix("\n").split("\n") if whole else []
+
+
+def filled(path: Path) -> list[tuple[int, str]]:
+    """The lines that are not blank, stripped of `SPACES`, each with its number in the file."""
+    stripped = ((number, line.strip(SPACES)) for number, line in enumerate(lines(path), 1))
+    return [(number, line) for number, line in stripped if line]
+
+
+def columns(line: str) -> list[str]:
+    """The tokens of a line, between runs of `SPACES`."""
+    return [token for token in line.replace("\t", " ").split(" ") if token]
 
 
 def shown(line: str) -> str:

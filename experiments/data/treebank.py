@@ -35,7 +35,7 @@ def load() -> dict[str, list[str]]:
 
 def words(text: str) -> list[str]:
     """All words in order, <eos> at the end of each line; an empty line, which train ends in, is none."""
-    return [word for line in text.split("\n") if line.strip() for word in (*line.split(), END)]
+    return [word for line in text.split("\n") if (found := files.columns(line)) for word in (*found, END)]
 
 
 def _assigned(statement: ast.stmt) -> tuple[str, str]:

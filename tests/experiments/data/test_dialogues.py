@@ -78,7 +78,7 @@ def test_column_of_three_is_chosen_by_its_name(tmp_path, monkeypatch, column, ex
     ("line", "column", "words"),
     [
         ("A|Okay.", "tag", "line 2: 'A|Okay.' has 2 columns; it must be speaker|text|tag or speaker|text|basic|"),
-        ("", "tag", "line 2: '' has 1 columns"),
+        ("\u00a0", "tag", "line 2: '\\xa0' has 1 columns"),
         ("A|a|b|c", "tag", "has 4 columns"),
         ("A|Okay.|", "tag", "line 2: 'A|Okay.|' has no tag"),
         ("A|Okay.|b", "basic", "column is 'basic'; a line of 3 columns has tag"),
@@ -96,7 +96,7 @@ def test_malformed_line_is_refused_with_its_place(root, line, column, words):
 
 def test_empty_file_empty_folder_and_other_encodings_are_refused(root):
     write(root, {"train/2005.txt": []})
-    with pytest.raises(DataError, match=r"2005\.txt is empty"):
+    with pytest.raises(DataError, match=r"2005\.txt has no lines; each should be speaker\|text\|tag or "):
         dialogues.load()
     (root / "train" / "2005.txt").write_bytes("A|Naïve|b\n".encode("latin1"))
     with pytest.raises(DataError, match=r"2005\.txt is no text in UTF-8"):
