@@ -9,6 +9,7 @@ python -m experiments report [RUN ...]                                      put 
 python -m experiments list                                                  show configs/ and runs/
 
 --mesh.data N --mesh.model M divide a batch, and the units of LSTMs, over devices; resume takes other ones too.
+--data-changed, of resume and evaluate, accepts other data than the run began with.
 --distributed, of run, sweep and resume, makes this one of several processes that train together: docs/scale.md.
 """
 
@@ -18,15 +19,19 @@ from experiments import commands, mesh, report
 from experiments.config import ConfigError
 from experiments.runs import RunError
 
+FLAGS = {"--distributed": ("run", "sweep", "resume"), "--data-changed": ("resume", "evaluate")}
+
 
 def main(argv: list[str]) -> int:
     try:
-        if "--distributed" in argv:
-            argv = [word for word in argv if word != "--distributed"]
-            if argv[:1] not in (["run"], ["sweep"], ["resume"]):
-                raise ConfigError(
-                    f"--distributed is of run, sweep and resume, not of {' '.join(argv[:1]) or 'nothing'}"
-                )
+        given = {flag for flag in FLAGS if flag in argv}
+        argv = [word for word in argv if word not in FLAGS]
+        for flag in given:
+            if not {*argv[:1]} & {*FLAGS[flag]}:
+                *some, last = FLAGS[flag]
+                raise ConfigError(f"{flag} is of {', '.join(some)} and {last}, not of {''.join(argv[:1]) or 'nothing'}")
+        changed = "--data-changed" in given
+        if "--distributed" in given:
             _join()
         match argv:
             case ["run", config, *overrides] if not config.startswith("-"):
@@ -34,9 +39,9 @@ def main(argv: list[str]) -> int:
             case ["sweep", config, *overrides] if not config.startswith("-"):
                 return commands.sweep(config, overrides)
             case ["resume", run, *overrides] if not run.startswith("-"):
-                return commands.resume(run, overrides)
+                return commands.resume(run, overrides, changed)
             case ["evaluate", run] if not run.startswith("-"):
-                return commands.evaluate(run)
+                return commands.evaluate(run, changed)
             case ["predict", run, file] if not run.startswith("-"):
                 return commands.predict(run, file)
             case ["report", *folders] if not any(folder.startswith("-") for folder in folders):

@@ -6,8 +6,9 @@ import json
 import math
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,13 +17,14 @@ from jax.sharding import Mesh
 from rich.table import Table
 
 import lstmjax
-from experiments import mesh, report, results, runs
+from experiments import kept, mesh, report, results, runs
 from experiments.checkpoint import Checkpoints
 from experiments.config import Config, ConfigError, dumps, load, load_sweep
+from experiments.data import files
 from experiments.data.files import DataError
 from experiments.report import console
 from experiments.runs import Run, RunError
-from experiments.task import Task
+from experiments.task import FAILED, Task, each
 from experiments.tasks import TASKS
 from experiments.train import (
     Hooks,
@@ -59,7 +61,7 @@ def sweep(path: str, overrides: list[str]) -> int:
         started.append((folder, choice))
     if not mesh.leads():
         return 0
-    results = [json.loads(folder.result.read_text()) for folder, _ in started]
+    results = [runs.result(folder) or {} for folder, _ in started]
     columns = ["run", *started[0][1], "sequences", *results[0]["test"]]
     table = Table(*columns, title=f"sweep {path}", title_justify="left")
     for (folder, choice), result in zip(started, results, strict=True):
@@ -82,21 +84,31 @@ def _over_seeds(choices: list[dict], results: list[dict]) -> dict[tuple, list[tu
     return {others: list(zip(*rows, strict=True)) for others, rows in groups.items() if SEED in choices[0] and rows[1:]}
 
 
-def resume(folder: str, overrides: list[str]) -> int:
+def resume(folder: str, overrides: list[str], data_changed: bool = False) -> int:
     """Continues from the newest whole checkpoint; what was logged after it is dropped and done again.
 
-    Only what [mesh] says may be another than before.
+    Only what [mesh] says may be another than before, and the data only where that is accepted.
     """
     run = runs.find(folder)
     config, before = load(run.config, overrides), load(run.config)
     if dataclasses.replace(config, mesh=before.mesh) != before:
         raise ConfigError(f"resume {folder}: no option but --mesh.data and --mesh.model can change; start another run")
-    if run.result.exists():
+    result = runs.result(run)
+    if result and "baselines" in result:
         console.print(f"{run.folder} is finished: nothing to resume. Its result is in {run.result}")
         return 0
-    task = _task(config)
+    found, differing = _data(run, config, data_changed)
+    task = _task(config, found)
     over = _over(config, task)
     with _interrupt(run) as asked, _alone(run):
+        if differing:
+            mesh.by_leader(lambda: kept.accept(run, found, differing))
+        if differing or "changed" in found:
+            task = dataclasses.replace(task, published=())  # those are of one data set
+        if result:
+            console.print(f"{run.folder} has its result; its baselines are missing")
+            mesh.by_leader(lambda: _compare(run, config, task, result))
+            return 0
         checkpoints = Checkpoints(run.checkpoints)
         state = _restored(run, config, task, checkpoints, over) or initial_state(task, config.train, over)
         mesh.by_leader(lambda: _go_back(run, checkpoints, int(state.step)))
@@ -112,10 +124,10 @@ def _go_back(run: Run, checkpoints: Checkpoints, step: int) -> None:
     runs.truncate(run.metrics, step)
 
 
-def evaluate(folder: str) -> int:
+def evaluate(folder: str, data_changed: bool = False) -> int:
     run = runs.find(folder)
     config = load(run.config)
-    task = _task(config)
+    task = _task(config, _data(run, config, data_changed)[0])
     state = _trained(run, config, task)
     title = f"{run.folder} at step {int(state.step)}"
     console.print(report.table({_kind(config): _test(task, state)}, _baselines(task), title))
@@ -123,12 +135,15 @@ def evaluate(folder: str) -> int:
 
 
 def predict(folder: str, file: str) -> int:
-    """Labels the lines of a text file: tag, probability and line, as columns parted by tabs."""
+    """Labels the lines of a text file: tag, probability and line, as columns parted by tabs.
+
+    The words and tags are those that the run keeps: its data is not read.
+    """
     run = runs.find(folder)
     config = load(run.config)
-    task = _task(config)
-    if task.label is None:
+    if not hasattr(TASKS[config.task], "labeller"):
         raise RunError(f"{run.folder}: the task {config.task} has no lines to label")
+    task = TASKS[config.task].labeller(config.model, kept.load(run, config)["kept"])
     state = _trained(run, config, task)
     try:
         labelled = task.label(state.params, Path(file))
@@ -169,9 +184,10 @@ def _standing(run: Run) -> tuple[str, str]:
     try:
         lines = runs.read(run.metrics)
         steps = str(lines[-1]["step"] if lines else 0)
-        if not run.result.exists():
+        result = runs.result(run)
+        if result is None:
             return steps, "not finished"
-        test = json.loads(run.result.read_text())["test"]
+        test = result["test"]
     except (ValueError, KeyError) as error:
         return "", f"cannot be read: {error!r}"
     return steps, "  ".join(f"{name} {report.number(value)}" for name, value in test.items())
@@ -205,12 +221,30 @@ def _restored(run: Run, config: Config, task: Task, checkpoints: Checkpoints, ov
 def _start(config: Config) -> tuple[Run, int]:
     task = _task(config)
     over = _over(config, task)
-    run = Run(Path(mesh.by_leader(lambda: runs.create(config.out, config.name, dumps(config)).folder)))
+    run = _begun(config, task)
     with _interrupt(run) as asked, _alone(run):
         state = initial_state(task, config.train, over)
         console.print(f"{run.folder}: {config.task} on {_devices(over)}")
         console.print(str(lstmjax.summary(state.params)))
         return run, _train(run, config, task, Checkpoints(run.checkpoints), state, over, asked)
+
+
+def _begun(config: Config, task: Task) -> Run:
+    """A new folder, in which what the run keeps is written down."""
+
+    def create() -> Path:
+        return runs.create(config.out, config.name, dumps(config), kept.described(config, task)).folder
+
+    return Run(Path(mesh.by_leader(create)))
+
+
+def _data(run: Run, config: Config, data_changed: bool) -> tuple[dict[str, Any], list[str]]:
+    """What the run keeps, and what of its data differs now, which must have been accepted."""
+    found = kept.load(run, config)
+    differing = kept.check(run, config, found, data_changed)
+    for line in differing:
+        console.print(f"the data differs from that the run began with: {line}")
+    return found, differing
 
 
 @contextlib.contextmanager
@@ -273,33 +307,44 @@ def _check_finite(run: Run, test: dict[str, float]) -> None:
 
 
 def _finish(run: Run, config: Config, task: Task, outcome: Outcome, test: dict[str, float]) -> None:
-    baselines, state = _baselines(task), outcome.state
+    """Writes the result before anything else can fail, then what it is compared with."""
+    state = outcome.state
     sequences = int(state.step) * config.train.batch
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     result = {"task": config.task, "step": int(state.step), "sequences": sequences}
-    result |= {"parameters": parameters, "metric": task.metric, "unit": task.unit, "test": test, "baselines": baselines}
+    result |= {"parameters": parameters, "metric": task.metric, "unit": task.unit, "test": test}
     result |= {"published": {who: dict(figures) for who, figures in task.published}, "epoch": task.epoch}
     if task.criterion:
         result["criterion_met"] = bool(criterion_met(task, state))
-    rows = {_kind(config): test}
-    with runs.writing(run.curve):
-        report.curve(run.curve, task, runs.read(run.metrics), rows, baselines, f"{run.folder.name}: {config.task}")
-    runs.write(run.result, json.dumps(result, indent=2, allow_nan=False) + "\n")
-
-    console.print(report.table(rows, baselines, str(run.folder)))
-    if task.criterion:
-        met = f"met after {sequences:,} sequences" if result["criterion_met"] else "not met"
-        console.print(f"criterion   {met}, of at most {config.train.steps * config.train.batch:,}")
-    for source, figures in task.published:
-        shown = ", ".join(f"{name} {report.number(value)}" for name, value in figures.items())
-        console.print(f"published   {shown}: {source}")
+    runs.write(run.result, _json(result))
+    _compare(run, config, task, result)
     seconds, steps = outcome.train_seconds, outcome.steps
-    console.print(f"parameters  {parameters:,}")
     console.print(f"compiling   {outcome.compile_seconds:.1f} s")
     if steps:
         console.print(f"training    {seconds:.1f} s, {steps} steps, {steps / seconds:.3g} steps/s")
+
+
+def _compare(run: Run, config: Config, task: Task, result: dict[str, Any]) -> None:
+    """Adds the baselines to the result, and shows both."""
+    test, baselines = result["test"], _baselines(task)
+    runs.write(run.result, _json(result | {"baselines": baselines}))
+    rows = {_kind(config): test}
+    console.print(report.table(rows, baselines, str(run.folder)))
+    if task.criterion:
+        met = f"met after {result['sequences']:,} sequences" if result["criterion_met"] else "not met"
+        console.print(f"criterion   {met}, of at most {config.train.steps * config.train.batch:,}")
+    for source, figures in result["published"].items():
+        shown = ", ".join(f"{name} {report.number(value)}" for name, value in figures.items())
+        console.print(f"published   {shown}: {source}")
+    with runs.writing(run.curve):
+        report.curve(run.curve, task, runs.read(run.metrics), rows, baselines, f"{run.folder.name}: {config.task}")
+    console.print(f"parameters  {result['parameters']:,}")
     console.print(f"picture     {run.curve}")
     console.print(f"again       {_command('evaluate', run)}")
+
+
+def _json(result: dict[str, Any]) -> str:
+    return json.dumps(result, indent=2, allow_nan=False) + "\n"
 
 
 def _kind(config: Config) -> str:
@@ -307,14 +352,27 @@ def _kind(config: Config) -> str:
     return config.model.kind.upper()
 
 
-def _task(config: Config) -> Task:
+def _task(config: Config, found: Mapping[str, Any] | None = None) -> Task:
+    """The task on its data, which is read by what the run keeps, if there is a run and it keeps something."""
     _, _, test_key = keys(config.train.seed)
+    known = {"kept": found["kept"]} if found and found["kept"] else {}
     try:
-        return TASKS[config.task].build(config.data, config.model, config.train.batch, test_key)
+        task = TASKS[config.task].build(config.data, config.model, config.train.batch, test_key, **known)
+        if kept.reads(config):
+            _check_numbers(config, task)
+        return task
     except DataError as error:
         raise RunError(str(error)) from None
     except ValueError as error:
         raise ConfigError(f"{config.name}: {error}") from None
+
+
+def _check_numbers(config: Config, task: Task) -> None:
+    """Refuse data that is not finite before training makes of it a loss that is not."""
+    for split, columns in task.splits.items():
+        for path, leaf in jax.tree.leaves_with_path(columns):
+            column = jax.tree_util.keystr(path, simple=True, separator="/")
+            files.finite(np.asarray(leaf), f"{config.task}, {column} of the split {split}")
 
 
 def _over(config: Config, task: Task) -> Mesh:
@@ -341,7 +399,19 @@ def _test(task: Task, state: TrainState, over: Mesh | None = None) -> dict[str, 
 
 
 def _baselines(task: Task) -> report.Rows:
-    return {row: {name: float(value) for name, value in figures.items()} for row, figures in task.baselines().items()}
+    """Figures of each baseline, or the reason why there are none."""
+    console.print("baselines   are computed, which may take minutes")
+    found = each({"baselines": task.baselines})
+    rows = found if FAILED in found["baselines"] else found["baselines"]
+    return {name: _finite(figures) for name, figures in rows.items()}
+
+
+def _finite(figures: Mapping[str, Any]) -> dict[str, Any]:
+    if FAILED in figures:
+        return dict(figures)
+    numbers = {name: float(value) for name, value in figures.items()}
+    wrong = [f"{name} is {value}" for name, value in numbers.items() if not math.isfinite(value)]
+    return {FAILED: ", ".join(wrong)} if wrong else numbers
 
 
 def _command(name: str, run: Run) -> str:

@@ -10,10 +10,10 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from experiments.task import Task
+from experiments.task import FAILED, Task
 
-Rows = Mapping[str, Mapping[str, float]]
-"""Figures by their names, of each row of a table."""
+Rows = Mapping[str, Mapping[str, Any]]
+"""Figures by their names, of each row of a table; of a baseline that failed the reason, as `FAILED`."""
 SHARES = ("accuracy", "f1", "exact match")  # drawn as they are, other figures by their logarithms
 
 console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 160)
@@ -53,7 +53,8 @@ def table(rows: Rows, baselines: Rows, title: str) -> Table:
     for row, figures in rows.items():
         shown.add_row(row, *(number(figures.get(name)) for name in names), style="bold")
     for row, figures in baselines.items():
-        shown.add_row(row, *(number(figures.get(name)) for name in names))
+        failed = [f"{FAILED}: {figures[FAILED]}"] if FAILED in figures else []
+        shown.add_row(row, *failed, *(number(figures.get(name)) for name in names[len(failed) :]))
     return shown
 
 

@@ -15,10 +15,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from experiments import runs
+from experiments import kept, runs
 from experiments.config import Config, ConfigError, dumps, load, loads
+from experiments.data.files import digest
 from experiments.report import logarithmic, number, rising
 from experiments.runs import Run, RunError
+from experiments.task import FAILED
 from experiments.tasks import TASKS
 
 Record = dict[str, Any]
@@ -58,7 +60,7 @@ def collect(found: Iterable[Run], configs: Path, records: Path, named: bool = Tr
     for run in found:
         config = load(run.config)
         name = names.get(_unseeded(config))
-        if not run.result.exists():
+        if "baselines" not in (runs.result(run) or {}):
             left.append(f"{run.folder} is not finished; `resume` it first")
         elif name is None:
             left.append(f"{run.folder}: no config in {configs} is that of this run, whatever the seed")
@@ -72,11 +74,23 @@ def collect(found: Iterable[Run], configs: Path, records: Path, named: bool = Tr
     for name, seeds in members.items():
         path, config = records / f"{name}.json", _unseeded(load(configs / f"{name}.toml"))
         before = json.loads(path.read_text()) if path.exists() else {"config": config, "runs": []}
-        kept = {run["seed"]: run for run in before["runs"] if before["config"] == config}
-        kept |= {seed: _run_record(run, seed) for seed, run in seeds.items()}
-        record = {"config": config, "runs": [kept[seed] for seed in sorted(kept)]}
+        every = {run["seed"]: run for run in before["runs"] if before["config"] == config}
+        every |= {seed: _run_record(run, seed) for seed, run in seeds.items()}
+        record = {"config": config, "runs": [every[seed] for seed in sorted(every)]}
+        _check_one_data(name, record["runs"])
         runs.write(path, json.dumps(record, indent=1, allow_nan=False) + "\n")
     return left
+
+
+def _check_one_data(name: str, members: list[Record]) -> None:
+    """Refuse runs on different data in one mean. Older records have no hash, but tell whether figures are published."""
+    for one, other in itertools.combinations(members, 2):
+        hashes = {run["data"] for run in (one, other) if run.get("data")}
+        if len(hashes) > 1 or bool(one["published"]) != bool(other["published"]):
+            raise RunError(
+                f"the runs of {name} with seeds {one['seed']} and {other['seed']} are of different data; report those "
+                f"of one, and remove what is recorded of the other"
+            )
 
 
 def write(configs: Path, records: Path) -> Path:
@@ -104,8 +118,10 @@ def _run_record(run: Run, seed: int) -> Record:
     result, environment = (json.loads(path.read_text()) for path in (run.result, run.environment))
     times = runs.read(run.timings)
     machine = {key: environment[key] for key in ("python", "device", "devices", "cpus", "git")}
+    files = kept.load(run, load(run.config)).get("files") if run.data.exists() else None
     return result | {
         "seed": seed,
+        "data": digest(files) if files else None,
         "seconds": sum(time["train_seconds"] for time in times),
         "steps_timed": sum(time["steps"] for time in times),
         "environment": machine | {"jax": environment["packages"]["jax"]},
@@ -125,9 +141,9 @@ def _thinned(lines: list[dict]) -> list[dict]:
     return [{name: _rounded(value) for name, value in line.items()} for line in kept]
 
 
-def _rounded(value: float) -> float | None:
-    """As it is shown; None for an infinite perplexity, which JSON has no number for."""
-    if not math.isfinite(value):
+def _rounded(value: float | None) -> float | None:
+    """As it is shown; None for an infinite perplexity, which JSON has no number for, and where nothing was counted."""
+    if value is None or not math.isfinite(value):
         return None
     return float(f"{value:.4g}") if isinstance(value, float) else value
 
@@ -164,7 +180,9 @@ def _section(task: str, members: dict[str, Record], configs: Path, records: Path
     baselines = [(name, _baselines(record)) for name, record in members.items()]
     for kind, rivals in (("published", published), ("baseline", baselines)):
         for who, figures in _distinct(rivals).items():
-            lines.append(_row(f"{kind}: {who}", {name: number(value) for name, value in figures.items()}, columns))
+            failed = {columns[0]: f"{FAILED}: {figures[FAILED]}"} if FAILED in figures else {}
+            shown = failed or {name: number(value) for name, value in figures.items()}
+            lines.append(_row(f"{kind}: {who}", shown, columns))
     if cited := getattr(TASKS.get(task), "CITED", ()):
         lines += ["", f"Published in: {' '.join(cited)}"]
     for name, record in members.items():
@@ -269,13 +287,18 @@ def _to_criterion(record: Record) -> str:
     return f"criterion not met in {sum(not run['criterion_met'] for run in members)} of {len(members)} runs"
 
 
-def _baselines(record: Record) -> dict[str, dict[str, float]]:
-    """Means over the runs, whose test sequences may be drawn."""
-    members = record["runs"]
-    return {
-        who: {name: statistics.mean(run["baselines"][who][name] for run in members) for name in row}
-        for who, row in members[0]["baselines"].items()
-    }
+def _baselines(record: Record) -> dict[str, dict[str, Any]]:
+    """Means over the runs, whose test sequences may be drawn, in which a baseline has figures; else why it has none."""
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for run in record["runs"]:
+        for who, row in run["baselines"].items():
+            rows.setdefault(who, []).append(row)
+    found = {who: [row for row in of if FAILED not in row] or of[:1] for who, of in rows.items()}
+    return {who: of[0] if FAILED in of[0] else _means(of) for who, of in found.items()}
+
+
+def _means(rows: list[dict[str, float]]) -> dict[str, float]:
+    return {name: statistics.mean(row[name] for row in rows) for name in rows[0]}
 
 
 def _best(record: Record, name: str) -> tuple[str, float] | None:

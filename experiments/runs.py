@@ -37,6 +37,11 @@ class Run:
         return self.folder / "environment.json"
 
     @property
+    def data(self) -> Path:
+        """What the run keeps of its data; not there where that is drawn. See experiments/kept.py."""
+        return self.folder / "data.json"
+
+    @property
     def metrics(self) -> Path:
         return self.folder / "metrics.jsonl"
 
@@ -61,8 +66,8 @@ class Run:
         return self.folder / "lock"
 
 
-def create(out: str, name: str, config: str) -> Run:
-    """A new folder `out/name-NNN` with the resolved config and the environment in it."""
+def create(out: str, name: str, config: str, data: dict | None = None) -> Run:
+    """A new folder `out/name-NNN` with the resolved config, the environment and what is kept of the data in it."""
     parent, described = Path(out), {"config_sha256": _sha256(config.encode())} | environment()
     try:
         parent.mkdir(parents=True, exist_ok=True)
@@ -70,6 +75,8 @@ def create(out: str, name: str, config: str) -> Run:
     except OSError as error:
         raise RunError(f"no folder for the run can be made in {out}: {error}") from None
     write(run.environment, json.dumps(described, indent=2) + "\n")
+    if data is not None:
+        write(run.data, json.dumps(data, indent=1) + "\n")
     write(run.config, config)  # last: a folder that has it has all
     return run
 
@@ -136,6 +143,11 @@ def write(path: Path, text: str) -> None:
     with writing(path):
         temporary.write_text(text, encoding="utf-8")
         os.replace(temporary, path)
+
+
+def result(run: Run) -> dict | None:
+    """What a run gave, None before it did; without "baselines" until these are computed too."""
+    return json.loads(run.result.read_text(encoding="utf-8")) if run.result.exists() else None
 
 
 def append(path: Path, line: dict) -> None:

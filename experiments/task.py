@@ -42,6 +42,20 @@ def figures(evaluated: Mapping[str, Array], split: Any) -> dict[str, float]:
     return {name: float(value) for name, value in evaluated.items()}
 
 
+FAILED = "failed"
+
+
+def each(baselines: Mapping[str, Callable[[], Mapping[str, Any]]]) -> dict[str, Mapping[str, Any]]:
+    """The figures of each baseline; of one that raises, the reason as `FAILED`, so that the others are shown."""
+    rows: dict[str, Mapping[str, Any]] = {}
+    for name, compute in baselines.items():
+        try:
+            rows[name] = compute()
+        except Exception as error:
+            rows[name] = {FAILED: f"{type(error).__name__}: {error}".partition("\n")[0]}
+    return rows
+
+
 class Labelled(NamedTuple):
     """A line, what it was found to be, and how probable that is."""
 
@@ -66,11 +80,13 @@ class Task:
 
     `loss` returns, beside the mean loss, one number per sequence, named by `measure`, which the criterion looks at; and
     what the next batch is given of this one. Where sequences go on from batch to batch that is the state they are in,
-    and no gradient reaches the batches before; where every batch stands by itself it is None.
+    and no gradient reaches the batches before; where every batch stands by itself it is None. `counted` tells the
+    sequences of a batch whose number counts, all of them unless given: a slot without a sequence has none.
     `evaluate` returns named arrays of a whole split, and `score` makes of them, outside of JAX, the figures that are
     shown, `metric` among them: a figure each, where a task does not say otherwise. `baselines` computes the same
     figures of the test split for predictors that need no LSTM; that may take a minute, so it is called where they are
-    shown, once. `label`, where lines of a text can be labelled, takes a file of them.
+    shown, once. `label`, where lines of a text can be labelled, takes a file of them. `kept` is what a run must keep to
+    read other data in the same way, as JSON: vocabulary, tags, scaling.
     """
 
     init: Callable[[Array], Params]
@@ -80,9 +96,11 @@ class Task:
     splits: Mapping[str, Any]  # "test", "train" where data is given, not drawn, and others to watch
     metric: str
     measure: str
-    baselines: Callable[[], Mapping[str, Mapping[str, float | Array]]]
+    baselines: Callable[[], Mapping[str, Mapping[str, Any]]]  # figures, or the reason as `FAILED`
     score: Callable[[Mapping[str, Array], Any], dict[str, float]] = figures  # (what `evaluate` returned, split)
     label: Callable[[Params, Path], list[Labelled]] | None = None
+    kept: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    counted: Callable[[Batch], Bool[Array, " batch"]] | None = None
     carried: Callable[[Params], Carried] = lambda params: None  # what the first batch is given
     watch: tuple[str, ...] = ()  # splits evaluated while training
     unit: str = ""  # of `metric`

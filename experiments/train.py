@@ -150,14 +150,14 @@ def _train(task: Task, options: Train, state: TrainState, hooks: Hooks, over: Me
     finished, stopped = bool(_finished(state, task, options)), False
     while not finished and not stopped:
         before = int(state.step)
-        state, losses, measures, finite = some(state, data)
+        state, *rows, finite = some(state, data)
         step = int(state.step)
-        losses, measures = np.asarray(losses)[: step - before], np.asarray(measures)[: step - before]
+        losses, measures, counted = (np.asarray(row)[: step - before] for row in rows)
         _check_finite(losses, bool(finite), before)
         finished = bool(_finished(state, task, options))
 
         line = {"step": step, "sequences": step * options.batch}
-        line |= {"loss": _mean(losses), f"train_{task.measure}": _mean(measures)}
+        line |= {"loss": _mean(losses, np.any(counted, axis=1)), f"train_{task.measure}": _mean(measures, counted)}
         if finished or step % options.evaluate_every == 0:
             for name, measured in evaluate.items():
                 figures = task.score(measured(state.params, watched[name]), task.splits[name])
@@ -205,11 +205,12 @@ def chunk(task: Task, options: Train, lie: Any, over: Mesh) -> Any:
             recent=recent,
             carried=carried,
         )
-        return state, (loss, measure)
+        counted = jnp.ones(options.batch, bool) if task.counted is None else task.counted(batch)
+        return state, (loss, measure, counted)
 
     def skip(state: TrainState, batch):
         del batch
-        return state, (jnp.float32(0), jnp.zeros(options.batch))
+        return state, (jnp.float32(0), jnp.zeros(options.batch), jnp.zeros(options.batch, bool))
 
     def step(state: TrainState, batch):
         return jax.lax.cond(_finished(state, task, options), skip, update, state, batch)
@@ -217,11 +218,11 @@ def chunk(task: Task, options: Train, lie: Any, over: Mesh) -> Any:
     def some(state: TrainState, data):
         steps = state.step + jnp.arange(options.log_every)
         batches = mesh.divided(task.batches(data, jax.random.wrap_key_data(state.key), steps))
-        state, (losses, measures) = jax.lax.scan(step, state, batches)
+        state, rows = jax.lax.scan(step, state, batches)
         finite = jnp.all(jnp.array([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(state.params)]))
-        return state, losses, measures, finite
+        return state, *rows, finite
 
-    return jax.jit(some, donate_argnums=0, out_shardings=(lie, *[mesh.whole(over)] * 3))
+    return jax.jit(some, donate_argnums=0, out_shardings=(lie, *[mesh.whole(over)] * 4))
 
 
 def _finished(state: TrainState, task: Task, options: Train) -> Bool[Array, ""]:
@@ -252,5 +253,6 @@ def _check_finite(losses: np.ndarray, finite: bool, before: int) -> None:
         raise NonFiniteLoss(f"not all parameters are finite after step {before + len(losses)}")
 
 
-def _mean(values: np.ndarray) -> float:
-    return float(np.mean(values, dtype=np.float64))
+def _mean(values: np.ndarray, counted: np.ndarray) -> float | None:
+    """Over what counts; None where nothing does."""
+    return float(np.mean(values, dtype=np.float64, where=counted)) if counted.any() else None

@@ -22,3 +22,5 @@ PASSENGERS = np.array(
     ],
     dtype=np.float64,
 )
+NAME = "experiments/data/airline.py"
+SHA256 = "17aaba4a54a16b9cfe98d3059269392ef4c2493592a64db66416f0ce2d364c91"  # `files.digest` of them

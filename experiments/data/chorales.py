@@ -5,6 +5,7 @@ file that Bai, Kolter & Koltun 2018 read: 229 chorales to train on, 76 to choose
 """
 
 import io
+from collections.abc import Iterator
 
 import numpy as np
 import scipy.io
@@ -21,6 +22,10 @@ NOTES = 88
 SHA256 = "ac0e608527cc411c7e21ef7d38be47f0de7fb6b13b3ae168b8eccf1c2a9b18d4"
 
 
+def sources() -> Iterator[tuple[str, bytes]]:
+    return files.contents([FILE], SOURCE)
+
+
 def load() -> dict[str, list[np.ndarray]]:
     """Of "train", "validation" and "test", each chorale as [steps, 88] of 0 and 1.
 
@@ -29,4 +34,7 @@ def load() -> dict[str, list[np.ndarray]]:
     path = files.required(FILE, SOURCE)
     whole = files.known(files.content(path), str(path), SHA256, f"it is {SOURCE}")
     content = scipy.io.loadmat(io.BytesIO(whole))
-    return {split: list(content[name][0]) for split, name in SPLITS.items()}
+    return {
+        split: [files.finite(roll, f"{path}, {name}, chorale {place}") for place, roll in enumerate(content[name][0])]
+        for split, name in SPLITS.items()
+    }

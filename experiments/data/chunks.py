@@ -2,12 +2,13 @@
 
 Tjong Kim Sang & Buchholz, Introduction to the CoNLL-2000 Shared Task: Chunking, 2000. A line is `word POS chunk`, where
 a chunk begins with B-NP, goes on with I-NP and ends before anything else, and O is a word in none; a blank line ends a
-sentence, and so does a line that begins with -DOCSTART-, which parts documents. The shared task keeps no sentences to choose by; here they are the last 1,000 of its training file, in one
-piece, so that at most one article is in both.
+sentence, and so does a line that begins with -DOCSTART-, which parts documents. The shared task keeps no sentences to
+choose by; here they are the last 1,000 of its training file, in one piece, so that at most one article is in both.
 """
 
 import dataclasses
 import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from experiments.data import files
@@ -19,6 +20,7 @@ SOURCE = (
 )
 VALIDATION = 1000
 CHUNK = re.compile(r"O|[BI]-.+")
+SHA256 = "4a11f598f51050a5355dcdcddde66a30c84debcbdb98ecb0fbcf5fdd69141bcc"  # `files.digest` of them
 BOUNDARY = "-DOCSTART-"
 
 
@@ -42,6 +44,15 @@ def load() -> dict[str, list[Sentence]]:
             f"choose by. It should be {SOURCE}"
         )
     return {"train": train[:-VALIDATION], "validation": train[-VALIDATION:], "test": test}
+
+
+def sources() -> Iterator[tuple[str, bytes]]:
+    return files.contents(FILES.values(), SOURCE)
+
+
+def published(splits: Mapping[str, Sequence[Sentence]]) -> bool:
+    """Whether these are the sentences of the shared task, in the splits of `load`."""
+    return files.digest({name: [(s.words, s.pos, s.chunks) for s in of] for name, of in splits.items()}) == SHA256
 
 
 def _read(path: Path) -> list[Sentence]:

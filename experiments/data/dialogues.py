@@ -9,7 +9,7 @@ Networks, NAACL 2016. The MRDA corpus has three tags to a line, `speaker|text|ba
 import dataclasses
 import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from experiments.data import files, vocabulary
@@ -25,6 +25,8 @@ FOLDERS = {"train": "train", "validation": "val", "test": "test"}
 NAMES = {"train": "splits/train.txt", "validation": "splits/valid.txt", "test": "splits/test.txt"}
 TAGS = {3: ("tag",), 5: ("basic", "general", "full")}
 """What the columns after speaker and text are called, by how many columns there are."""
+SHA256 = "3afe194c8396dd1f734f037cc9f752374743281fbcb3e5bf7bd8b6374a8af691"
+"""`files.digest` of Switchboard in the splits of Lee & Dernoncourt."""
 WORD = re.compile(r"\w+(?:['’]\w+)*|[^\w\s]")
 
 
@@ -54,6 +56,20 @@ def load(folder: str = "swda", column: str = "tag") -> dict[str, list[Conversati
             raise DataError(f"{root} has no conversations for {split}; it should be {SOURCE}")
         splits[split] = [_read(path, column) for path in paths]
     return splits
+
+
+def sources(folder: str) -> Iterator[tuple[str, bytes]]:
+    """Each file that `load` reads, by its name within the folder of data, and what it holds."""
+    root = files.required(folder, SOURCE, Path.is_dir)
+    named = [root / name for name in NAMES.values()] if (root / "splits").is_dir() else []
+    for path in (*named, *itertools.chain.from_iterable(_paths(root).values())):
+        yield f"{folder}/{path.relative_to(root).as_posix()}", files.content(path)
+
+
+def published(splits: Mapping[str, Sequence[Conversation]]) -> bool:
+    """Whether this is Switchboard in the splits of Lee & Dernoncourt."""
+    talks = {name: [(talk.speakers, talk.texts, talk.tags) for talk in of] for name, of in splits.items()}
+    return files.digest(talks) == SHA256
 
 
 def tags(splits: Mapping[str, Sequence[Conversation]]) -> tuple[str, ...]:

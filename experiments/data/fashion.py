@@ -6,6 +6,7 @@ validation pictures are the last 10,000 of the training file.
 
 import gzip
 import io
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -25,6 +26,10 @@ SHA256 = {  # of what the files hold, unzipped
     "fashion-mnist/t10k-labels-idx1-ubyte.gz": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
 }
 LONGEST = 16 + 60_000 * SIDE**2  # bytes of the largest of them
+
+
+def sources() -> Iterator[tuple[str, bytes]]:
+    return files.contents(SHA256, SOURCE)
 
 
 def load() -> dict[str, tuple[np.ndarray, np.ndarray]]:

@@ -2,9 +2,13 @@
 
 import codecs
 import hashlib
+import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 LONGEST = 200  # characters of a line in an error
 SPACES = " \t"  # what parts columns and is cut off their ends; any other space, such as U+00A0, is part of a token
@@ -43,6 +47,29 @@ def content(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}") from None
+
+
+def contents(names: Iterable[str], source: str) -> Iterator[tuple[str, bytes]]:
+    """Each file of these names, and what it holds."""
+    for name in names:
+        yield name, content(required(name, source))
+
+
+def digest(data: Any) -> str:
+    """The sha256 of data as it was parsed, which a byte order mark or other ends of lines do not change."""
+    return hashlib.sha256(json.dumps(data).encode()).hexdigest()
+
+
+def finite(values: np.ndarray, name: str) -> np.ndarray:
+    """These numbers, if all of them are finite; the error names the first that is not, by its place in each axis."""
+    if np.issubdtype(values.dtype, np.floating) and not np.isfinite(values).all():
+        place = tuple(np.argwhere(~np.isfinite(values))[0].tolist())
+        axes = zip(("row", "column", "place", "place"), place, strict=False)
+        raise DataError(
+            f"{name}: the data is {values[place]} in {', '.join(f'{axis} {at}' for axis, at in axes)}; it must be "
+            f"finite, so correct it or leave it out"
+        )
+    return values
 
 
 def known(content: bytes, name: str, sha256: str, remedy: str) -> bytes:

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -31,11 +32,18 @@ ARRAYS = {
 }
 
 
+def sources() -> Iterator[tuple[str, bytes]]:
+    yield FILE, files.content(locate() or fetch())
+
+
 def load() -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Images [n, 28, 28] from 0 to 255/256 and digits [n], of "train", "validation" and "test"."""
     path = locate() or fetch()
     splits = zip(("train", "validation", "test"), unpickle(verified(path)), strict=True)
-    return {name: (images.reshape(-1, 28, 28), digits.astype(np.int32)) for name, (images, digits) in splits}
+    return {
+        name: (files.finite(images.reshape(-1, 28, 28), f"{path}, images of {name}"), digits.astype(np.int32))
+        for name, (images, digits) in splits
+    }
 
 
 def locate() -> Path | None:

@@ -1,5 +1,7 @@
 """Tiny Shakespeare: 1,115,394 characters of plays in modern type, 65 of them different."""
 
+from collections.abc import Iterator
+
 from experiments.data import files
 from experiments.data.files import DataError
 
@@ -9,6 +11,12 @@ SOURCE = (
     "text in the public domain, in the repository of Karpathy's char-rnn, https://github.com/karpathy/char-rnn, as "
     "data/tinyshakespeare/input.txt"
 )
+
+SHA256 = "49ecf172ba7edd2874cfc8b806e5259ae45753d6169fbb99d0e13881fef2f470"  # `files.digest` of it
+
+
+def sources() -> Iterator[tuple[str, bytes]]:
+    return files.contents([FILE], SOURCE)
 
 
 def load() -> str:

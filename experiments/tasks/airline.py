@@ -6,15 +6,18 @@ ahead, each from the true counts before it. Errors are in thousands of passenger
 
 import dataclasses
 import functools
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
 from experiments import models
-from experiments.data.airline import PASSENGERS
+from experiments.data import files
+from experiments.data.airline import NAME, PASSENGERS, SHA256
 from experiments.data.order import shuffled
-from experiments.task import Carried, Published, Task
+from experiments.task import Carried, Published, Task, each
 from lstmjax import windows
 
 TRAIN = 96
@@ -23,6 +26,8 @@ CITED = (
     "Brownlee, Time Series Prediction with LSTM Recurrent Neural Networks in Python with Keras, "
     "machinelearningmastery.com, 2016.",
 )
+
+PUBLISHED = (Published("the best LSTM of the tutorials", {"rmse": 47.5}),)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +48,14 @@ class Options:
             raise ValueError(f"data.validation is {self.validation}; it must be at least 0")
 
 
-def build(options: Options, model: models.Model, batch: int, key: Array) -> Task:
+def sources(options: Options) -> Iterator[tuple[str, bytes]]:
+    del options
+    yield NAME, PASSENGERS.tobytes()
+
+
+def build(
+    options: Options, model: models.Model, batch: int, key: Array, kept: Mapping[str, float] | None = None
+) -> Task:
     models.check_whole(model)
     del key  # nothing is drawn
     fit = TRAIN - options.validation
@@ -53,14 +65,15 @@ def build(options: Options, model: models.Model, batch: int, key: Array) -> Task
             f"{max(fit - first, 0)} months are left to train on after data.look_back and data.validation, fewer "
             f"than train.batch = {batch}"
         )
-    shown = transform(PASSENGERS, options)
-    center, scale = float(np.nanmean(shown[:fit])), float(np.nanstd(shown[:fit]))
-    shown = (shown - center) / scale
+    shown = transform(files.finite(PASSENGERS, f"PASSENGERS in {NAME}"), options)
+    if kept is None:
+        kept = {"center": float(np.nanmean(shown[:fit])), "scale": float(np.nanstd(shown[:fit]))}
+    shown = (shown - kept["center"]) / kept["scale"]
     months = {"train": (first, fit), "validation": (fit, TRAIN), "test": (TRAIN, len(PASSENGERS))}
     if not options.validation:
         del months["validation"]
     splits = {name: _windows(shown, options, *span) for name, span in months.items()}
-    to_passengers = functools.partial(invert, options=options, center=center, scale=scale)
+    to_passengers = functools.partial(invert, options=options, **kept)
     return Task(
         init=functools.partial(models.init, inputs=1, outputs=1, model=model),
         batches=functools.partial(_batches, batch=batch),
@@ -71,8 +84,9 @@ def build(options: Options, model: models.Model, batch: int, key: Array) -> Task
         unit="thousands of passengers",
         measure="mae",
         baselines=functools.partial(baselines, PASSENGERS, TRAIN),
+        kept=kept,
         watch=tuple(name for name in months if name != "test"),
-        published=(Published("the best LSTM of the tutorials", {"rmse": 47.5}),),
+        published=PUBLISHED if files.digest(PASSENGERS.tolist()) == SHA256 else (),
         epoch=len(splits["train"]["target"]) // batch,
     )
 
@@ -93,18 +107,19 @@ def invert(shown, year_before, options: Options, center: float, scale: float):
     return jnp.exp(shown) if options.log else shown
 
 
-def baselines(series: np.ndarray, train: int) -> dict[str, dict[str, float]]:
+def baselines(series: np.ndarray, train: int) -> Mapping[str, Mapping[str, Any]]:
     """One-month-ahead errors over the months from `train` on, fitted on those before."""
     months = np.arange(train, len(series))
     forecasts = {
-        "persistence": series[months - 1],
-        "seasonal naive": series[months - SEASON],
-        "AR(13) on the log": np.exp(_autoregression(np.log(series), train, order=13)),
+        "persistence": lambda: series[months - 1],
+        "seasonal naive": lambda: series[months - SEASON],
+        "AR(13) on the log": lambda: np.exp(_autoregression(np.log(series), train, order=13)),
     }
-    return {
-        name: {key: float(value) for key, value in _errors(forecast - series[months]).items()}
-        for name, forecast in forecasts.items()
-    }
+
+    def errors(forecast):
+        return {key: float(value) for key, value in _errors(forecast() - series[months]).items()}
+
+    return each({name: functools.partial(errors, forecast) for name, forecast in forecasts.items()})
 
 
 def _autoregression(series: np.ndarray, train: int, order: int) -> np.ndarray:
@@ -128,8 +143,9 @@ def _windows(shown: np.ndarray, options: Options, start: int, end: int) -> dict[
         "window": window,
         "target": target[:, 0],
         "passengers": PASSENGERS[months],
-        "year_before": np.concatenate([np.full(SEASON, np.nan), PASSENGERS])[months],
     }
+    if options.seasonal_difference:
+        columns["year_before"] = PASSENGERS[months - SEASON]
     return {name: jnp.asarray(column, jnp.float32) for name, column in columns.items()}
 
 
@@ -140,10 +156,10 @@ def _batches(train: dict[str, Array], key: Array, steps: Array, batch: int) -> d
 
 def _loss(model: models.Model, params: models.Params, months: dict[str, Array], carried: Carried, to_passengers):
     forecast = models.last(model, params, months["window"])[:, 0]
-    error = to_passengers(forecast, months["year_before"]) - months["passengers"]
+    error = to_passengers(forecast, months.get("year_before")) - months["passengers"]
     return jnp.mean((forecast - months["target"]) ** 2), (jnp.abs(error), carried)
 
 
 def _evaluate(model: models.Model, params: models.Params, months: dict[str, Array], to_passengers):
     forecast = models.last(model, params, months["window"])[:, 0]
-    return _errors(to_passengers(forecast, months["year_before"]) - months["passengers"])
+    return _errors(to_passengers(forecast, months.get("year_before")) - months["passengers"])

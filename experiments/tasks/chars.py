@@ -7,13 +7,14 @@ Losses are in bits per character.
 import dataclasses
 import functools
 import math
+from collections.abc import Iterator, Mapping, Sequence
 
 import jax
 import numpy as np
 from jaxtyping import Array
 
 from experiments import models, ngram, text
-from experiments.data import shakespeare
+from experiments.data import files, shakespeare, vocabulary
 from experiments.task import Published, Task
 from lstmjax import LSTMState
 
@@ -34,11 +35,20 @@ class Options:
             raise ValueError(f"data.steps is {self.steps}; it must be at least 1")
 
 
-def build(options: Options, model: models.Model, batch: int, key: Array) -> Task:
+def sources(options: Options) -> Iterator[tuple[str, bytes]]:
+    del options
+    return shakespeare.sources()
+
+
+def build(
+    options: Options, model: models.Model, batch: int, key: Array, kept: Mapping[str, Sequence[str]] | None = None
+) -> Task:
     models.check_whole(model)
     del key  # nothing is drawn
     play = shakespeare.load()
-    alphabet = sorted(set(play))
+    kept = kept or {"alphabet": sorted(set(play))}
+    alphabet = kept["alphabet"]
+    vocabulary.check_known(play, alphabet, "character")
     parts = split(np.searchsorted(alphabet, list(play)).astype(np.int32))
     held_out = {name: text.held_out(parts[name], AT_ONCE) for name in ("validation", "test")}
     say = functools.partial(_say, model, len(alphabet))
@@ -54,7 +64,8 @@ def build(options: Options, model: models.Model, batch: int, key: Array) -> Task
         baselines=functools.partial(baselines, parts, len(alphabet)),
         carried=functools.partial(models.initial_state, model, batch=batch),
         watch=("validation",),
-        published=PUBLISHED,
+        published=PUBLISHED if files.digest(play) == shakespeare.SHA256 else (),
+        kept=kept,
         epoch=(len(parts["train"]) - 1) // (batch * options.steps),
     )
 

@@ -11,7 +11,7 @@ import functools
 import itertools
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -26,7 +26,7 @@ from experiments.data.order import of_like_length
 from experiments.data.vocabulary import Kinds
 from experiments.models import Params
 from experiments.tagger import Tagger
-from experiments.task import Carried, Published, Task
+from experiments.task import Carried, Published, Task, each
 from lstmjax import Dropout, crf, dense, embedding, hierarchy
 
 MODELS = ("tagger",)
@@ -60,12 +60,24 @@ class Options:
             raise ValueError(f"data.characters is {self.characters}; it must be an even number of at least 2")
 
 
-def build(options: Options, model: Tagger, batch: int, key: Array) -> Task:
+def sources(options: Options) -> Iterator[tuple[str, bytes]]:
+    del options
+    return chunks.sources()
+
+
+def build(
+    options: Options, model: Tagger, batch: int, key: Array, kept: Mapping[str, Sequence[str]] | None = None
+) -> Task:
     del key  # nothing is drawn
     if model.context:
         raise ValueError(f"model.context is {model.context}; there is nothing above a sentence here, so it must be 0")
     splits = chunks.load()
-    found, pos = kinds(splits, options), parts_of_speech(splits) if options.pos else ()
+    if kept is None:
+        kept = dataclasses.asdict(kinds(splits, options)) | {"pos": parts_of_speech(splits) if options.pos else ()}
+    found, pos = Kinds.kept(kept), tuple(kept["pos"])
+    every = (tag for split in splits.values() for sentence in split for tag in sentence.chunks)
+    vocabulary.check_known(every, found.tags, "tag")
+    published = PUBLISHED if model.crf else PUBLISHED[::-1]
     allowed = crf.bio(found.tags)
     return Task(
         init=functools.partial(
@@ -85,7 +97,8 @@ def build(options: Options, model: Tagger, batch: int, key: Array) -> Task:
         baselines=functools.partial(baselines, splits["train"], splits["test"]),
         score=functools.partial(score, tags=found.tags),
         watch=("validation",),
-        published=PUBLISHED if model.crf else PUBLISHED[::-1],
+        published=published if chunks.published(splits) else (),
+        kept=kept,
         epoch=len(splits["train"]) // batch,
     )
 
@@ -182,14 +195,14 @@ def figures(truth: list[list[str]], decoded: list[list[str]]) -> dict[str, float
     return {name: float(figure) for name, figure in found.items()}
 
 
-def baselines(train: Sequence[Sentence], test: Sequence[Sentence]) -> dict[str, dict[str, float]]:
+def baselines(train: Sequence[Sentence], test: Sequence[Sentence]) -> Mapping[str, Mapping[str, Any]]:
     """The commonest tag of each word, or that of all words for a new one; and the commonest of each part of speech.
 
     The latter is the baseline of the shared task, F1 0.7707.
     """
     truth = [[*sentence.chunks] for sentence in test]
     rows = {"commonest tag of the word": _words, "commonest tag of the part of speech": _pos}
-    return {name: figures(truth, _commonest(train, test, of)) for name, of in rows.items()}
+    return each({name: lambda of=of: figures(truth, _commonest(train, test, of)) for name, of in rows.items()})
 
 
 def _words(sentence: Sentence) -> Sequence[str]:

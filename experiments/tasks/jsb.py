@@ -8,6 +8,8 @@ together, which is how Bai, Kolter & Koltun (An Empirical Evaluation of Generic 
 
 import dataclasses
 import functools
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +21,7 @@ from jaxtyping import Array, Float, Int
 from experiments import models
 from experiments.data import chorales
 from experiments.data.order import shuffled
-from experiments.task import Carried, Published, Task
+from experiments.task import Carried, Published, Task, each
 
 MODELS = ("lstm", "rnn", "tcn")
 CITED = (
@@ -40,6 +42,11 @@ class Options:
     pass
 
 
+def sources(options: Options) -> Iterator[tuple[str, bytes]]:
+    del options
+    return chorales.sources()
+
+
 def build(options: Options, model: models.Sequential, batch: int, key: Array) -> Task:
     del options, key
     rolls = chorales.load()
@@ -56,10 +63,11 @@ def build(options: Options, model: models.Sequential, batch: int, key: Array) ->
         watch=("validation",),
         published=(PUBLISHED[model.kind], *(row for kind, row in PUBLISHED.items() if kind != model.kind)),
         epoch=len(rolls["train"]) // batch,
+        counted=lambda batch: batch["length"] > 0,
     )
 
 
-def baselines(train: list[np.ndarray], test: list[np.ndarray]) -> dict[str, dict[str, float]]:
+def baselines(train: list[np.ndarray], test: list[np.ndarray]) -> Mapping[str, Mapping[str, Any]]:
     """Each note as often as in training; as often as it follows itself, or its silence; and by a logistic regression.
 
     Frequencies are (yes + 1/2) / (all + 1), so that a note never heard in training is not impossible.
@@ -70,12 +78,17 @@ def baselines(train: list[np.ndarray], test: list[np.ndarray]) -> dict[str, dict
         for counted in (np.ones_like(before, bool), before == 0, before == 1)
     )
     shown, truth = (np.concatenate([roll[part] for roll in test]) for part in (slice(-1), slice(1, None)))
-    forecasts = {"note frequencies": often[None], "note transitions": np.where(shown == 1, from_sound, from_silence)}
-    forecasts["linear, the step before"] = scipy.special.expit(_ended(shown) @ linear(_ended(before), after))
-    return {
-        name: {"nll": float(-np.where(truth == 1, np.log(forecast), np.log1p(-forecast)).sum(axis=1).mean())}
-        for name, forecast in forecasts.items()
+    forecasts = {
+        "note frequencies": lambda: often[None],
+        "note transitions": lambda: np.where(shown == 1, from_sound, from_silence),
+        "linear, the step before": lambda: scipy.special.expit(_ended(shown) @ linear(_ended(before), after)),
     }
+
+    def nll(forecast):
+        chances = forecast()
+        return {"nll": float(-np.where(truth == 1, np.log(chances), np.log1p(-chances)).sum(axis=1).mean())}
+
+    return each({name: functools.partial(nll, forecast) for name, forecast in forecasts.items()})
 
 
 def linear(before: np.ndarray, after: np.ndarray) -> np.ndarray:
@@ -126,7 +139,7 @@ def _nll(
 
 def _loss(model: models.Sequential, params: models.Params, batch: dict[str, Array], carried: Carried):
     sums, steps = _nll(model, params, batch)
-    return jnp.sum(sums) / steps, (sums / batch["length"], carried)
+    return jnp.sum(sums) / steps, (sums / jnp.maximum(batch["length"], 1), carried)
 
 
 def _evaluate(model: models.Sequential, params: models.Params, split: dict[str, Array]):

@@ -2,7 +2,8 @@
 
 import dataclasses
 import functools
-from typing import Literal
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ from jaxtyping import Array
 from experiments import models
 from experiments.data import fashion, mnist
 from experiments.data.order import shuffled
-from experiments.task import Carried, Published, Task
+from experiments.task import Carried, Published, Task, each
 
 MODELS = ("lstm", "rnn")
 AT_ONCE = 1000
@@ -39,6 +40,10 @@ class Options:
     """MNIST's digits, or the clothes of Fashion-MNIST."""
     mirror: bool = False
     """Whether half of the pictures are mirrored in training, others each time."""
+
+
+def sources(options: Options) -> Iterator[tuple[str, bytes]]:
+    return SETS[options.images].sources()
 
 
 def build(options: Options, model: models.Model | models.RNN, batch: int, key: Array) -> Task:
@@ -90,7 +95,7 @@ def _evaluate(model: models.Model | models.RNN, params: models.Params, split: di
     return {"accuracy": jnp.mean(correct), "loss": jnp.mean(losses)}
 
 
-def _baselines(splits: dict[str, dict[str, Array]]) -> dict[str, dict[str, float]]:
+def _baselines(splits: dict[str, dict[str, Array]]) -> Mapping[str, Mapping[str, Any]]:
     """Always the commonest; the one whose mean training image is nearest; and logistic regression of all pixels."""
     from sklearn.linear_model import LogisticRegression  # takes a second
 
@@ -98,12 +103,20 @@ def _baselines(splits: dict[str, dict[str, Array]]) -> dict[str, dict[str, float
         (np.asarray(split["rows"]).reshape(len(split["rows"]), -1), np.asarray(split["digit"]))
         for split in (splits["train"], splits["test"])
     )
-    means = np.stack([pixels[digits == digit].mean(axis=0) for digit in range(10)])
-    distances = (means**2).sum(axis=1)[None, :] - 2 * tested @ means.T
-    linear = LogisticRegression(C=PENALTY, tol=TOLERANCE, max_iter=1000).fit(pixels, digits)
+
+    def nearest():
+        means = np.stack([pixels[digits == digit].mean(axis=0) for digit in range(10)])
+        return ((means**2).sum(axis=1)[None, :] - 2 * tested @ means.T).argmin(axis=1)
+
+    def linear():
+        return LogisticRegression(C=PENALTY, tol=TOLERANCE, max_iter=1000).fit(pixels, digits).predict(tested)
+
+    def accuracy(said):
+        return {"accuracy": float(np.mean(truth == said()))}
+
     foreseen = {
-        "commonest": np.bincount(digits).argmax(),
-        "nearest mean image": distances.argmin(axis=1),
-        "linear, all pixels": linear.predict(tested),
+        "commonest": lambda: np.bincount(digits).argmax(),
+        "nearest mean image": nearest,
+        "linear, all pixels": linear,
     }
-    return {name: {"accuracy": float(np.mean(truth == said))} for name, said in foreseen.items()}
+    return each({name: functools.partial(accuracy, said) for name, said in foreseen.items()})

@@ -8,15 +8,16 @@ Zaremba, Sutskever & Vinyals, Recurrent Neural Network Regularization, 2014.
 
 import dataclasses
 import functools
+import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Array
 
 from experiments import language, ngram, text
-from experiments.data import treebank
+from experiments.data import treebank, vocabulary
 from experiments.task import Published, Task
 
 MODELS = ("words",)
@@ -36,10 +37,19 @@ class Options:
             raise ValueError(f"data.steps is {self.steps}; it must be at least 1")
 
 
-def build(options: Options, model: language.Words, batch: int, key: Array) -> Task:
+def sources(options: Options) -> Iterator[tuple[str, bytes]]:
+    del options
+    return treebank.sources()
+
+
+def build(
+    options: Options, model: language.Words, batch: int, key: Array, kept: Mapping[str, Sequence[str]] | None = None
+) -> Task:
     del key  # nothing is drawn
     said = treebank.load()
-    numbers = {word: number for number, word in enumerate(sorted(set(said["train"])))}
+    kept = kept or {"words": sorted(set(said["train"]))}
+    vocabulary.check_known(itertools.chain.from_iterable(said.values()), kept["words"], "word")
+    numbers = {word: number for number, word in enumerate(kept["words"])}
     parts = {name: np.array([numbers[word] for word in words], np.int32) for name, words in said.items()}
     train = text.rows(parts["train"], batch, options.steps)
     say, begin = (functools.partial(function, model) for function in (language.say, language.initial_state))
@@ -56,6 +66,7 @@ def build(options: Options, model: language.Words, batch: int, key: Array) -> Ta
         carried=functools.partial(begin, batch=batch),
         watch=("validation",),
         published=PUBLISHED,
+        kept=kept,
         epoch=len(train["read"]),
     )
 

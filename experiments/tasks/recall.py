@@ -56,6 +56,7 @@ def build(options: Options, model: models.Model, batch: int, key: Array) -> Task
         baselines=lambda: {
             "chance": {"accuracy": 1 / KINDS, "accuracy at the end": 1 / KINDS, "loss": math.log(KINDS)}
         },
+        counted=lambda batch: jnp.broadcast_to(jnp.any(batch["asked"]), batch["asked"].shape[:1]),
         carried=functools.partial(models.initial_state, model, batch=batch),
     )
 

@@ -13,7 +13,7 @@ LSTM that reads the rows starts anew at each: hardly a word that it reads is pad
 import dataclasses
 import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,29 +64,55 @@ class Options:
             raise ValueError(f"data.rare is {self.rare}; it must be at least 1")
 
 
-def build(options: Options, model: Tagger, batch: int, key: Array) -> Task:
+def sources(options: Options) -> Iterator[tuple[str, bytes]]:
+    return dialogues.sources(options.corpus)
+
+
+def build(
+    options: Options, model: Tagger, batch: int, key: Array, kept: Mapping[str, Sequence[str]] | None = None
+) -> Task:
     del key  # nothing is drawn
-    found = kinds(_corpus(options), options)
+    corpus = _corpus(options)
+    found = kinds(corpus, options) if kept is None else Kinds.kept(kept)
+    vocabulary.check_known(dialogues.tags(corpus), found.tags, "tag")
+    splits = _splits(options, batch, found)
+    return dataclasses.replace(
+        labeller(model, dataclasses.asdict(found)),
+        init=_init(model, found, _vectors(options, model.embedding, found)),
+        splits=splits,
+        baselines=functools.partial(_baselines, options),
+        watch=("validation",),
+        published=PUBLISHED if dialogues.published(corpus) else (),
+        epoch=len(splits["train"]["lengths"]),
+    )
+
+
+def labeller(model: Tagger, kept: Mapping[str, Sequence[str]]) -> Task:
+    """The task without its data: vectors of words start out as zeros."""
+    found = Kinds.kept(kept)
     return Task(
-        init=functools.partial(
-            tagger.init,
-            model=model,
-            words=_vectors(options, model.embedding),
-            tags=len(found.tags),
-            characters=len(found.characters),
-            features=len(MANNER),
-        ),
+        init=_init(model, found, jnp.zeros((len(found.words), model.embedding))),
         batches=_batches,
         loss=functools.partial(_loss, model),
         evaluate=functools.partial(_evaluate, model),
-        splits=_splits(options, batch),
+        splits={},
         metric="accuracy",
         measure="nll",
-        baselines=functools.partial(_baselines, options),
+        baselines=dict,
         label=functools.partial(_label, model, found),
-        watch=("validation",),
-        published=PUBLISHED if options.corpus == "swda" else (),
-        epoch=len(_splits(options, batch)["train"]["lengths"]),
+        kept=kept,
+        counted=lambda batch: batch["lengths"] > 0,
+    )
+
+
+def _init(model: Tagger, found: Kinds, words: Float[Array, "words length"]) -> Callable[[Array], tagger.Params]:
+    return functools.partial(
+        tagger.init,
+        model=model,
+        words=words,
+        tags=len(found.tags),
+        characters=len(found.characters),
+        features=len(MANNER),
     )
 
 
@@ -96,25 +122,22 @@ def _corpus(options: Options) -> dict[str, list[Conversation]]:
 
 
 @functools.lru_cache(maxsize=1)
-def _splits(options: Options, batch: int) -> dict[str, dict[str, Array]]:
+def _splits(options: Options, batch: int, found: Kinds) -> dict[str, dict[str, Array]]:
     """What the runs of a sweep share is made once, here and below."""
-    corpus = _corpus(options)
-    found = kinds(corpus, options)
-    return {name: arranged(conversations, found, batch) for name, conversations in corpus.items()}
+    return {name: arranged(conversations, found, batch) for name, conversations in _corpus(options).items()}
 
 
 @functools.lru_cache(maxsize=1)
-def _vectors(options: Options, length: int) -> Float[Array, "words length"]:
+def _vectors(options: Options, length: int, found: Kinds) -> Float[Array, "words length"]:
     """Where the vectors of words start: from the company they keep in training, whatever the tags."""
-    corpus = _corpus(options)
-    words = {word: number for number, word in enumerate(kinds(corpus, options).words)}
-    said = [[word for text in talk.texts for word in dialogues.words(text)] for talk in corpus["train"]]
+    words = {word: number for number, word in enumerate(found.words)}
+    said = [[word for text in talk.texts for word in dialogues.words(text)] for talk in _corpus(options)["train"]]
     texts = [vocabulary.numbers(talk, words) for talk in said]
     return jnp.asarray(cooccurrence.vectors(texts, len(words), length))
 
 
 @functools.lru_cache(maxsize=1)
-def _baselines(options: Options) -> dict[str, dict[str, float]]:
+def _baselines(options: Options) -> Mapping[str, Mapping[str, Any]]:
     corpus = _corpus(options)
     return linear.baselines(corpus["train"], corpus["test"])
 

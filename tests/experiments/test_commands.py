@@ -21,6 +21,7 @@ from experiments.__main__ import main
 from experiments.checkpoint import Checkpoints
 from experiments.config import load, loads
 from experiments.data import chorales, fashion, files, mnist, shakespeare, treebank
+from experiments.tasks import swda
 from experiments.train import initial_state
 
 ANEW = {"JAX_ENABLE_COMPILATION_CACHE": "false"}  # resuming must not need a compiled program
@@ -347,12 +348,37 @@ def test_predict_warns_of_a_damaged_checkpoint_apart_from_what_it_prints(tagged,
     assert err.endswith(f"taking {run.checkpoints / '1'}\n")
 
 
+def test_labels_stay_when_the_data_changes_or_goes(tagged, call, written, tmp_path):
+    """Three lines more gave other labels; now nothing of the corpus is opened."""
+    (tmp_path / "talk.txt").write_text("A|so w7 ?\nB|so w8 .\n")
+    shutil.copytree(written, tmp_path / "data")
+
+    def said(command, *rest):
+        return call(tagged, command, "runs/swda-001", *rest, LSTMJAX_DATA=str(tmp_path / "data"))
+
+    _, before, _ = said("predict", tmp_path / "talk.txt")
+    _, figures, _ = said("evaluate")
+    assert len(before.splitlines()) == 2
+    with (tmp_path / "data/swda/train/train0.txt").open("a") as file:
+        file.write("A|of all of them|q\n" * 3)
+    assert said("predict", tmp_path / "talk.txt") == (0, before, "")
+    code, _, err = said("evaluate")
+    assert code == 1
+    assert "swda/train/train0.txt has " in err
+    code, again, err = said("evaluate", "--data-changed")
+    assert code == 0, err
+    rows = [[line for line in out.splitlines() if "TAGGER" in line] for out in (figures, again)]
+    assert rows[0] == rows[1] != []
+    shutil.rmtree(tmp_path / "data")
+    assert said("predict", tmp_path / "talk.txt") == (0, before, "")
+    assert said("evaluate")[0] == said("evaluate", "--data-changed")[0] == 1
+
+
 @pytest.fixture(scope="module")
-def task(tagged, written):
+def task(tagged):
     """That of the run of `tagged`."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LSTMJAX_DATA", str(written))
-        return commands._task(load(tagged / "runs" / "swda-001" / "config.toml"))
+    run = runs.Run(tagged / "runs" / "swda-001")
+    return swda.labeller(load(run.config).model, json.loads(run.data.read_text())["kept"])
 
 
 @pytest.mark.parametrize(
@@ -366,7 +392,7 @@ def task(tagged, written):
     ],
 )
 def test_predict_says_once_what_is_wrong_with_a_file(tagged, monkeypatch, call, tmp_path, task, content, words):
-    monkeypatch.setattr(commands, "_task", lambda config: task)
+    monkeypatch.setattr(swda, "labeller", lambda *_: task)
     monkeypatch.setattr(commands, "_trained", lambda *_: SimpleNamespace(params={}))
     if content is not None:
         (tmp_path / "talk").write_bytes(content)
@@ -499,7 +525,7 @@ def test_list_shows_a_broken_run_as_that(process, tmp_path):
 
 
 def test_evaluate_without_a_checkpoint_is_an_error(tmp_path, call, configs):
-    run = runs.create(str(tmp_path), "a", (configs / "airline.toml").read_text())
+    run = runs.create(str(tmp_path), "a", (configs / "adding.toml").read_text())
     code, _, err = call(tmp_path, "evaluate", run.folder)
     assert code == 1
     assert "no checkpoint yet" in err
