@@ -29,9 +29,9 @@ POINTS = 100  # of a curve
 COLORS = ("C0", "C1", "C2", "C3", "C4", "C5")
 HEAD = """# Results
 
-What came out of each config, beside what others have printed and beside baselines that the run computes itself. A
-figure is the mean over the seeds, and ± their standard deviation. The page and its pictures are written from finished
-runs by
+What came out of each config, beside what others have printed for the same data and beside baselines that the run
+computes itself. A figure is the mean over the seeds, and ± their standard deviation. The page and its pictures are
+written from finished runs by
 
 ```sh
 python -m experiments run configs/NAME.toml --train.seed 0
