@@ -97,7 +97,7 @@ def resume(folder: str, overrides: list[str], data_changed: bool = False) -> int
     if result and "baselines" in result:
         console.print(f"{run.folder} is finished: nothing to resume. Its result is in {run.result}")
         return 0
-    found, differing = _data(run, config, data_changed)
+    found, differing = _data(run, config, data_changed and not result)  # baselines are of the data of the result
     task = _task(config, found)
     over = _over(config, task)
     with _interrupt(run) as asked, _alone(run):
@@ -242,8 +242,8 @@ def _data(run: Run, config: Config, data_changed: bool) -> tuple[dict[str, Any],
     """What the run keeps, and what of its data differs now, which must have been accepted."""
     found = kept.load(run, config)
     differing = kept.check(run, config, found, data_changed)
-    for line in differing:
-        console.print(f"the data differs from that the run began with: {line}")
+    if differing:
+        console.print(f"the data is not what the run began with:{kept.listed(differing)}")
     return found, differing
 
 

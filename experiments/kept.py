@@ -63,7 +63,7 @@ def check(run: Run, config: Config, found: Mapping[str, Any], accepted: bool) ->
     differing = differences(found["files"], prints(config))
     if differing and not accepted:
         raise RunError(
-            f"{run.folder}: the data is not what the run began with:{_listed(differing)}\nPut the old data back, train "
+            f"{run.folder}: the data is not what the run began with:{listed(differing)}\nPut the old data back, train "
             f"again with `run {run.config}`, or accept the new data with --data-changed: the run goes on reading it by "
             f"its own vocabulary, tags and scaling"
         )
@@ -88,6 +88,13 @@ def differences(before: Prints, now: Prints) -> list[str]:
     return told
 
 
+def listed(differing: Iterable[str]) -> str:
+    """The first of these lines, each after a line break, and how many more there are."""
+    lines = [*differing]
+    more = [f"and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
+    return "".join(f"\n  {line}" for line in [*lines[:SHOWN], *more])
+
+
 def _print(name: str, content: bytes) -> dict[str, Any]:
     lines = {"lines": content.count(b"\n")} if name.endswith(".txt") else {}
     return {"bytes": len(content)} | lines | {"sha256": hashlib.sha256(content).hexdigest()}
@@ -96,9 +103,3 @@ def _print(name: str, content: bytes) -> dict[str, Any]:
 def _figures(found: Mapping[str, Any]) -> str:
     counts = [f"{found[unit]:,} {unit}" for unit in ("bytes", "lines") if unit in found]
     return f"{', '.join(counts)} and sha256 {found['sha256'][:16]}..."
-
-
-def _listed(differing: Iterable[str]) -> str:
-    lines = [*differing]
-    more = [f"and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
-    return "".join(f"\n  {line}" for line in [*lines[:SHOWN], *more])

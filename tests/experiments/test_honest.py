@@ -233,6 +233,10 @@ def test_stop_during_the_baselines_is_made_good_by_resume(place, monkeypatch, ca
     assert "baselines" not in runs.result(stopped)
     assert any("a-002 is not finished" in reason for reason in left_out(place, stopped))
     capsys.readouterr()
+    with monkeypatch.context() as patch:  # baselines of other data than the result is of are none
+        patch.setattr(airline, "PASSENGERS", airline.PASSENGERS * 2)
+        assert main(["resume", "runs/a-002", "--data-changed"]) == 1
+    assert "the data is not what the run began with" in capsys.readouterr().err
     assert main(["resume", "runs/a-002"]) == 0
     assert "its baselines are missing" in capsys.readouterr().out
     assert stopped.result.read_bytes() == whole.result.read_bytes()
