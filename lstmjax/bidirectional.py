@@ -4,14 +4,13 @@ Schuster & Paliwal, "Bidirectional recurrent neural networks" (1997); Graves & S
 classification with bidirectional LSTM and other neural network architectures" (2005).
 """
 
-import dataclasses
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
-from lstmjax import cell, checks, lstm
+from lstmjax import cell, checks, lstm, pytrees
 from lstmjax.lstm import LSTMState
 from lstmjax.regularize import Dropout
 
@@ -24,8 +23,7 @@ MERGES = {
 }
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, eq=False)
+@pytrees.container
 class BidirectionalParams:
     """The weights of two LSTMs.
 
@@ -38,6 +36,7 @@ class BidirectionalParams:
     backward: Any
 
 
+@pytrees.named_tuple
 class BidirectionalState(NamedTuple):
     """The states of two LSTMs; that of each half is the state after the last step that it read.
 

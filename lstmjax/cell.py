@@ -25,15 +25,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from lstmjax import checks
+from lstmjax import checks, pytrees
 from lstmjax.options import ACTIVATIONS, LSTMOptions
 from lstmjax.regularize import Dropout, Masks
 
 NORM_EPSILON = 1e-5
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, eq=False)
+@pytrees.container
 class LSTMState:
     """What an LSTM carries from one step to the next.
 
@@ -46,8 +45,7 @@ class LSTMState:
     c: Any
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, eq=False)
+@pytrees.container
 class LSTMNorm:
     """The scales and the shift of layer norm; x W_x and h W_h are shifted by the LSTM's bias.
 
@@ -64,8 +62,7 @@ class LSTMNorm:
     c_bias: Any
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, eq=False)
+@pytrees.container
 class LSTMParams:
     """The weights of one LSTM, as `init` makes them; columns in the order of the gates i, f, g, o.
 

@@ -9,7 +9,6 @@ numbers. Waibel et al., "Phoneme recognition using time-delay neural networks" (
 van den Oord et al., "WaveNet: a generative model for raw audio" (2016).
 """
 
-import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -20,11 +19,10 @@ from jax.nn import initializers
 from jax.typing import DTypeLike
 from jaxtyping import Array, ArrayLike, Float, Int, Integer
 
-from lstmjax import checks, padding, placement
+from lstmjax import checks, padding, placement, pytrees
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, eq=False)
+@pytrees.container
 class Conv1DParams:
     """The weights of a convolution over time.
 

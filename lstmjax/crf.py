@@ -14,7 +14,6 @@ Of a sequence without steps there is one path, the empty one, and its score is 0
 its step, or a transition wherever it might be taken.
 """
 
-import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from functools import cache, partial
@@ -28,12 +27,11 @@ from jax.nn import initializers
 from jax.typing import DTypeLike
 from jaxtyping import Array, ArrayLike, Float, Int, Integer
 
-from lstmjax import chain, checks, padding, placement
+from lstmjax import chain, checks, padding, placement, pytrees
 from lstmjax.chain import IMPLEMENTATIONS
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, eq=False)
+@pytrees.container
 class CRFParams:
     """The scores of a chain of tags.
 
@@ -48,8 +46,7 @@ class CRFParams:
     end: Any
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, eq=False)
+@pytrees.container
 class Allowed:
     """What a path may do, as `bio` makes it, or of bool arrays of one's own.
 

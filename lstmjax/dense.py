@@ -1,6 +1,5 @@
 """A dense layer on the last axis; every other axis is a batch axis, time among them."""
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -10,11 +9,10 @@ from jax.nn import initializers
 from jax.typing import DTypeLike
 from jaxtyping import Array, ArrayLike, Float
 
-from lstmjax import checks
+from lstmjax import checks, pytrees
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, eq=False)
+@pytrees.container
 class DenseParams:
     """The weights of a dense layer.
 

@@ -1,21 +1,19 @@
 """Vectors for token ids."""
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-import jax
+import jax  # noqa: F401 - of the examples
 import jax.numpy as jnp
 import numpy as np
 from jax.nn import initializers
 from jax.typing import DTypeLike
 from jaxtyping import Array, ArrayLike, Float, Integer
 
-from lstmjax import checks
+from lstmjax import checks, pytrees
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, eq=False)
+@pytrees.container
 class EmbeddingParams:
     """One vector for each token.
 

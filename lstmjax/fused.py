@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float
 
-from lstmjax import blocks, cell, placement, recurrence
+from lstmjax import blocks, cell, placement, pytrees, recurrence
 from lstmjax.options import LSTMOptions
 from lstmjax.regularize import Dropout, Masks
 
@@ -112,8 +112,7 @@ def _run_jvp(options, dropout, return_sequences, primals, tangents):
     return (ys, final), (d_ys, d_final)
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, eq=False)
+@pytrees.container
 class _Saved:
     """What the loop keeps of each step; what nothing reads is not kept."""
 

@@ -8,7 +8,6 @@ hierarchical neural autoencoder for paragraphs and documents" (2015); Kumar et a
 using hierarchical encoder with CRF" (2018).
 """
 
-import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,7 +18,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Integer
 
 from lstmjax import bidirectional as two_ways
-from lstmjax import checks, embedding, padding, pooling, stack
+from lstmjax import checks, embedding, padding, pooling, pytrees, stack
 from lstmjax.bidirectional import BidirectionalParams
 from lstmjax.lstm import LSTMParams
 from lstmjax.regularize import Dropout
@@ -30,8 +29,7 @@ ARGUMENTS = ("options", "implementation", "unroll", "checkpoint")  # which every
 CODES = {"final": None, "last": pooling.last, "max": pooling.global_max, "mean": pooling.global_mean}
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, eq=False)
+@pytrees.container
 class LevelParams:
     """The weights of one level.
 
@@ -45,8 +43,7 @@ class LevelParams:
     embedding: Any = None
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, eq=False)
+@pytrees.container
 class HierarchyParams:
     """The weights of a hierarchy.
 

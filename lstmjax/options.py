@@ -1,12 +1,10 @@
 """What distinguishes one LSTM from another beside its weights."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from lstmjax import checks
+from lstmjax import checks, pytrees
 
 ACTIVATIONS = {
     "tanh": jnp.tanh,
@@ -22,7 +20,7 @@ ACTIVATIONS = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
+@pytrees.static
 class LSTMOptions:
     """What distinguishes one LSTM from another beside its weights.
 

@@ -20,15 +20,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from lstmjax import placement
+from lstmjax import placement, pytrees
 
 
-@partial(
-    jax.tree_util.register_dataclass,
-    data_fields=["valid", "resets"],
-    meta_fields=["unroll"],
-)
-@dataclasses.dataclass(frozen=True)
+@pytrees.container
 class Clock:
     """What the loop knows of each step beside its input.
 
@@ -40,7 +35,7 @@ class Clock:
 
     valid: Any
     resets: Any
-    unroll: int | None
+    unroll: int | None = dataclasses.field(metadata={"static": True})
 
 
 def read_by(

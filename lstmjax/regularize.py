@@ -10,12 +10,12 @@ from typing import Any
 import jax
 from jaxtyping import Array, Float
 
-from lstmjax import checks
+from lstmjax import checks, pytrees
 
 RECURRENT_KINDS = ("tied", "per_gate", "candidate")
 
 
-@dataclasses.dataclass(frozen=True)
+@pytrees.static
 class Dropout:
     """Rates, from 0 to below 1, of what is dropped or kept back while training; used where `apply` gets a key.
 
@@ -56,8 +56,7 @@ class Dropout:
         checks.one_of("recurrent_kind", self.recurrent_kind, RECURRENT_KINDS)
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, eq=False)
+@pytrees.container
 class Masks:
     """What was drawn: factors (0, or 1 / (1 - rate)), and for zoneout True where a unit keeps what it had.
 

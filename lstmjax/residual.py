@@ -9,7 +9,6 @@ networks for sequence modeling" (2018), whose weight normalisation is left out; 
 Sun, "Deep residual learning for image recognition" (2016).
 """
 
-import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
@@ -21,14 +20,13 @@ from jax.nn import initializers
 from jax.typing import DTypeLike
 from jaxtyping import Array, ArrayLike, Float, Integer
 
-from lstmjax import checks, conv1d, padding, placement, regularize
+from lstmjax import checks, conv1d, padding, placement, pytrees, regularize
 from lstmjax.options import ACTIVATIONS
 
 DROPOUT_KINDS = ("spatial", "elementwise")
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, eq=False)
+@pytrees.container
 class ResidualParams:
     """The weights of one block.
 

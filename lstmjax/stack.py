@@ -13,15 +13,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Integer
 
 from lstmjax import bidirectional as two_ways
-from lstmjax import cell, checks, lstm, padding, pooling, regularize
+from lstmjax import cell, checks, lstm, padding, pooling, pytrees, regularize
 from lstmjax.bidirectional import BidirectionalParams
 from lstmjax.lstm import LSTMParams
 from lstmjax.options import LSTMOptions
 from lstmjax.regularize import Dropout
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, eq=False)
+@pytrees.container
 class StackParams:
     """The weights of a stack.
 

@@ -20,6 +20,9 @@ They are made and called as Flax's `RNN` are, and give the same numbers for the 
 
 A carry is Flax's (c, h): of two directions a pair of those, of a stack a tuple with an entry for each layer.
 
+Params and states of the functions, which Flax's checkpoints and TrainState take once this module is imported, are
+`flax.serialization`'s business: `to_state_dict`, `from_bytes` and so on.
+
 Weights of Flax's own modules, and of every other library, come and go through `lstmjax.interop`:
 
 >>> import jax
@@ -84,6 +87,7 @@ With linen the same:
 True
 """
 
+from lstmjax.flax import state_dicts as state_dicts
 from lstmjax.flax.linen import RNN as RNN
 from lstmjax.flax.linen import LSTMCell as LSTMCell
 from lstmjax.flax.nnx import CRF as CRF

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import ArrayLike, Bool, Float, Integer
 
-from lstmjax import cell, lstm, padding, recurrence, stack
+from lstmjax import cell, lstm, padding, pytrees, recurrence, stack
 from lstmjax.bidirectional import BidirectionalParams
 from lstmjax.lstm import LSTMParams
 from lstmjax.options import LSTMOptions
@@ -16,8 +16,7 @@ from lstmjax.regularize import Dropout, Masks
 from lstmjax.stack import StackParams
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, eq=False)
+@pytrees.container
 class Trace:
     """What an LSTM computes at every step, each [*batch, time, units] and 0 on padding.
 
@@ -38,6 +37,7 @@ class Trace:
     h: Any
 
 
+@pytrees.named_tuple
 class BidirectionalTrace(NamedTuple):
     """The traces of two LSTMs.
 

@@ -24,7 +24,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Bool, Float
 
-from lstmjax import placement
+from lstmjax import placement, pytrees
 
 LANES = 128
 ROWS = 256  # of a block, at most
@@ -36,8 +36,7 @@ VMEM = 64 * 2**20  # bytes of a core's memory, where the device is not known
 SHARE = 0.9  # of it that a kernel may take: XLA has uses for the rest, and for what a kernel leaves
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, eq=False)
+@pytrees.container
 class Weights:
     """What all rows share.
 
@@ -54,8 +53,7 @@ class Weights:
     initial: Any
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, eq=False)
+@pytrees.container
 class Spans:
     """The valid steps of each row, all between two.
 
@@ -78,8 +76,7 @@ class Spans:
         return jax.vmap(lambda t: (self.start <= t) & (t < self.stop))(jnp.arange(time, dtype=jnp.int32))
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, eq=False)
+@pytrees.container
 class Rows:
     """What belongs to each sequence.
 
@@ -92,8 +89,7 @@ class Rows:
     spans: Any
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, eq=False)
+@pytrees.container
 class Steps:
     """What belongs to each step.
 
@@ -106,8 +102,7 @@ class Steps:
     resets: Any
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, eq=False)
+@pytrees.container
 class Kept:
     """What a gradient keeps of each step.
 

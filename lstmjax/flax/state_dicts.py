@@ -1,0 +1,32 @@
+"""Params and states as Flax's state dicts, which its TrainState and its checkpoints are made of."""
+
+import dataclasses
+from typing import Any
+
+from flax import serialization
+
+from lstmjax import pytrees
+
+
+def _to_state_dict(given: Any) -> dict[str, Any]:
+    return {field.name: serialization.to_state_dict(getattr(given, field.name)) for field in dataclasses.fields(given)}
+
+
+def _from_state_dict(target: Any, state: Any) -> Any:
+    """What `target` is, with the numbers of a state dict; an error unless both have the same parts."""
+    kind = type(target).__name__
+    names = [field.name for field in dataclasses.fields(target)]
+    if not isinstance(state, dict) or set(state) != set(names):
+        found = ", ".join(map(str, state)) if isinstance(state, dict) else type(state).__name__
+        raise ValueError(f"the state dict of {kind} must have {', '.join(names)}; got {found}.")
+    for name in names:
+        if (getattr(target, name) is None) != (state[name] is None):
+            has = "None in the state dict, and is there" if state[name] is None else "in the state dict, and None"
+            raise ValueError(f"{kind}.{name} is {has} in the target: make the target with the same options.")
+    return type(target)(
+        **{name: serialization.from_state_dict(getattr(target, name), state[name], name=name) for name in names}
+    )
+
+
+for _kind in pytrees.CONTAINERS:
+    serialization.register_serialization_state(_kind, _to_state_dict, _from_state_dict)
