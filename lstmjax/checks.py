@@ -224,7 +224,7 @@ def integers(name: str, value: Any, low: int, high: int, meaning: str) -> jax.Ar
 
     Values are read where they are concrete and all on this process. Under a transformation they are not, and are
     checked within `checked` alone: a check is an effect, which would keep JAX from dispatching a compiled function in
-    C++, and `jax.export` from storing it.
+    C++, and `jax.export` from storing it. What is out of range stays out of range.
     """
     array = asarray(name, value)
     if not jnp.issubdtype(array.dtype, jnp.integer):
@@ -232,22 +232,59 @@ def integers(name: str, value: Any, low: int, high: int, meaning: str) -> jax.Ar
             f"{name} must be integers, got {array.dtype.name} {array.shape}. Convert with .astype(jnp.int32)."
         )
     message = f"{name} must lie between {low} and {high} ({meaning})"
-    if not isinstance(value, jax.core.Tracer) and getattr(value, "is_fully_addressable", True):
+    if _is_known(value):
         values = np.asarray(value)  # before JAX narrowed them to 32 bits
         if values.size and (values.min() < low or values.max() > high):
             raise ValueError(f"{message}; got values from {values.min()} to {values.max()}.")
         return array.astype(jnp.int32)
-    array = array.astype(jnp.int32)
+    array = saturated(array)
     if _CHECKED.value:
         checkify.debug_check(jnp.all(_of_any((array >= low) & (array <= high))), f"{message}.")
     return array
 
 
+def saturated(array: Any) -> Any:
+    """Integers as int32, where those that do not fit become the nearest that does, instead of another valid one."""
+    limits = jnp.iinfo(array.dtype)
+    if limits.max > LARGEST:
+        array = array.clip(max(int(limits.min), -LARGEST - 1), LARGEST)
+    return array.astype(np.int32)
+
+
 def lengths(value: Any, batch: tuple[int, ...], time: int, owner: str = "xs") -> jax.Array:
     """Return `value` as int32 [*batch] from 0 to time, or raise; `owner` has the batch axes and the time."""
-    array = integers("lengths", value, 0, time, f"the number of time steps of {owner}")
-    shape("lengths", array, batch, f"the batch axes of {owner}")
-    return array
+    return steps("lengths", value, batch, time, f"the number of time steps of {owner}", f"the batch axes of {owner}")
+
+
+def steps(
+    name: str, value: Any, batch: tuple[int, ...], time: int, of_time: str, of_batch: str, real: Any = None
+) -> jax.Array:
+    """Return numbers of steps as int32 [*batch] from 0 to time, or raise; what is not `real` is not looked at.
+
+    Where values cannot be read, a negative one counts as 0 and one above time as time.
+    """
+    array = value if hasattr(value, "shape") and hasattr(value, "dtype") else asarray(name, value)
+    if array.dtype == jnp.bool_ or array.shape == (*batch, time):
+        raise TypeError(
+            f"{name} must be integers, got {array.dtype.name} {array.shape}. It looks like a mask: of padding at the "
+            f"end give {name}=mask.sum(-1)."
+        )
+    shape(name, array, batch, of_batch)
+    value = blank(value, real)
+    array = integers(name, value, 0, time, of_time)
+    return array if _is_known(value) else jnp.clip(array, 0, time).astype(jnp.int32)
+
+
+def blank(integers: Any, real: Any) -> Any:
+    """Put 0 where `real` is False; integers that are not JAX's yet stay as wide as they came until they are checked."""
+    if real is None:
+        return integers
+    if not isinstance(integers, jax.Array):
+        integers = np.asarray(integers)
+        if not isinstance(real, jax.core.Tracer):
+            return np.where(np.asarray(real), integers, np.zeros_like(integers))
+        integers = saturated(integers) if jnp.issubdtype(integers.dtype, jnp.integer) else integers
+    return jnp.where(real, integers, jnp.zeros_like(integers))
 
 
 def booleans(name: str, value: Any, meaning: str) -> jax.Array:
@@ -284,8 +321,15 @@ def asarray(name: str, value: Any) -> jax.Array:
         # A copy is no computation, and what holds NaN may be padding.
         with jax.debug_nans(False) if isinstance(value, np.ndarray) and jax.config.jax_debug_nans else _AS_IT_IS:
             return jnp.asarray(value)
-    except (TypeError, ValueError, OverflowError) as error:
+    except OverflowError as error:
+        raise ValueError(f"{name} must hold numbers that fit: {error}.") from error
+    except (TypeError, ValueError) as error:
         raise TypeError(f"{name} must be an array, got {_told(value)}.") from error
+
+
+def _is_known(value: Any) -> bool:
+    """Whether values can be read: they are concrete, and all on this process."""
+    return not isinstance(value, jax.core.Tracer) and getattr(value, "is_fully_addressable", True)
 
 
 def _told(value: Any) -> str:

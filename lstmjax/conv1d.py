@@ -155,7 +155,7 @@ def output_lengths(lengths: Integer[ArrayLike, "*batch"], stride: int) -> Int[Ar
     Array([0, 1, 2, 3], dtype=int32)
     """
     stride = checks.positive_int("stride", stride)
-    lengths = checks.integers("lengths", lengths, 0, 2**31 - 1, "a number of steps")
+    lengths = checks.steps("lengths", lengths, jnp.shape(lengths), checks.LARGEST, "a number of steps", "any")
     return lengths // stride + (lengths % stride > 0)
 
 

@@ -20,7 +20,6 @@ from functools import cache, partial
 from typing import Any
 
 import jax
-import jax.core
 import jax.numpy as jnp
 import numpy as np
 from jax.nn import initializers
@@ -306,9 +305,10 @@ def _checked(params, emissions, lengths, allowed):
     emissions = checks.floating("emissions", emissions)
     checks.features("emissions", emissions, size, "*batch, time, tags", "params.transitions has that many tags")
     *batch, time, _ = emissions.shape
-    if lengths is not None:
+    if lengths is None:
+        lengths = jnp.full(batch, time, jnp.int32)
+    else:
         lengths = checks.lengths(lengths, tuple(batch), time, "emissions")
-    lengths = jnp.full(batch, time, jnp.int32) if lengths is None else jnp.minimum(lengths, time)
     dtype = checks.at_least_float32(jnp.result_type(params.start, params.transitions, params.end, emissions))
     scores = {name: jnp.asarray(getattr(params, name), dtype) for name in shapes}
     if allowed is not None:
@@ -326,10 +326,7 @@ def _checked(params, emissions, lengths, allowed):
 
 def _path(tags, transitions, emissions, lengths):
     checks.shape("tags", tags, emissions.shape[:-1], "[*batch, time] of emissions")
-    valid = padding.valid(lengths, emissions.shape[-2])
-    known = not any(isinstance(array, jax.core.Tracer) for array in (tags, valid))
-    where, zeros = (np.where, np.zeros_like) if known else (jnp.where, jnp.zeros_like)
-    tags = where(np.asarray(valid) if known else valid, tags, zeros(tags))  # padding is not looked at
+    tags = checks.blank(tags, padding.valid(lengths, emissions.shape[-2]))  # padding is not looked at
     return checks.integers("tags", tags, 0, len(transitions) - 1, "the tags of params.transitions")
 
 

@@ -12,9 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.core
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Integer
 
 from lstmjax import bidirectional as two_ways
@@ -174,7 +172,7 @@ def apply(
     for number, (level, xs, steps) in enumerate(zip(levels, own, valid_steps, strict=True)):
         if level.embedding is not None:
             real = None if steps is None else padding.valid(steps, jnp.shape(xs)[-1])
-            xs = embedding.apply(level.embedding, _filled(xs, real))
+            xs = embedding.apply(level.embedding, checks.blank(xs, real))
         _check_inputs(number, level.encoder, xs, codes_below, merge)
         if number:
             xs = codes_below if xs is None else jnp.concatenate([xs.astype(codes_below.dtype), codes_below], axis=-1)
@@ -310,21 +308,10 @@ def _within(lengths: tuple[Any, ...], axes: tuple[int, ...]) -> tuple[Array | No
         batch, time = axes[: len(axes) - number - 1], axes[len(axes) - number - 1]
         steps = lengths[number]
         if steps is not None:
-            checks.shape(f"lengths[{number}]", steps, batch, "the axes of tokens[0] above this level's steps")
-            steps = checks.integers(
-                f"lengths[{number}]", _filled(steps, alive), 0, time, f"the time steps of level {number}"
-            )
+            told = f"the time steps of level {number}", "the axes of tokens[0] above this level's steps"
+            steps = checks.steps(f"lengths[{number}]", steps, batch, time, *told, real=alive)
         elif alive is not None:
             steps = jnp.where(alive, time, 0)
         alive = None if steps is None else padding.valid(steps, time)
         within.append(steps)
     return tuple(reversed(within))
-
-
-def _filled(integers: Any, real: Array | None) -> Any:
-    """Put 0 where padding was; integers that are not JAX's yet stay as wide as they came."""
-    if real is None:
-        return integers
-    if isinstance(integers, jax.Array) or isinstance(real, jax.core.Tracer):
-        return jnp.where(real, integers, jnp.zeros_like(integers))
-    return np.where(np.asarray(real), integers, np.zeros_like(integers))

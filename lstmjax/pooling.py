@@ -148,5 +148,4 @@ def _check(xs, lengths) -> tuple[Array, Array | None]:
 def _count(xs: Array, lengths: Array | None) -> Int[Array, "*batch 1"]:
     """The number of valid steps, beside the features."""
     time = xs.shape[-2]
-    count = jnp.full(xs.shape[:-2], time, jnp.int32) if lengths is None else jnp.minimum(lengths, time)
-    return count[..., None]
+    return (jnp.full(xs.shape[:-2], time, jnp.int32) if lengths is None else lengths)[..., None]

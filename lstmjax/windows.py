@@ -206,12 +206,13 @@ def truncated(apply: Callable[..., tuple[Array, Any]], steps: int) -> Callable[.
 def _cut(array: Array, span: int, axis: int) -> Array:
     """Pieces of `span` steps of time, which is `axis`, along a new first axis."""
     array = jnp.moveaxis(array, axis, 0)
-    return jnp.moveaxis(array.reshape(-1, span, *array.shape[1:]), 1, axis)
+    return jnp.moveaxis(array.reshape(len(array) // span, span, *array.shape[1:]), 1, axis)
 
 
 def _joined(pieces: Float[Array, "pieces *batch span units"]) -> Float[Array, "*batch time units"]:
     pieces = jnp.moveaxis(pieces, 0, -3)
-    return pieces.reshape(*pieces.shape[:-3], -1, pieces.shape[-1])
+    *batch, count, span, units = pieces.shape
+    return pieces.reshape(*batch, count * span, units)
 
 
 def _reads_back(state: Any) -> bool:

@@ -31,7 +31,11 @@ XS = normal(4, 11, 2)
 STATE = lstm.LSTMState(normal(4, 3), normal(4, 3))
 LENGTHS = np.array([11, 3, 0, 7])
 RESETS = RNG.random((4, 11)) < 0.2
-MEANINGS = {"plain": {}, "all": {"lengths": LENGTHS, "resets": RESETS}}
+MEANINGS = {
+    "plain": {},
+    "all": {"lengths": LENGTHS, "resets": RESETS},
+    "beyond": {"lengths": np.array([30, 3, -2, 12]), "resets": RESETS},  # as under jit, where values cannot be read
+}
 
 
 @cache
@@ -183,6 +187,29 @@ def test_no_time_at_all_and_any_batch_axes():
         np.testing.assert_allclose(ys, expected, rtol=1e-5, atol=1e-6)
 
 
+@covering.parametrize(
+    {
+        "batch": [(), (0,), (2,), (2, 0), (2, 3)],
+        "time": [0, 1, 7],
+        "steps": [1, 3, 9],
+        "reverse": [False, True],
+        "return_sequences": [False, True],
+        "given": [(), ("lengths",), ("resets",), ("lengths", "resets")],
+    }
+)
+def test_any_sizes_give_the_shapes_of_one_reading(batch, time, steps, reverse, return_sequences, given):
+    xs, masks = jax.ShapeDtypeStruct((*batch, time, 2), jnp.float32), {}
+    specs = {"lengths": (batch, jnp.int32), "resets": ((*batch, time), jnp.bool_)}
+    masks = {name: jax.ShapeDtypeStruct(*specs[name]) for name in given}
+    options = {"reverse": reverse, "return_sequences": return_sequences}
+    ours, whole = (
+        jax.eval_shape(partial(apply, **options), PARAMS, xs, **masks)
+        for apply in (truncated(lstm.apply, steps), lstm.apply)
+    )
+    assert ours[0] == whole[0]
+    assert jax.tree.leaves(ours) == jax.tree.leaves(whole)
+
+
 @pytest.mark.parametrize(
     ("reverse", "steps"),
     [
@@ -247,6 +274,7 @@ def test_gradient_is_that_of_pieces_stopped_by_hand(meaning, reverse, steps):
     found = run(PARAMS, XS, STATE, WEIGHTS, given)
 
     lengths, resets = given.get("lengths", np.full(4, 11)), given.get("resets", np.zeros((4, 11), bool))
+    lengths = np.clip(lengths, 0, 11)
     boundary = np.arange(11) + reverse  # between this step and the one read before it
     valid, cut_here = np.arange(11) < lengths[:, None], (boundary % steps == 0) & (boundary > 0)
     stopped = cut_here & (boundary < lengths[:, None])

@@ -81,6 +81,5 @@ def _as_read(ys, lengths):
         return jnp.flip(ys, axis=-2)
     *batch, time, _ = ys.shape
     lengths = checks.lengths(lengths, tuple(batch), time)
-    last = jnp.clip(lengths, 0, time)[..., None] - 1
-    order = jnp.maximum(last - jax.lax.broadcasted_iota(lengths.dtype, (*batch, time), len(batch)), 0)
+    order = jnp.maximum(lengths[..., None] - 1 - jax.lax.broadcasted_iota(lengths.dtype, (*batch, time), len(batch)), 0)
     return padding.fill(jnp.take_along_axis(ys, order[..., None], axis=-2), lengths)
