@@ -135,7 +135,10 @@ def at_least_float32(dtype: Any) -> Any:
 
 
 def drawn(name: str, initializer: Any, key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
-    """Call an initializer in at least float32, since some cannot draw narrower; raise if its shape is off."""
+    """Call an initializer in at least float32, since some cannot draw narrower; raise if its shape is off.
+
+    What it returns is copied: an initializer may return one array at each call, and params may be donated.
+    """
     if not callable(initializer):
         raise TypeError(f"{name} must be a function (key, shape, dtype) -> array; got {initializer!r}.")
     try:
@@ -147,7 +150,7 @@ def drawn(name: str, initializer: Any, key: jax.Array, shape: tuple[int, ...], d
     array = floating(f"what {name} returns", array)
     if array.shape != shape:
         raise ValueError(f"{name} must return shape {shape}, which it was called with; got {array.shape}.")
-    return array.astype(dtype)
+    return jnp.array(array, dtype)
 
 
 def key(value: Any) -> jax.Array:

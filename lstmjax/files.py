@@ -220,7 +220,7 @@ def _array(name: str, found: dict[str, Any]) -> jax.Array:
     array = np.frombuffer(found["data"], dtype).reshape(found["shape"])
     if dtype == np.bool_ and (array.view(np.uint8) > 1).any():
         raise ValueError(f"params/{name} must have 0 and 1 for False and True.")
-    return jnp.asarray(array)
+    return jnp.array(array)
 
 
 def _check_dtype(name: str, dtype: Any) -> None:

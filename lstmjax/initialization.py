@@ -94,8 +94,8 @@ def init(
     if projection is not None:
         w_projection = checks.drawn("w_projection_init", w_projection_init, projection_key, (units, outputs), dtype)
     if layer_norm:
-        scale = jnp.ones(gates * units, dtype)
-        norm = LSTMNorm(x_scale=scale, h_scale=scale, c_scale=scale[:units], c_bias=jnp.zeros(units, dtype))
+        x_scale, h_scale, c_scale = (jnp.ones(size, dtype) for size in (gates * units, gates * units, units))
+        norm = LSTMNorm(x_scale, h_scale, c_scale, c_bias=jnp.zeros(units, dtype))
     if checks.boolean("learned_state", learned_state):
         initial = LSTMState(h=jnp.zeros(outputs, dtype), c=jnp.zeros(units, dtype))
     return LSTMParams(
@@ -141,7 +141,8 @@ def initial_state(params: LSTMParams, batch: tuple[int, ...] = ()) -> LSTMState:
     for name, size in (("h", params.outputs), ("c", params.units)):
         leaf = checks.weights(f"params.initial.{name}", getattr(params.initial, name), name)
         checks.shape(f"params.initial.{name}", leaf, (size,), "those of params.w_h")
-    initial = LSTMState(h=jnp.asarray(params.initial.h, dtype), c=jnp.asarray(params.initial.c, wide))
+    # Copies, since a state may be donated, and params go on.
+    initial = LSTMState(h=jnp.array(params.initial.h, dtype), c=jnp.array(params.initial.c, wide))
     return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (*batch, *leaf.shape)), initial)
 
 

@@ -36,13 +36,13 @@ class _Module(nnx.Module):
         """Make a module of given params, from `interop` or from `init` of the functions.
 
         Args:
-            params: the tree that the functions take.
+            params: the tree that the functions take, which is copied.
             rngs: nnx.Rngs, where there is dropout.
             settings: of the constructor, but for those that draw params.
         """
         make: Any = cls
         module = make(*cls._smallest, rngs=nnx.Rngs(0))
-        module._hold(params, rngs, settings)
+        module._hold(jax.tree.map(jnp.array, params), rngs, settings)
         return module
 
     @property
