@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
-from lstmjax import cell, checks, lstm, pytrees
+from lstmjax import cell, checks, keywords, lstm, pytrees
 from lstmjax.lstm import LSTMState
 from lstmjax.regularize import Dropout
 
@@ -49,6 +49,7 @@ class BidirectionalState(NamedTuple):
     backward: LSTMState
 
 
+@keywords.explained("bidirectional.init", lstm.init)
 def init(key: Array, inputs: int, units: int, **options: Any) -> BidirectionalParams:
     """Make the parameters of two LSTMs: twice those of `lstm.init`.
 
@@ -72,12 +73,14 @@ def init(key: Array, inputs: int, units: int, **options: Any) -> BidirectionalPa
     )
 
 
+@keywords.explained("bidirectional.initial_state")
 def initial_state(params: BidirectionalParams, batch: tuple[int, ...] = ()) -> BidirectionalState:
     """Make the states before the first step that each half reads; see `lstm.initial_state`."""
     checks.instance("params", params, BidirectionalParams, "bidirectional.init")
     return BidirectionalState(lstm.initial_state(params.forward, batch), lstm.initial_state(params.backward, batch))
 
 
+@keywords.explained("bidirectional.apply", lstm.apply)
 def apply(
     params: BidirectionalParams,
     xs: Float[ArrayLike, "*batch time inputs"],
@@ -124,6 +127,11 @@ def apply(
     for name in ("forward", "backward"):
         cell.check_matrices(f"params.{name}", getattr(params, name))
     if state is not None:
+        if type(state) in (tuple, list):
+            raise TypeError(
+                "state must be BidirectionalState, as bidirectional.initial_state makes it; got "
+                f"{type(state).__name__}: make it BidirectionalState(forward, backward) of two LSTMState(h, c)."
+            )
         checks.instance("state", state, BidirectionalState, "bidirectional.initial_state")
     if merge is not None:
         checks.one_of("merge", merge, [name for name in MERGES if name])

@@ -14,6 +14,18 @@ import numpy as np
 from jax.experimental import checkify
 
 LARGEST = 2**31 - 1  # of the integers in which JAX counts
+# Which functions take params of a kind.
+TAKEN_BY = {
+    "LSTMParams": "lstm.apply or lstm.step",
+    "BidirectionalParams": "bidirectional.apply",
+    "StackParams": "stack.apply or stack.step",
+    "HierarchyParams": "hierarchy.apply",
+    "ResidualParams": "residual.apply, in a tuple",
+    "CRFParams": "crf.log_likelihood, crf.decode and so on",
+    "Conv1DParams": "conv1d.apply",
+    "DenseParams": "dense.apply",
+    "EmbeddingParams": "embedding.apply",
+}
 
 _AS_IT_IS = contextlib.nullcontext()
 
@@ -173,7 +185,8 @@ def floating(name: str, array: Any) -> jax.Array:
     if not jnp.issubdtype(array.dtype, jnp.floating) or array.dtype.itemsize < 2:
         dtype = "a dtype of at least 16 bits" if jnp.issubdtype(array.dtype, jnp.floating) else "a floating dtype"
         raise TypeError(
-            f"{name} must have {dtype}, got {array.dtype.name} {array.shape}. Convert it with .astype(jnp.float32)."
+            f"{name} must have {dtype}, got {array.dtype.name} {array.shape}. Convert it with .astype(jnp.float32)"
+            f"{'; tokens become vectors by embedding.apply' if array.dtype.kind in 'iu' else ''}."
         )
     return array
 
@@ -199,7 +212,9 @@ def weights(name: str, array: Any, *axes: str) -> jax.Array:
 def instance(name: str, value: Any, expected: type, source: str) -> None:
     """Raise unless `value` is an instance of `expected`, which `source` makes."""
     if not isinstance(value, expected):
-        raise TypeError(f"{name} must be {expected.__name__}, as {source} makes it; got {type(value).__name__}.")
+        found = type(value).__name__
+        hint = f": use {TAKEN_BY[found]}" if name == "params" and found in TAKEN_BY else ""
+        raise TypeError(f"{name} must be {expected.__name__}, as {source} makes it; got {found}{hint}.")
 
 
 def one_of(name: str, value: Any, known: Any) -> str:

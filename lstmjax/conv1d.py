@@ -19,7 +19,7 @@ from jax.nn import initializers
 from jax.typing import DTypeLike
 from jaxtyping import Array, ArrayLike, Float, Int, Integer
 
-from lstmjax import checks, padding, placement, pytrees
+from lstmjax import checks, keywords, padding, placement, pytrees
 
 
 @pytrees.container
@@ -35,6 +35,7 @@ class Conv1DParams:
     bias: Any
 
 
+@keywords.explained("conv1d.init")
 def init(
     key: Array,
     inputs: int,
@@ -74,6 +75,7 @@ def init(
     )
 
 
+@keywords.explained("conv1d.apply")
 def apply(
     params: Conv1DParams,
     xs: Float[ArrayLike, "*batch time inputs"],

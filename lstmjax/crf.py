@@ -26,7 +26,7 @@ from jax.nn import initializers
 from jax.typing import DTypeLike
 from jaxtyping import Array, ArrayLike, Float, Int, Integer
 
-from lstmjax import chain, checks, padding, placement, pytrees
+from lstmjax import chain, checks, keywords, padding, placement, pytrees
 from lstmjax.chain import IMPLEMENTATIONS
 
 
@@ -60,6 +60,7 @@ class Allowed:
     end: Any
 
 
+@keywords.explained("crf.init")
 def init(
     key: Array,
     tags: int,
@@ -96,6 +97,7 @@ def init(
     )
 
 
+@keywords.explained("crf.bio")
 def bio(names: Sequence[str]) -> Allowed:
     """Allow the paths that spell whole segments: "I-X" comes after "B-X" or "I-X" alone.
 
@@ -131,6 +133,7 @@ def bio(names: Sequence[str]) -> Allowed:
     return Allowed(start=~continues, transitions=same | closed[:, None] & ~continues, end=closed)
 
 
+@keywords.explained("crf.log_likelihood")
 def log_likelihood(
     params: CRFParams,
     emissions: Float[ArrayLike, "*batch time tags"],
@@ -165,6 +168,7 @@ def log_likelihood(
     return _map(_by(chain.log_likelihood, implementation), arrays, _path(tags, *arrays))
 
 
+@keywords.explained("crf.log_partition")
 def log_partition(
     params: CRFParams,
     emissions: Float[ArrayLike, "*batch time tags"],
@@ -195,6 +199,7 @@ def log_partition(
     return _map(_by(chain.log_partition, implementation), _checked(params, emissions, lengths, allowed))
 
 
+@keywords.explained("crf.marginals")
 def marginals(
     params: CRFParams,
     emissions: Float[ArrayLike, "*batch time tags"],
@@ -226,6 +231,7 @@ def marginals(
     return _map(_by(chain.marginals, implementation), _checked(params, emissions, lengths, allowed))
 
 
+@keywords.explained("crf.decode")
 def decode(
     params: CRFParams,
     emissions: Float[ArrayLike, "*batch time tags"],
@@ -255,6 +261,7 @@ def decode(
     return _map(chain.decode, _checked(params, emissions, lengths, allowed))
 
 
+@keywords.explained("crf.sample")
 def sample(
     params: CRFParams,
     emissions: Float[ArrayLike, "*batch time tags"],

@@ -9,7 +9,7 @@ from jax.nn import initializers
 from jax.typing import DTypeLike
 from jaxtyping import Array, ArrayLike, Float
 
-from lstmjax import checks, pytrees
+from lstmjax import checks, keywords, pytrees
 
 
 @pytrees.container
@@ -25,6 +25,7 @@ class DenseParams:
     bias: Any
 
 
+@keywords.explained("dense.init")
 def init(
     key: Array,
     inputs: int,
@@ -57,6 +58,7 @@ def init(
     )
 
 
+@keywords.explained("dense.apply")
 def apply(params: DenseParams, xs: Float[ArrayLike, "*batch inputs"]) -> Float[Array, "*batch units"]:
     """Compute y = x W + b on the last axis.
 

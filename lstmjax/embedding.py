@@ -10,7 +10,7 @@ from jax.nn import initializers
 from jax.typing import DTypeLike
 from jaxtyping import Array, ArrayLike, Float, Integer
 
-from lstmjax import checks, pytrees
+from lstmjax import checks, keywords, pytrees
 
 
 @pytrees.container
@@ -24,6 +24,7 @@ class EmbeddingParams:
     table: Any
 
 
+@keywords.explained("embedding.init")
 def init(
     key: Array,
     vocabulary: int,
@@ -50,6 +51,7 @@ def init(
     return EmbeddingParams(table=checks.drawn("table_init", table_init, checks.key(key), shape, dtype))
 
 
+@keywords.explained("embedding.apply")
 def apply(params: EmbeddingParams, tokens: Integer[ArrayLike, "*batch"]) -> Float[Array, "*batch features"]:
     """Look up each token's vector.
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Integer
 
 from lstmjax import bidirectional as two_ways
-from lstmjax import checks, embedding, padding, pooling, pytrees, stack
+from lstmjax import checks, embedding, keywords, lstm, padding, pooling, pytrees, stack
 from lstmjax.bidirectional import BidirectionalParams
 from lstmjax.lstm import LSTMParams
 from lstmjax.regularize import Dropout
@@ -52,6 +52,7 @@ class HierarchyParams:
     levels: Any
 
 
+@keywords.explained("hierarchy.init", lstm.init)
 def init(
     key: Array,
     inputs: int | Sequence[int],
@@ -110,6 +111,7 @@ def init(
     return HierarchyParams(tuple(levels))
 
 
+@keywords.explained("hierarchy.apply", *ARGUMENTS)
 def apply(
     params: HierarchyParams,
     tokens: Any,
@@ -158,13 +160,18 @@ def apply(
     """
     levels = _check(params)
     count = len(levels)
-    for name in arguments:
-        checks.one_of("an argument of hierarchy.apply", name, ARGUMENTS)
+    if unknown := [name for name in arguments if name not in ARGUMENTS]:
+        raise TypeError(f"apply() got an unexpected keyword argument {unknown[0]!r}")
     checks.one_of("merge", merge, MERGES)
     return_sequences = checks.boolean("return_sequences", return_sequences)
     codes = [checks.one_of(f"code[{number}]", name, CODES) for number, name in enumerate(_each("code", code, count))]
     dropouts = _each("dropout", dropout, count)
     keys = _keys(key, dropouts)
+    if hasattr(lengths, "shape") and count > 1:
+        raise ValueError(
+            f"lengths must be a tuple with an entry for each of the {count} levels, lowest first, some perhaps "
+            f"None; got one array of shape {jnp.shape(lengths)}."
+        )
     own, axes = _own(levels, _lowest("tokens", tokens, count, above=None))
     valid_steps = _within(_each("lengths", lengths, count), axes)
 
@@ -183,6 +190,7 @@ def apply(
     return codes_below
 
 
+@keywords.explained("hierarchy.encode", stack.apply, lstm.apply)
 def encode(
     params: LSTMParams | BidirectionalParams | StackParams,
     xs: Float[ArrayLike, "*batch time inputs"],
@@ -269,6 +277,11 @@ def _own(levels: tuple[LevelParams, ...], tokens: tuple[Any, ...]) -> tuple[list
             own.append(None)
             continue
         array = given if hasattr(given, "shape") else checks.asarray(name, given)
+        if not reads_tokens and jnp.issubdtype(array.dtype, jnp.integer):
+            raise TypeError(
+                f"{name} must have a floating dtype, got {array.dtype.name} {array.shape}, and params.levels[{number}] "
+                "has no embedding to look tokens up in: hierarchy.init(..., vocabulary=...) makes one."
+            )
         array = array if reads_tokens else checks.floating(name, array)
         features = () if reads_tokens else array.shape[-1:]
         if number == 0:

@@ -8,10 +8,11 @@ from jax.nn import initializers
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from lstmjax import checks
+from lstmjax import checks, keywords
 from lstmjax.cell import LSTMNorm, LSTMParams, LSTMState, check_matrices
 
 
+@keywords.explained("lstm.init")
 def init(
     key: Array,
     inputs: int,
@@ -109,6 +110,7 @@ def init(
     )
 
 
+@keywords.explained("lstm.initial_state")
 def initial_state(params: LSTMParams, batch: tuple[int, ...] = ()) -> LSTMState:
     """Make the state before the first step: zeros, or the learned one.
 

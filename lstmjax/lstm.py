@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Integer
 
-from lstmjax import cell, checks, fused, padding, placement, recurrence, regularize
+from lstmjax import cell, checks, fused, keywords, padding, placement, recurrence, regularize
 from lstmjax.cell import LSTMNorm as LSTMNorm
 from lstmjax.cell import LSTMParams as LSTMParams
 from lstmjax.cell import LSTMState as LSTMState
@@ -33,6 +33,7 @@ from lstmjax.options import LSTMOptions
 from lstmjax.regularize import Dropout, Masks
 
 
+@keywords.explained("lstm.step")
 def step(
     params: LSTMParams,
     x: Float[ArrayLike, "*batch inputs"],
@@ -71,6 +72,7 @@ def step(
         raise
 
 
+@keywords.explained("lstm.apply")
 def apply(
     params: LSTMParams,
     xs: Float[ArrayLike, "*batch time inputs"],
@@ -143,6 +145,7 @@ def apply(
         raise
 
 
+@keywords.explained("lstm.explain", apply)
 def explain(
     params: LSTMParams,
     xs: Float[ArrayLike, "*batch time inputs"],
@@ -450,6 +453,12 @@ def checked(params, xs, state, lengths, resets, key, options, dropout, implement
 
 
 def _check_state(params: LSTMParams, state: Any, batch: tuple[int, ...]) -> LSTMState:
+    if isinstance(state, tuple | list) and len(state) == 2:
+        raise TypeError(
+            f"state must be LSTMState, as lstm.initial_state makes it; got {type(state).__name__}: make it "
+            "LSTMState(h, c), and mind the order, which shapes do not tell: (h, c) in PyTorch and Keras, (c, h) in "
+            "Flax and TensorFlow."
+        )
     checks.instance("state", state, LSTMState, "lstm.initial_state")
     state = LSTMState(h=checks.floating("state.h", state.h), c=checks.floating("state.c", state.c))
     hidden = "units" if params.w_projection is None else "projection"

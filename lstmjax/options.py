@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from lstmjax import checks, pytrees
+from lstmjax import checks, keywords, pytrees
 
 ACTIVATIONS = {
     "tanh": jnp.tanh,
@@ -20,6 +20,7 @@ ACTIVATIONS = {
 }
 
 
+@keywords.explained("LSTMOptions")
 @pytrees.static
 class LSTMOptions:
     """What distinguishes one LSTM from another beside its weights.

@@ -15,10 +15,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Int, Integer
 
-from lstmjax import checks, padding
+from lstmjax import checks, keywords, padding
 from lstmjax.conv1d import output_lengths
 
 
+@keywords.explained("pooling.max_over_windows")
 def max_over_windows(
     xs: Float[ArrayLike, "*batch time features"],
     window: int,
@@ -63,6 +64,7 @@ def max_over_windows(
     return padding.fill(reduce(jnp.maximum, shifted), None if lengths is None else output_lengths(lengths, stride))
 
 
+@keywords.explained("pooling.global_max")
 def global_max(
     xs: Float[ArrayLike, "*batch time features"], *, lengths: Integer[ArrayLike, "*batch"] | None = None
 ) -> Float[Array, "*batch features"]:
@@ -87,6 +89,7 @@ def global_max(
     return jnp.where(_count(xs, lengths) > 0, ys, 0)
 
 
+@keywords.explained("pooling.global_mean")
 def global_mean(
     xs: Float[ArrayLike, "*batch time features"], *, lengths: Integer[ArrayLike, "*batch"] | None = None
 ) -> Float[Array, "*batch features"]:
@@ -111,6 +114,7 @@ def global_mean(
     return (total / jnp.maximum(_count(xs, lengths), 1)).astype(xs.dtype)
 
 
+@keywords.explained("pooling.last")
 def last(
     xs: Float[ArrayLike, "*batch time features"], *, lengths: Integer[ArrayLike, "*batch"] | None = None
 ) -> Float[Array, "*batch features"]:

@@ -12,8 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from lstmjax import checks
+from lstmjax import checks, keywords
 
+DEEPER = "Of lists nested more deeply levels= is the number of levels whose lengths vary, such as levels=2."
 KINDS = {np.bool_: np.bool_, np.integer: np.int32, np.floating: np.float32}  # what each is stored as
 
 
@@ -31,6 +32,7 @@ class Bucket(NamedTuple):
     lengths: np.ndarray
 
 
+@keywords.explained("ragged.pad")
 def pad(
     sequences: Sequence[Any], *, levels: int = 1, fill: float | int = 0, dtype: DTypeLike | None = None
 ) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
@@ -72,6 +74,7 @@ def pad(
     return _filled(real, _steps(nested, dtype), fill), tuple(reversed(lengths))
 
 
+@keywords.explained("ragged.widths")
 def widths(lengths: Any, *, waste: float | int = 0.25) -> tuple[int, ...]:
     """Find the fewest widths such that, each sequence in the narrowest that holds it, padding is at most a share.
 
@@ -110,6 +113,7 @@ def widths(lengths: Any, *, waste: float | int = 0.25) -> tuple[int, ...]:
     return tuple(reversed(chosen))
 
 
+@keywords.explained("ragged.buckets")
 def buckets(
     sequences: Sequence[Any], *, waste: float | int = 0.25, fill: float | int = 0, dtype: DTypeLike | None = None
 ) -> list[Bucket]:
@@ -157,7 +161,7 @@ def _list(value: Any, depth: int) -> Any:
     if not isinstance(value, list | tuple) and not (isinstance(value, np.ndarray) and value.ndim):
         raise ValueError(
             f"sequences must have a list or an array {'outermost' if not depth else f'in list {depth} from outside'}; "
-            f"got {value!r}."
+            f"got {value!r}. levels= is how many lists are nested in the outermost one."
         )
     return value
 
@@ -173,7 +177,7 @@ def _steps(sequences: list[Any], dtype: DTypeLike | None) -> np.ndarray:
     except TypeError as error:
         raise TypeError("sequences must hold steps that are numbers or arrays of them.") from error
     if len(shapes) > 1:
-        raise ValueError(f"sequences must hold steps of one shape; got {sorted(shapes)}.")
+        raise ValueError(f"sequences must hold steps of one shape; got {sorted(shapes)}. {DEEPER}")
     steps = np.concatenate(pieces) if pieces else np.zeros(0, np.float32)
     if dtype is None and not _is_number(steps.dtype):
         raise TypeError(f"sequences must hold bools, integers or floats; got {steps.dtype.name}.")
@@ -193,7 +197,9 @@ def _shapes(steps: Iterable[Any]) -> set[tuple[int, ...]]:
     try:
         return {np.shape(step) for step in steps}
     except ValueError as error:
-        raise ValueError("sequences must hold steps that are numbers or arrays; got a list of lists.") from error
+        raise ValueError(
+            f"sequences must hold steps that are numbers or arrays; got a list of lists. {DEEPER}"
+        ) from error
     except TypeError as error:
         raise TypeError("sequences must hold steps that are numbers or arrays of them.") from error
 

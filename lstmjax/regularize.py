@@ -10,11 +10,12 @@ from typing import Any
 import jax
 from jaxtyping import Array, Float
 
-from lstmjax import checks, pytrees
+from lstmjax import checks, keywords, pytrees
 
 RECURRENT_KINDS = ("tied", "per_gate", "candidate")
 
 
+@keywords.explained("Dropout")
 @pytrees.static
 class Dropout:
     """Rates, from 0 to below 1, of what is dropped or kept back while training; used where `apply` gets a key.

@@ -20,7 +20,7 @@ from jax.nn import initializers
 from jax.typing import DTypeLike
 from jaxtyping import Array, ArrayLike, Float, Integer
 
-from lstmjax import checks, conv1d, padding, placement, pytrees, regularize
+from lstmjax import checks, conv1d, keywords, padding, placement, pytrees, regularize
 from lstmjax.options import ACTIVATIONS
 
 DROPOUT_KINDS = ("spatial", "elementwise")
@@ -41,6 +41,7 @@ class ResidualParams:
     shortcut: Any = None
 
 
+@keywords.explained("residual.init")
 def init(
     key: Array,
     inputs: int,
@@ -91,6 +92,7 @@ def init(
     return tuple(map(block, keys, (inputs, *units), units, strides))
 
 
+@keywords.explained("residual.apply")
 def apply(
     params: tuple[ResidualParams, ...],
     xs: Float[ArrayLike, "*batch time inputs"],

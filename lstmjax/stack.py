@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Integer
 
 from lstmjax import bidirectional as two_ways
-from lstmjax import cell, checks, lstm, padding, pooling, pytrees, regularize
+from lstmjax import cell, checks, keywords, lstm, padding, pooling, pytrees, regularize
 from lstmjax.bidirectional import BidirectionalParams
 from lstmjax.lstm import LSTMParams
 from lstmjax.options import LSTMOptions
@@ -31,6 +31,7 @@ class StackParams:
     layers: Any
 
 
+@keywords.explained("stack.init", lstm.init)
 def init(
     key: Array,
     inputs: int,
@@ -68,6 +69,7 @@ def init(
     return StackParams(tuple(layers))
 
 
+@keywords.explained("stack.initial_state")
 def initial_state(params: Any, batch: tuple[int, ...] = ()) -> Any:
     """Make the state before the first step: a tuple of the layers' own; see `lstm.initial_state`."""
     if isinstance(params, StackParams):
@@ -77,6 +79,7 @@ def initial_state(params: Any, batch: tuple[int, ...] = ()) -> Any:
     return lstm.initial_state(params, batch)
 
 
+@keywords.explained("stack.step")
 def step(
     params: StackParams,
     x: Float[ArrayLike, "*batch inputs"],
@@ -125,6 +128,7 @@ def step(
     return y, tuple(states)
 
 
+@keywords.explained("stack.apply", lstm.apply)
 def apply(
     params: StackParams | LSTMParams | BidirectionalParams,
     xs: Float[ArrayLike, "*batch time inputs"],
@@ -312,7 +316,13 @@ def _check_state(params: StackParams, state: Any) -> tuple[Any, ...]:
     if not isinstance(state, tuple | list) or len(state) != len(params.layers):
         raise TypeError(
             f"state must be a tuple of {len(params.layers)} states, one for each layer, as stack.initial_state makes "
-            f"it; got {type(state).__name__}{f' of {len(state)}' if isinstance(state, tuple | list) else ''}."
+            f"it, such as tuple(map(LSTMState, h, c)) of h and c [layers, *batch, units]; got {type(state).__name__}"
+            f"{f' of {len(state)}' if isinstance(state, tuple | list) else ''}."
+        )
+    if any(hasattr(layer, "shape") for layer in state):
+        raise TypeError(
+            "state must have the LSTMState(h, c) of each layer; got arrays. Of h and c [layers, *batch, units] it is "
+            "tuple(map(LSTMState, h, c))."
         )
     return tuple(state)
 

@@ -12,10 +12,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Float, Integer, Shaped
 
-from lstmjax import checks
+from lstmjax import checks, keywords
 from lstmjax.bidirectional import BidirectionalState
 
 
+@keywords.explained("windows.look_back")
 def look_back(
     series: Shaped[ArrayLike, "*batch samples features"],
     steps: int,
@@ -68,6 +69,7 @@ def look_back(
     return windows, jnp.take(series, starts + (steps - 1 + horizon), axis=-2)
 
 
+@keywords.explained("windows.stateful_batches")
 def stateful_batches(
     sequence: Shaped[ArrayLike, "samples *rest"], rows: int, steps: int
 ) -> tuple[Shaped[Array, "pieces rows steps *rest"], Shaped[Array, "left *rest"]]:
@@ -108,6 +110,7 @@ def stateful_batches(
     return jnp.moveaxis(read.reshape(rows, pieces, steps, *sequence.shape[1:]), 0, 1), left
 
 
+@keywords.explained("windows.truncated")
 def truncated(apply: Callable[..., tuple[Array, Any]], steps: int) -> Callable[..., tuple[Array, Any]]:
     """Make a recurrent `apply` whose values are the same and whose gradients stop at every `steps`-th step.
 

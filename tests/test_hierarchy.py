@@ -394,7 +394,9 @@ def test_what_makes_no_one_vector_of_two_directions_is_refused(untyped, merge):
 @pytest.mark.parametrize("name", ["reverse", "state", "resets"])
 def test_what_is_of_a_single_level_is_refused(name):
     params = drawn(3, (4, 5))
-    with pytest.raises(ValueError, match=rf"an argument of hierarchy.apply must be one of 'options'.*; got '{name}'"):
+    with pytest.raises(
+        TypeError, match=rf"unknown argument '{name}' of hierarchy.apply \(one of: params, tokens, .*unroll"
+    ):
         hierarchy.apply(params, np.zeros((2, 3, 4, 3), np.float32), **{name: True})
 
 

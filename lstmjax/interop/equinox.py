@@ -58,10 +58,13 @@ def to_equinox(params: gates.RECURRENT) -> Any:
 
 def _params(cell: Any, name: str) -> LSTMParams:
     if not all(hasattr(cell, part) for part in ("weight_ih", "weight_hh", "bias")):
-        raise TypeError(f"{name} must be an eqx.nn.LSTMCell, got {type(cell).__name__}.")
+        hint = f": {gates.DENSE}" if type(cell).__name__ == "Linear" else ""
+        raise TypeError(f"{name} must be an eqx.nn.LSTMCell, got {type(cell).__name__}{hint}.")
     w_x = gates.host(f"{name}.weight_ih", cell.weight_ih, None, None)
     width = w_x.shape[0]
-    w_h = gates.host(f"{name}.weight_hh", cell.weight_hh, width, width // 4)
+    w_h = gates.host(f"{name}.weight_hh", cell.weight_hh, width, None)
+    gates.four(f"{name}.weight_hh", *w_h.shape)
+    w_h = gates.host(f"{name}.weight_hh", w_h, width, width // 4)
     bias = None if cell.bias is None else gates.host(f"{name}.bias", cell.bias, width)
     w_x, w_h = (gates.to_ours(part, "equinox", 0).T for part in (w_x, w_h))
     return gates.params(w_x, w_h, None if bias is None else gates.to_ours(bias, "equinox"))

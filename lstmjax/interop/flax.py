@@ -181,6 +181,10 @@ def _cells(name: str, tree: Any, path: Path = ()) -> list[tuple[Path, ...]]:
             )
         every = [_cells(name, tree[key], (*path, key)) for _, key in sorted(numbered.items())]
         return [paths for layer in every for paths in layer]
+    if "hn" in keys or (isinstance(dense := tree.get("dense_h"), Mapping) and _is_of_three(dense)):
+        raise ValueError(f"{_name(name, *path)} has the 3 gates of a GRU; an LSTM has 4.")
+    if keys <= {"kernel", "bias"} and "kernel" in keys:
+        raise ValueError(f"{_name(name, *path)} must have the weights of an LSTM; got a kernel alone: {gates.DENSE}.")
     if _layout(tree) is None:
         raise ValueError(
             f"{_name(name, *path)} must have the weights of an LSTM, {' or '.join(map(_listed, LAYOUTS))}; got "
@@ -188,6 +192,12 @@ def _cells(name: str, tree: Any, path: Path = ()) -> list[tuple[Path, ...]]:
             "the LSTM."
         )
     return [(path,)]
+
+
+def _is_of_three(dense: Mapping[Any, Any]) -> bool:
+    """Whether the optimised cell is that of a GRU."""
+    shape = jnp.shape(_value(dense["kernel"])) if "kernel" in dense else ()
+    return len(shape) == 2 and shape[1] == 3 * shape[0]
 
 
 def _linen(layers: list[tuple[LSTMParams, ...]]) -> list[tuple[Path, ...]]:

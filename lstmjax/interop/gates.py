@@ -63,6 +63,16 @@ def _reordered(array: np.ndarray, before: str, after: str, axis: int) -> np.ndar
     return np.concatenate([blocks[gate] for gate in after], axis)
 
 
+DENSE = "of a dense layer they are dense.DenseParams(w, bias), w being [inputs, units]"
+
+
+def four(name: str, width: int, units: int) -> None:
+    """Raise where a matrix from h to the gates has as many as a GRU or a simple RNN."""
+    other = {3 * units: "3 gates, as a GRU", units: "1 gate, as a simple RNN"}.get(width)
+    if other and units:
+        raise ValueError(f"{name} has {other}, of {units} units each: an LSTM has 4.")
+
+
 def host(name: str, value: Any, *axes: int | None) -> np.ndarray:
     """A floating NumPy array of what a framework holds, or an error unless it has these axes; None is any size."""
     try:

@@ -37,8 +37,12 @@ def from_haiku(source: Mapping[str, Any]) -> gates.RECURRENT:
     (2, 3)
     """
     source = gates.named("source", source, "the params of hk.LSTM")
-    modules = {"lstm": source} if set(source) == {"w", "b"} else source
+    modules = {"lstm/linear": source} if set(source) == {"w", "b"} else source
     for name, module in modules.items():
+        if isinstance(module, Mapping) and set(module) == {"w_i", "w_h", "b"}:
+            raise ValueError(f"source[{name!r}] has w_i and w_h, as hk.GRU: hk.LSTM has a linear with w and b.")
+        if isinstance(module, Mapping) and set(module) <= {"w", "b"} and not name.endswith("/linear"):
+            raise ValueError(f"source[{name!r}] must be the linear of an hk.LSTM, lstm/linear: {gates.DENSE}.")
         if not isinstance(module, Mapping) or set(module) != {"w", "b"}:
             raise ValueError(f"source[{name!r}] must have w and b, as hk.LSTM's linear has; got {module!r:.80}.")
     ordered = sorted(modules, key=_place)

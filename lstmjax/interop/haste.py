@@ -47,6 +47,7 @@ def from_haste(source: Mapping[str, Any]) -> LSTMParams:
     w_x = part("kernel", None, None)
     width, units = w_x.shape[1], w_x.shape[1] // 4
     if "recurrent_kernel" in parts:
+        gates.four("source['recurrent_kernel']", width, len(part("recurrent_kernel", None, width)))
         w_h = part("recurrent_kernel", units, width)
     elif w_x.shape[0] > units:
         w_x, w_h = w_x[:-units], w_x[-units:]

@@ -106,7 +106,8 @@ def _layer(layer: Any, name: str) -> tuple[tuple[LSTMParams, ...], LSTMOptions]:
     halves = _halves_of(layer)
     for half in halves:
         if type(half).__name__ != "LSTM":
-            raise TypeError(f"{name} must be an LSTM or a Bidirectional LSTM, got {type(half).__name__}.")
+            hint = f": {gates.DENSE}" if type(half).__name__ == "Dense" else ""
+            raise TypeError(f"{name} must be an LSTM or a Bidirectional LSTM, got {type(half).__name__}{hint}.")
     if len(halves) > 1 and halves[0].go_backwards:
         raise ValueError(f"{name} has a forward_layer with go_backwards: exchange it with the backward_layer.")
     if not layer.built:
@@ -163,7 +164,11 @@ def _weights(weights: Any, name: str) -> tuple[tuple[LSTMParams, ...], LSTMOptio
 def _half(weights: Sequence[Any], name: str, first: int) -> LSTMParams:
     w_x = gates.host(f"{name}[{first}], kernel,", weights[0], None, None)
     width = w_x.shape[1]
-    w_h = gates.host(f"{name}[{first + 1}], recurrent_kernel,", weights[1], width // 4, width)
+    if len(weights) == 2 and np.shape(weights[1]) == (width,):
+        raise ValueError(f"{name} must be the weights of an LSTM; got a matrix and a vector: {gates.DENSE}.")
+    w_h = gates.host(f"{name}[{first + 1}], recurrent_kernel,", weights[1], None, width)
+    gates.four(f"{name}[{first + 1}], recurrent_kernel,", width, len(w_h))
+    w_h = gates.host(f"{name}[{first + 1}], recurrent_kernel,", w_h, width // 4, width)
     bias = None if len(weights) == 2 else gates.host(f"{name}[{first + 2}], bias,", weights[2], width)
     w_x, w_h = gates.to_ours(w_x, "keras"), gates.to_ours(w_h, "keras")
     return gates.params(w_x, w_h, None if bias is None else gates.to_ours(bias, "keras"))

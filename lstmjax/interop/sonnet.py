@@ -38,6 +38,8 @@ def from_sonnet(source: Mapping[str, Any]) -> LSTMParams:
 
     w_x = part("w_i", None, None)
     width, units = w_x.shape[1], w_x.shape[1] // 4
+    if "projection" not in parts:
+        gates.four("source['w_h']", width, len(part("w_h", None, width)))
     projection = part("projection", units, None) if "projection" in parts else None
     w_h = part("w_h", units if projection is None else projection.shape[1], width)
     arrays = [gates.to_ours(array, "sonnet") for array in (w_x, w_h, part("b", width))]

@@ -43,6 +43,8 @@ def from_torch(source: Any, *, prefix: str = "") -> gates.RECURRENT:
     for name, value in weights.items():
         match = NAME.fullmatch(name)
         if match is None:
+            if set(weights) <= {"weight", "bias"}:
+                raise ValueError(f"source must have the weights of an LSTM; got {', '.join(weights)}: {gates.DENSE}.")
             raise ValueError(
                 f"source has {prefix + name!r}, which is no weight of torch.nn.LSTM: give the module of the LSTM "
                 'itself, or what its names begin with, such as prefix="encoder.lstm."'
@@ -117,6 +119,8 @@ def _weights(source: Any, prefix: str) -> dict[str, Any]:
     if hasattr(source, "state_dict"):
         if (kind := type(source).__name__) in ("GRU", "GRUCell", "RNN", "RNNCell"):
             raise TypeError(f"source must be a torch.nn.LSTM, got a torch.nn.{kind}.")
+        if kind == "Linear":
+            raise TypeError(f"source must be a torch.nn.LSTM, got a torch.nn.Linear: {gates.DENSE}.")
         source = source.state_dict()
     source = gates.named("source", source, "a torch.nn.LSTM or its state dict")
     return {name.removeprefix(prefix): value for name, value in source.items() if name.startswith(prefix)}
@@ -129,6 +133,8 @@ def _half(parts: dict[str, Any], layer: int, backward: bool, inputs: int | None)
 
     w_x = part("w_x", None, inputs)
     w_h = part("w_h", w_x.shape[0], None)
+    if "w_projection" not in parts:
+        gates.four(f"weight_hh_l{layer}", *w_h.shape)
     taken = {"w_x": gates.to_ours(w_x, "torch", 0).T, "w_h": gates.to_ours(w_h, "torch", 0).T, "bias": None}
     for field in ("bias", "bias_h"):
         if field in parts:
