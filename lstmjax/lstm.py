@@ -99,7 +99,8 @@ def apply(
         xs: input sequences [*batch, time, inputs], floating; any number of batch axes, none included.
         state: LSTMState [*batch, units] to start from; None for `initial_state`.
         lengths: valid steps of each sequence, integers [*batch] from 0 to time; None where all are valid. Under
-            jit their values cannot be read: one above time then counts as time (`lstmjax.checked` reports it).
+            jit their values cannot be read: one above time then counts as time, a negative one as 0
+            (`lstmjax.checked` reports them).
         resets: bool [*batch, time]; where True, the state returns to `initial_state` before that step is read.
         reverse: read valid steps last to first; each output still stands at its own step.
         return_sequences: False returns the final h as ys and stacks nothing over time.
