@@ -289,6 +289,36 @@ def test_gradient_is_that_of_pieces_stopped_by_hand(meaning, reverse, steps):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
 
 
+def test_gradient_of_several_batch_axes_of_few_steps_and_of_none():
+    """As those of one axis, which are compared with pieces by hand; of one reading; and of nothing read."""
+    given = MEANINGS["beyond"]["lengths"], RESETS
+    weights = WEIGHTS[:, :11]
+
+    def loss(apply, params, xs, state, lengths, resets):
+        ys, end = apply(params, xs, state, lengths=lengths, resets=resets, reverse=True)
+        return jnp.sum(ys * weights.reshape(ys.shape)[..., : ys.shape[-2], :]) + end.h.sum() + 2 * end.c.sum()
+
+    def slopes(apply, *arguments):
+        return jax.grad(partial(loss, apply), argnums=(0, 1, 2))(*arguments)
+
+    @jax.jit
+    def run(params, xs, state, lengths, resets):
+        two_axes = jax.tree.map(lambda leaf: leaf.reshape(2, 2, *leaf.shape[1:]), (xs, state, lengths, resets))
+        ended = jax.grad(lambda state: truncated(lstm.apply, 3)(params, xs[:, :0], state)[1].c.sum())(state)
+        return (
+            [slopes(truncated(lstm.apply, 3), params, *some) for some in ((xs, state, lengths, resets), two_axes)],
+            [slopes(apply, params, xs, state, lengths, resets) for apply in (truncated(lstm.apply, 20), lstm.apply)],
+            ended,
+        )
+
+    (one_axis, two_axes), (few_steps, whole), ended = run(PARAMS, XS, STATE, *given)
+    two_axes = two_axes[0], *jax.tree.map(lambda leaf: leaf.reshape(4, *leaf.shape[2:]), two_axes[1:])
+    for found, expected in ((two_axes, one_axis), (few_steps, whole)):
+        jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), found, expected)
+    np.testing.assert_array_equal(ended.c, np.ones((4, 3)))
+    np.testing.assert_array_equal(ended.h, np.zeros((4, 3)))
+
+
 def test_time_is_one_loop_however_many_pieces():
     def size(time):
         def loss(params, xs):
