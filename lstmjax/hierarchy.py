@@ -170,7 +170,7 @@ def apply(
     if hasattr(lengths, "shape") and count > 1:
         raise ValueError(
             f"lengths must be a tuple with an entry for each of the {count} levels, lowest first, some perhaps "
-            f"None; got one array of shape {jnp.shape(lengths)}."
+            f"None; got one array, {lengths!r:.80}."
         )
     own, axes = _own(levels, _lowest("tokens", tokens, count, above=None))
     valid_steps = _within(_each("lengths", lengths, count), axes)

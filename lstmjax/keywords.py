@@ -87,8 +87,8 @@ ADVICE = {
     "padding": "causal= says where a kernel looks, lengths= what is padding",
 }
 _THEIRS: dict[str, list[str]] = {}
-for _ours, _names in OURS.items():
-    for _name in _names.split():
+for _ours, _theirs in OURS.items():
+    for _name in _theirs.split():
         _THEIRS.setdefault(_name, []).append(_ours)
 _ADVICE = {name: advice for names, advice in ADVICE.items() for name in names.split()}
 
@@ -102,10 +102,10 @@ def explained(label: str, *onward: Any) -> Callable[[Function], Function]:
     """
 
     def decorate(function: Function) -> Function:
-        if isinstance(function, type):
+        if inspect.isclass(function):
             kind: Any = function
             kind.__init__ = explained(label, *onward)(kind.__init__)
-            return function
+            return cast(Function, function)
 
         @functools.wraps(function)
         def call(*args, **kwargs):

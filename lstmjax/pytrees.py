@@ -22,9 +22,9 @@ def container(kind: type[Kind]) -> type[Kind]:
 
     Its repr has dtypes and shapes in place of numbers: `DenseParams(w=f32[2,3], bias=f32[3])`.
     """
-    kind.__repr__ = _repr
-    kind.__contains__ = _contains
-    kind = jax.tree_util.register_dataclass(dataclasses.dataclass(frozen=True, eq=False, repr=False)(kind))
+    made: Any = dataclasses.dataclass(frozen=True, eq=False, repr=False)(kind)
+    made.__repr__, made.__contains__ = _repr, _contains
+    jax.tree_util.register_dataclass(made)
     _register_for_export(kind, lambda static: list(static), tuple)
     CONTAINERS.append(kind)
     return kind
