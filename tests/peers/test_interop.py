@@ -368,7 +368,7 @@ def test_keras_sources_that_are_refused(keras):
     with pytest.raises(ValueError, match=r"source\[1\], recurrent_kernel, must have shape \(3, 12\), got \(5, 12\)"):
         interop.from_keras([drawn(2, 12), drawn(5, 12), drawn(12)])
     with pytest.raises(ValueError, match=r"source\[1\], recurrent_kernel, has 3 gates, as a GRU, of 3 units each"):
-        interop.from_keras(gru.get_weights())
+        interop.from_keras([np.asarray(weight.value) for weight in gru.weights])
 
 
 # Haiku, Equinox
