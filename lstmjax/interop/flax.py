@@ -182,7 +182,9 @@ def _cells(name: str, tree: Any, path: Path = ()) -> list[tuple[Path, ...]]:
         every = [_cells(name, tree[key], (*path, key)) for _, key in sorted(numbered.items())]
         return [paths for layer in every for paths in layer]
     if "hn" in keys or (isinstance(dense := tree.get("dense_h"), Mapping) and _is_of_three(dense)):
-        raise ValueError(f"{_name(name, *path)} has the 3 gates of a GRU; an LSTM has 4.")
+        raise ValueError(
+            f"{_name(name, *path)} must have the weights of an LSTM, of 4 gates; got the 3 gates of a GRU."
+        )
     if keys <= {"kernel", "bias"} and "kernel" in keys:
         raise ValueError(f"{_name(name, *path)} must have the weights of an LSTM; got a kernel alone: {gates.DENSE}.")
     if _layout(tree) is None:
