@@ -42,8 +42,8 @@ class Words:
                 raise ValueError(f"model.{name} is {getattr(self, name)}; it must be at least 1")
         if not self.scale > 0:
             raise ValueError(f"model.scale is {self.scale}; it must be above 0")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"model.dropout is {self.dropout}; it must be from 0 to below 1")
+        if not 0 <= self.dropout <= 1:
+            raise ValueError(f"model.dropout is {self.dropout}; it must be from 0 to 1")
 
 
 def init(key: Array, vocabulary: int, model: Words) -> dict[str, Any]:
@@ -86,11 +86,11 @@ def say(
     )
     ys = _dropped(ys, model.dropout, after)
     if model.tied:
-        return ys @ params["embedding"].table.T + params["dense"][None, None], state
+        return embedding.attend(params["embedding"], ys) + params["dense"][None, None], state
     return dense.apply(params["dense"], ys), state
 
 
 def _dropped(xs: Array, rate: float, key: Array | None) -> Array:
     if key is None:
         return xs
-    return xs * jax.random.bernoulli(key, 1 - rate, (xs.shape[0], 1, xs.shape[2])) / (1 - rate)
+    return xs * jax.random.bernoulli(key, 1 - rate, (xs.shape[0], 1, xs.shape[2])) / ((1 - rate) or 1)

@@ -36,8 +36,8 @@ class Model:
     def __post_init__(self):
         if self.units < 1:
             raise ValueError(f"model.units is {self.units}; it must be at least 1")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"model.dropout is {self.dropout}; it must be from 0 to below 1")
+        if not 0 <= self.dropout <= 1:
+            raise ValueError(f"model.dropout is {self.dropout}; it must be from 0 to 1")
         if self.chrono != 0 and self.chrono < 3:
             raise ValueError(f"model.chrono is {self.chrono}; it must be 0, for none, or at least 3")
 
@@ -65,8 +65,8 @@ class TCN:
             if getattr(self, name) < 1:
                 raise ValueError(f"model.{name} is {getattr(self, name)}; it must be at least 1")
         for name in ("dropout", "inputs_dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"model.{name} is {getattr(self, name)}; it must be from 0 to below 1")
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"model.{name} is {getattr(self, name)}; it must be from 0 to 1")
 
 
 MODELS: dict[str, type] = {"lstm": Model, "rnn": RNN, "tcn": TCN, "words": Words, "tagger": Tagger, "seq2seq": Seq2Seq}

@@ -47,8 +47,8 @@ class Tagger:
             if getattr(self, name) < least:
                 raise ValueError(f"model.{name} is {getattr(self, name)}; it must be at least {least}")
         for name in ("dropout", "word_dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"model.{name} is {getattr(self, name)}; it must be from 0 to below 1")
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"model.{name} is {getattr(self, name)}; it must be from 0 to 1")
 
 
 def init(
@@ -93,7 +93,7 @@ def dropped(model: Tagger, xs: Float[Array, "*batch"], key: Array | None) -> Flo
     if key is None or not model.dropout:
         return xs
     kept = jax.random.bernoulli(key, 1 - model.dropout, xs.shape)
-    return jnp.where(kept, xs / (1 - model.dropout), 0)
+    return jnp.where(kept, xs / ((1 - model.dropout) or 1), 0)
 
 
 def nll(

@@ -12,6 +12,7 @@ from jaxtyping import Array, ArrayLike, Float
 
 from lstmjax import cell, checks, keywords, lstm, pytrees
 from lstmjax.lstm import LSTMState
+from lstmjax.options import LSTMOptions
 from lstmjax.regularize import Dropout
 
 MERGES = {
@@ -74,10 +75,15 @@ def init(key: Array, inputs: int, units: int, **options: Any) -> BidirectionalPa
 
 
 @keywords.explained("bidirectional.initial_state")
-def initial_state(params: BidirectionalParams, batch: tuple[int, ...] = ()) -> BidirectionalState:
+def initial_state(
+    params: BidirectionalParams, batch: tuple[int, ...] | Any = (), *, options: LSTMOptions = LSTMOptions()
+) -> BidirectionalState:
     """Make the states before the first step that each half reads; see `lstm.initial_state`."""
     checks.instance("params", params, BidirectionalParams, "bidirectional.init")
-    return BidirectionalState(lstm.initial_state(params.forward, batch), lstm.initial_state(params.backward, batch))
+    return BidirectionalState(
+        lstm.initial_state(params.forward, batch, options=options),
+        lstm.initial_state(params.backward, batch, options=options),
+    )
 
 
 @keywords.explained("bidirectional.apply", lstm.apply)

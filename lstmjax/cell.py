@@ -291,8 +291,8 @@ def clipped(x: Array, bound: float | None) -> Array:
 
 
 def _kept(new: Array, old: Array, rate: float, mask: Bool[Array, " units"] | None) -> Array:
-    if not rate:
-        return new
+    if rate in (0, 1):
+        return old if rate else new
     return rate * old + (1 - rate) * new if mask is None else jnp.where(mask, old, new)
 
 

@@ -85,6 +85,19 @@ def size(name: str, value: Any) -> None:
         raise ValueError(f"{name} must be an integer from 0 to {LARGEST}, got {value!r}.")
 
 
+def batch(value: Any) -> tuple[Any, ...]:
+    """Return batch axes as a tuple, of one axis if `value` is an integer, or raise."""
+    if jax.export.is_symbolic_dim(value) or (isinstance(value, int | np.integer) and not isinstance(value, bool)):
+        value = (value,)
+    if not isinstance(value, tuple):
+        raise TypeError(
+            f"batch must be an integer, a tuple of sizes such as (8,), or () for one sequence; got {value!r}."
+        )
+    for each in value:
+        size("each of batch", each)
+    return value
+
+
 def boolean(name: str, value: Any) -> bool:
     """Return `value` as a bool, or raise unless it is one."""
     if not isinstance(value, bool | np.bool_):
@@ -121,6 +134,13 @@ def rate(name: str, value: Any) -> float:
     """Return `value` as a float from 0 to below 1, or raise."""
     if not 0 <= number(name, value) < 1:
         raise ValueError(f"{name} must be a rate from 0 to below 1; got {value!r}.")
+    return float(value)
+
+
+def probability(name: str, value: Any) -> float:
+    """Return `value` as a float from 0 to 1, or raise."""
+    if not 0 <= number(name, value) <= 1:
+        raise ValueError(f"{name} must be a rate from 0 to 1; got {value!r}.")
     return float(value)
 
 

@@ -5,8 +5,9 @@
     left = (kernel - 1) * dilation // 2                        otherwise: centred, an odd step goes to the right
 
 `units`, elsewhere the number of filters, is the length of y_t; the parameters are units * (kernel * inputs + 1)
-numbers. Waibel et al., "Phoneme recognition using time-delay neural networks" (1989); dilated and causal in
-van den Oord et al., "WaveNet: a generative model for raw audio" (2016).
+numbers. With groups, features and units are cut into as many equal parts, of which each part of y_t sees its part of
+x alone: W_k is [inputs/groups, units]. Waibel et al., "Phoneme recognition using time-delay neural networks" (1989);
+dilated and causal in van den Oord et al., "WaveNet: a generative model for raw audio" (2016).
 """
 
 import math
@@ -27,12 +28,12 @@ class Conv1DParams:
     """The weights of a convolution over time.
 
     Args:
-        w: [kernel, inputs, units]; the last of the kernel meets the latest step.
-        bias: [units].
+        w: [kernel, inputs, units], or [kernel, inputs/groups, units]; the last of the kernel meets the latest step.
+        bias: [units], or None.
     """
 
     w: Any
-    bias: Any
+    bias: Any = None
 
 
 @keywords.explained("conv1d.init")
@@ -42,37 +43,47 @@ def init(
     units: int,
     *,
     kernel: int = 3,
+    groups: int = 1,
+    bias: bool = True,
     w_init: Callable[..., Array] = initializers.glorot_uniform(),
     bias_init: Callable[..., Array] = initializers.zeros,
     dtype: DTypeLike = jnp.float32,
 ) -> Conv1DParams:
-    """Make the parameters of a convolution: units * (kernel * inputs + 1) numbers.
+    """Make the parameters of a convolution: units * (kernel * inputs / groups + 1) numbers.
 
     Args:
         key: a JAX random key.
         inputs: length of one input vector.
         units: length of one output vector.
         kernel: number of steps that one output reads.
+        groups: parts into which inputs and units are cut, as `apply` will get it; as many as inputs is a depthwise
+            convolution.
+        bias: False leaves it out.
         w_init: initializer `(key, shape, dtype) -> array` of w.
         bias_init: likewise of bias.
         dtype: of both.
 
     Raises:
-        ValueError: inputs, units or kernel is not a positive integer, or an initializer returns another shape.
-        TypeError: dtype is not floating.
+        ValueError: inputs, units, kernel or groups is not a positive integer, groups does not divide inputs and units,
+            or an initializer returns another shape.
+        TypeError: dtype is not floating, or bias is not bool.
 
     >>> params = init(jax.random.key(0), inputs=2, units=8, kernel=5)
     >>> params.w.shape, params.bias.shape
     ((5, 2, 8), (8,))
+    >>> init(jax.random.key(0), inputs=4, units=8, groups=2, bias=False).w.shape
+    (3, 2, 8)
     """
     inputs, units = checks.positive_int("inputs", inputs), checks.positive_int("units", units)
-    kernel = checks.positive_int("kernel", kernel)
+    kernel, groups = checks.positive_int("kernel", kernel), checks.positive_int("groups", groups)
+    if inputs % groups or units % groups:
+        raise ValueError(f"groups must divide inputs, {inputs}, and units, {units}; got {groups}.")
     dtype = checks.floating_dtype("dtype", dtype)
     w_key, bias_key = jax.random.split(checks.key(key))
-    return Conv1DParams(
-        w=checks.drawn("w_init", w_init, w_key, (kernel, inputs, units), dtype),
-        bias=checks.drawn("bias_init", bias_init, bias_key, (units,), dtype),
-    )
+    w = checks.drawn("w_init", w_init, w_key, (kernel, inputs // groups, units), dtype)
+    if not checks.boolean("bias", bias):
+        return Conv1DParams(w)
+    return Conv1DParams(w, checks.drawn("bias_init", bias_init, bias_key, (units,), dtype))
 
 
 @keywords.explained("conv1d.apply")
@@ -82,6 +93,7 @@ def apply(
     *,
     stride: int = 1,
     dilation: int = 1,
+    groups: int = 1,
     causal: bool = True,
     lengths: Integer[ArrayLike, "*batch"] | None = None,
 ) -> Float[Array, "*batch steps units"]:
@@ -96,6 +108,8 @@ def apply(
         xs: input sequences [*batch, time, inputs], floating; any number of batch axes, none included.
         stride: steps of xs from one output to the next.
         dilation: steps of xs from one row of the kernel to the next.
+        groups: parts into which features of xs and units are cut, as `init` got it: each part of the outputs sees its
+            part of the features alone.
         causal: whether an output sees its own step and earlier ones only; False centres the kernel on it.
         lengths: valid steps of each sequence, integers [*batch] from 0 to time; None where all are valid. Those
             of the outputs are `output_lengths(lengths, stride)`.
@@ -118,28 +132,34 @@ def apply(
     """
     w, bias = check("params", params)
     stride, dilation = checks.positive_int("stride", stride), checks.positive_int("dilation", dilation)
+    groups = checks.positive_int("groups", groups)
+    if w.shape[2] % groups:
+        raise ValueError(f"groups must divide the units of params.w, {w.shape[2]}; got {groups}.")
     causal = checks.boolean("causal", causal)
     xs = checks.floating("xs", xs)
-    checks.features("xs", xs, w.shape[1], "*batch, time, inputs", "params.w has that many in its second axis")
+    owner = "params.w has that many in its second axis" + (f", for each of {groups} groups" if groups > 1 else "")
+    checks.features("xs", xs, w.shape[1] * groups, "*batch, time, inputs", owner)
     *batch, time, _ = xs.shape
     lengths = None if lengths is None else checks.lengths(lengths, tuple(batch), time)
 
     def run(weights, xs, lengths):
         w, bias = weights
-        ys = _convolve(w, bias, padding.fill(xs, lengths), stride, dilation, causal)
+        ys = _convolve(w, bias, padding.fill(xs, lengths), stride, dilation, groups, causal)
         return padding.fill(ys, None if lengths is None else output_lengths(lengths, stride))
 
     return placement.automatic(run, len(batch))((w, bias), xs, lengths)
 
 
-def check(name: str, params: Any) -> tuple[Array, Array]:
+def check(name: str, params: Any) -> tuple[Array, Array | None]:
     """Return w and bias, or raise unless these are the weights of one convolution, which fit each other."""
     checks.instance(name, params, Conv1DParams, "conv1d.init")
     w = checks.weights(f"{name}.w", params.w, "kernel", "inputs", "units")
-    bias = checks.weights(f"{name}.bias", params.bias, "units")
-    checks.shape(f"{name}.bias", bias, w.shape[2:], f"units, the last axis of {name}.w")
     if not len(w):
         raise ValueError(f"{name}.w must have a kernel of at least 1 step; got shape {w.shape}.")
+    if params.bias is None:
+        return w, None
+    bias = checks.weights(f"{name}.bias", params.bias, "units")
+    checks.shape(f"{name}.bias", bias, w.shape[2:], f"units, the last axis of {name}.w")
     return w, bias
 
 
@@ -192,8 +212,8 @@ def receptive_field(kernel: int, dilations: Sequence[int] = (1,), strides: Seque
     return field
 
 
-def _convolve(w, bias, xs, stride, dilation, causal):
-    dtype = jnp.result_type(w, bias, xs)
+def _convolve(w, bias, xs, stride, dilation, groups, causal):
+    dtype = jnp.result_type(w, xs, *([] if bias is None else [bias]))
     wide = checks.at_least_float32(dtype)
     *batch, time, inputs = xs.shape
     if isinstance(time, int):
@@ -210,15 +230,23 @@ def _convolve(w, bias, xs, stride, dilation, causal):
             padding="VALID",
             rhs_dilation=(dilation,),
             dimension_numbers=("NWC", "WIO", "NWC"),
+            feature_group_count=groups,
             preferred_element_type=wide,
         )
 
     def product(w, padded):
         columns = [padded[:, k * dilation : k * dilation + time : stride] for k in range(w.shape[0])]
-        weights = w.reshape(-1, w.shape[-1])
-        return jnp.matmul(jnp.concatenate(columns, axis=-1), weights, preferred_element_type=wide)
+        if groups == 1:
+            weights = w.reshape(-1, w.shape[-1])
+            return jnp.matmul(jnp.concatenate(columns, axis=-1), weights, preferred_element_type=wide)
+        columns = jnp.stack([column.reshape(*column.shape[:-1], groups, -1) for column in columns], axis=-2)
+        weights = w.reshape(*w.shape[:2], groups, -1)
+        ys = jnp.einsum("btgki,kigu->btgu", columns, weights, preferred_element_type=wide)
+        return ys.reshape(*ys.shape[:2], w.shape[-1])
 
     # On CPU, XLA is many times slower at the gradient of a convolution where that stands in a loop, as in training.
     ys = jax.lax.platform_dependent(w.astype(dtype), padded, cpu=product, default=convolution)
-    ys = (ys + jnp.broadcast_to(bias.astype(wide), ys.shape)).astype(dtype)
+    if bias is not None:
+        ys = ys + jnp.broadcast_to(bias.astype(wide), ys.shape)
+    ys = ys.astype(dtype)
     return ys.reshape(*batch, *ys.shape[1:])

@@ -18,11 +18,11 @@ class DenseParams:
 
     Args:
         w: [inputs, units].
-        bias: [units].
+        bias: [units], or None.
     """
 
     w: Any
-    bias: Any
+    bias: Any = None
 
 
 @keywords.explained("dense.init")
@@ -31,36 +31,41 @@ def init(
     inputs: int,
     units: int,
     *,
+    bias: bool = True,
     w_init: Callable[..., Array] = initializers.glorot_uniform(),
     bias_init: Callable[..., Array] = initializers.zeros,
     dtype: DTypeLike = jnp.float32,
 ) -> DenseParams:
-    """Make the parameters of a dense layer: units * (inputs + 1) numbers.
+    """Make the parameters of a dense layer: units * (inputs + 1) numbers, units * inputs without a bias.
 
     Args:
         key: a JAX random key.
         inputs: length of one input vector.
         units: length of one output vector.
+        bias: False leaves it out.
         w_init: initializer `(key, shape, dtype) -> array` of w.
         bias_init: likewise of bias.
         dtype: of both.
 
     Raises:
         ValueError: inputs or units is not a positive integer, or an initializer returns another shape.
-        TypeError: dtype is not floating.
+        TypeError: dtype is not floating, or bias is not bool.
+
+    >>> init(jax.random.key(0), inputs=32, units=2, bias=False).bias is None
+    True
     """
     inputs, units = checks.positive_int("inputs", inputs), checks.positive_int("units", units)
     dtype = checks.floating_dtype("dtype", dtype)
     w_key, bias_key = jax.random.split(checks.key(key))
-    return DenseParams(
-        w=checks.drawn("w_init", w_init, w_key, (inputs, units), dtype),
-        bias=checks.drawn("bias_init", bias_init, bias_key, (units,), dtype),
-    )
+    w = checks.drawn("w_init", w_init, w_key, (inputs, units), dtype)
+    if not checks.boolean("bias", bias):
+        return DenseParams(w)
+    return DenseParams(w, checks.drawn("bias_init", bias_init, bias_key, (units,), dtype))
 
 
 @keywords.explained("dense.apply")
 def apply(params: DenseParams, xs: Float[ArrayLike, "*batch inputs"]) -> Float[Array, "*batch units"]:
-    """Compute y = x W + b on the last axis.
+    """Compute y = x W + b on the last axis, or x W without a bias.
 
     Args:
         params: DenseParams.
@@ -77,12 +82,12 @@ def apply(params: DenseParams, xs: Float[ArrayLike, "*batch inputs"]) -> Float[A
     (8, 10, 2)
     """
     checks.instance("params", params, DenseParams, "dense.init")
-    w, bias = (
-        checks.weights("params.w", params.w, "inputs", "units"),
-        checks.weights("params.bias", params.bias, "units"),
-    )
-    checks.shape("params.bias", bias, w.shape[1:], "units, the columns of params.w")
+    w = checks.weights("params.w", params.w, "inputs", "units")
     xs = checks.floating("xs", xs)
     checks.features("xs", xs, w.shape[0], "*batch, inputs", "params.w has that many rows")
     ys = xs @ w
+    if params.bias is None:
+        return ys
+    bias = checks.weights("params.bias", params.bias, "units")
+    checks.shape("params.bias", bias, w.shape[1:], "units, the columns of params.w")
     return ys + jnp.broadcast_to(bias, ys.shape)

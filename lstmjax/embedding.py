@@ -1,4 +1,4 @@
-"""Vectors for token ids."""
+"""Vectors for token ids, and scores of tokens from vectors."""
 
 from collections.abc import Callable
 from typing import Any
@@ -74,3 +74,31 @@ def apply(params: EmbeddingParams, tokens: Integer[ArrayLike, "*batch"]) -> Floa
     table = checks.weights("params.table", params.table, "vocabulary", "features")
     tokens = checks.integers("tokens", tokens, 0, table.shape[0] - 1, "the vocabulary of params.table")
     return table.at[tokens].get(mode="fill", fill_value=np.nan, wrap_negative_indices=False)
+
+
+def attend(params: EmbeddingParams, xs: Float[ArrayLike, "*batch features"]) -> Float[Array, "*batch vocabulary"]:
+    """Score every token by its vector's product with x: an output layer whose matrix is the table, transposed.
+
+    A language model with this tied head has one table for what it reads and for what it predicts (Press & Wolf, "Using
+    the output embedding to improve language models", 2017; Inan, Khosravi & Socher, "Tying word vectors and word
+    classifiers", 2017). A bias, where there is one, is added to the logits.
+
+    Args:
+        params: EmbeddingParams.
+        xs: [*batch, features], floating; time may be one of the batch axes.
+
+    Returns:
+        Logits [*batch, vocabulary], in the common dtype of params and xs.
+
+    Raises:
+        ValueError: xs has another number of features; TypeError: xs is not floating.
+
+    >>> params = init(jax.random.key(0), vocabulary=10, features=4)
+    >>> attend(params, apply(params, jnp.array([[1, 2, 3], [4, 5, 0]]))).shape
+    (2, 3, 10)
+    """
+    checks.instance("params", params, EmbeddingParams, "embedding.init")
+    table = checks.weights("params.table", params.table, "vocabulary", "features")
+    xs = checks.floating("xs", xs)
+    checks.features("xs", xs, table.shape[1], "*batch, features", "params.table has that many columns")
+    return xs @ table.T

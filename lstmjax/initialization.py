@@ -1,6 +1,7 @@
 """The parameters of an LSTM before training, and its state before the first step."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ from jaxtyping import Array, Float
 
 from lstmjax import checks, keywords
 from lstmjax.cell import LSTMNorm, LSTMParams, LSTMState, check_matrices
+from lstmjax.options import LSTMOptions
 
 
 @keywords.explained("lstm.init")
@@ -111,31 +113,34 @@ def init(
 
 
 @keywords.explained("lstm.initial_state")
-def initial_state(params: LSTMParams, batch: tuple[int, ...] = ()) -> LSTMState:
+def initial_state(
+    params: LSTMParams, batch: tuple[int, ...] | Any = (), *, options: LSTMOptions = LSTMOptions()
+) -> LSTMState:
     """Make the state before the first step: zeros, or the learned one.
 
-    Its dtype is that of params. To carry a state through a loop of your own which computes in another, because of wider
-    inputs or `LSTMOptions(precision=...)`, cast h to that.
+    Its dtypes are those of the state that `step` returns, so that `jax.lax.scan` can carry it: h has
+    `options.precision`, or the common dtype of params, and c that or float32 where that is wider. Inputs of a wider
+    dtype than these widen h too: cast them, or h, to carry it through a loop of your own.
 
     Args:
         params: LSTMParams.
-        batch: the batch axes of the sequences, `xs.shape[:-2]`.
+        batch: the batch axes of the sequences, `xs.shape[:-2]`; an integer stands for one axis.
+        options: LSTMOptions, those that `step` will get.
 
     Returns:
         LSTMState of [*batch, units]; h is [*batch, projection] where it is projected.
 
     Raises:
-        TypeError: batch is not a tuple; ValueError: one of integers of at least 0.
+        TypeError: batch is neither a tuple nor an integer, options are something else; ValueError: a size below 0.
 
-    >>> initial_state(init(jax.random.key(0), inputs=2, units=3), batch=(8,)).h.shape
-    (8, 3)
+    >>> params = init(jax.random.key(0), inputs=2, units=3)
+    >>> initial_state(params, batch=8).h.shape, initial_state(params, (8, 2)).h.shape
+    ((8, 3), (8, 2, 3))
     """
     check_matrices("params", params)
-    if not isinstance(batch, tuple):
-        raise TypeError(f"batch must be a tuple of sizes such as (8,), or () for one sequence; got {batch!r}.")
-    for size in batch:
-        checks.size("each of batch", size)
-    dtype = jnp.result_type(params.w_h)
+    checks.instance("options", options, LSTMOptions, "LSTMOptions(...)")
+    batch = checks.batch(batch)
+    dtype = jnp.dtype(options.precision or jnp.result_type(*jax.tree.leaves(params)))
     wide = checks.at_least_float32(dtype)
     if params.initial is None:
         return LSTMState(h=jnp.zeros((*batch, params.outputs), dtype), c=jnp.zeros((*batch, params.units), wide))

@@ -18,7 +18,7 @@ RECURRENT_KINDS = ("tied", "per_gate", "candidate")
 @keywords.explained("Dropout")
 @pytrees.static
 class Dropout:
-    """Rates, from 0 to below 1, of what is dropped or kept back while training; used where `apply` gets a key.
+    """Rates, from 0 to 1, of what is dropped or kept back while training; used where `apply` gets a key.
 
     Args:
         inputs: features of x, the same at every step of a sequence (Gal & Ghahramani, "A theoretically grounded
@@ -36,7 +36,7 @@ class Dropout:
             Socher, "Regularizing and optimizing LSTM language models", 2018).
 
     Raises:
-        ValueError: a rate outside [0, 1), or an unknown recurrent_kind; TypeError: a rate that is no number.
+        ValueError: a rate outside [0, 1], or an unknown recurrent_kind; TypeError: a rate that is no number.
 
     >>> Dropout(inputs=0.2, zoneout_h=0.1).zoneout_h
     0.1
@@ -53,7 +53,7 @@ class Dropout:
 
     def __post_init__(self):
         for name in (field.name for field in dataclasses.fields(self) if field.name != "recurrent_kind"):
-            object.__setattr__(self, name, checks.rate(name, getattr(self, name)))
+            object.__setattr__(self, name, checks.probability(name, getattr(self, name)))
         checks.one_of("recurrent_kind", self.recurrent_kind, RECURRENT_KINDS)
 
 
@@ -129,4 +129,4 @@ def draw(dropout: Dropout, key: Array | None, params: Any, batch: tuple[int, ...
 
 def factors(key: Array, rate: float, shape: tuple[int, ...]) -> Float[Array, "*shape"]:
     """0 with probability `rate`, else 1 / (1 - rate)."""
-    return jax.random.bernoulli(key, 1 - rate, shape) / (1 - rate)
+    return jax.random.bernoulli(key, 1 - rate, shape) / ((1 - rate) or 1)  # a rate of 1 keeps nothing: not 0 / 0

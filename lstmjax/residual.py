@@ -49,6 +49,7 @@ def init(
     *,
     kernel: int = 3,
     strides: Sequence[int] | None = None,
+    bias: bool = True,
     w_init: Callable[..., Array] = initializers.glorot_uniform(),
     bias_init: Callable[..., Array] = initializers.zeros,
     dtype: DTypeLike = jnp.float32,
@@ -61,13 +62,14 @@ def init(
         units: length of the output vectors of each block, the first the nearest to the input.
         kernel: number of steps that each of the two convolutions reads.
         strides: one for each block, as `apply` will get them; None where all are 1.
+        bias: False leaves it out of every convolution.
         w_init: initializer `(key, shape, dtype) -> array` of every w.
         bias_init: likewise of every bias.
         dtype: of every parameter.
 
     Raises:
         ValueError: a size or stride that is not a positive integer, no blocks, or another number of strides.
-        TypeError: dtype is not floating.
+        TypeError: dtype is not floating, or bias is not bool.
 
     >>> first, second = init(jax.random.key(0), inputs=2, units=(25, 25), kernel=7)
     >>> first.shortcut.w.shape, second.shortcut
@@ -78,7 +80,8 @@ def init(
     strides = _per_block("strides", [1] * len(units) if strides is None else strides, len(units))
 
     def conv(key, inputs, units, kernel):
-        return conv1d.init(key, inputs, units, kernel=kernel, w_init=w_init, bias_init=bias_init, dtype=dtype)
+        how = {"bias": bias, "w_init": w_init, "bias_init": bias_init, "dtype": dtype}
+        return conv1d.init(key, inputs, units, kernel=kernel, **how)
 
     def block(key, inputs, units, stride):
         first, second, shortcut = jax.random.split(key, 3)
@@ -116,7 +119,7 @@ def apply(
             first's output; None for 1, 2, 4, ...
         strides: one for each block, as `init` got them; None where all are 1.
         activation: a name in `lstmjax.options.ACTIVATIONS`.
-        dropout: rate, from 0 to below 1, at which units are dropped behind each convolution's activation; those
+        dropout: rate, from 0 to 1, at which units are dropped behind each convolution's activation; those
             kept are divided by 1 - dropout.
         dropout_kind: "spatial", the same units at every step of a sequence (Tompson et al., "Efficient object
             localization using convolutional networks", 2015); "elementwise", anew at each step, as Bai's code does.
@@ -146,7 +149,7 @@ def apply(
     dilations = _per_block("dilations", [2**i for i in range(blocks)] if dilations is None else dilations, blocks)
     strides = _per_block("strides", [1] * blocks if strides is None else strides, blocks)
     checks.one_of("activation", activation, ACTIVATIONS)
-    dropout = checks.rate("dropout", dropout)
+    dropout = checks.probability("dropout", dropout)
     checks.one_of("dropout_kind", dropout_kind, DROPOUT_KINDS)
     xs = checks.floating("xs", xs)
     inputs = params[0].first.w.shape[1]

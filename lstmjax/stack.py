@@ -70,13 +70,13 @@ def init(
 
 
 @keywords.explained("stack.initial_state")
-def initial_state(params: Any, batch: tuple[int, ...] = ()) -> Any:
+def initial_state(params: Any, batch: tuple[int, ...] | Any = (), *, options: LSTMOptions = LSTMOptions()) -> Any:
     """Make the state before the first step: a tuple of the layers' own; see `lstm.initial_state`."""
     if isinstance(params, StackParams):
-        return tuple(initial_state(layer, batch) for layer in _layers(params))
+        return tuple(initial_state(layer, batch, options=options) for layer in _layers(params))
     if isinstance(params, BidirectionalParams):
-        return two_ways.initial_state(params, batch)
-    return lstm.initial_state(params, batch)
+        return two_ways.initial_state(params, batch, options=options)
+    return lstm.initial_state(params, batch, options=options)
 
 
 @keywords.explained("stack.step")

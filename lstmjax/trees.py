@@ -257,7 +257,10 @@ def _check(node: Any, name: str) -> None:
 def _check_axes(node: Any, name: str) -> None:
     sizes: dict[str, Any] = {}
     dtype, called = (jnp.bool_, "bool") if isinstance(node, Allowed) else (jnp.floating, "floating")
+    optional = {name for name, default in _defaults(type(node)).items() if default is None}
     for field, axes in AXES[type(node)].items():
+        if field in optional and getattr(node, field) is None:
+            continue
         array, told = getattr(node, field), f"[{', '.join(axes)}]; got {_told(getattr(node, field))}."
         if not hasattr(array, "dtype") or not jnp.issubdtype(array.dtype, dtype) or array.ndim < len(axes):
             raise ValueError(f"{name}/{field} must be a {called} array {told}")

@@ -261,8 +261,8 @@ class TestRefusals:
     def test_initial_state(self):
         with pytest.raises(TypeError, match=r"params must be BidirectionalParams.*got LSTMParams"):
             bidirectional.initial_state(PARAMS.forward)
-        with pytest.raises(TypeError, match=r"batch must be a tuple of sizes such as \(8,\).*got 8"):
-            bidirectional.initial_state(PARAMS, batch=8)
+        with pytest.raises(TypeError, match=r"batch must be an integer, a tuple of sizes.*got \[8\]"):
+            bidirectional.initial_state(PARAMS, batch=[8])
 
 
 def test_both_directions_are_one_program():

@@ -18,7 +18,7 @@ from lstmjax.conv1d import Conv1DParams
 KEY = jax.random.key(0)
 INPUTS, UNITS = 3, 2
 
-STATIC = ("stride", "dilation", "causal")
+STATIC = ("stride", "dilation", "groups", "causal")
 jitted = jax.jit(conv1d.apply, static_argnames=STATIC)
 geometries = covering.parametrize(
     {"kernel": [1, 2, 3], "stride": [1, 2, 3], "dilation": [1, 3], "causal": [True, False]}
@@ -36,6 +36,14 @@ def cast(tree, dtype):
     return jax.tree.map(lambda a: jnp.asarray(a, dtype), tree)
 
 
+def grouped(seed, *axes, groups, bias):
+    """Of 4 inputs and 8 units, in single precision, with biases drawn or none."""
+    rng = np.random.default_rng(seed)
+    shapes = jax.eval_shape(lambda: conv1d.init(KEY, 4, 8, groups=groups, bias=bias))
+    params = jax.tree.map(lambda leaf: np.float32(rng.normal(size=leaf.shape)), shapes)
+    return params, np.float32(rng.normal(size=(*axes, 4)))
+
+
 def steps_read(j, kernel, stride, dilation, causal):
     """The steps that output j reads, first to last, whether or not the sequence has them."""
     outside = (kernel - 1) * dilation
@@ -43,18 +51,21 @@ def steps_read(j, kernel, stride, dilation, causal):
     return [j * stride - before + k * dilation for k in range(kernel)]
 
 
-def loop(params, xs, stride=1, dilation=1, causal=True, lengths=None):
+def loop(params, xs, stride=1, dilation=1, causal=True, lengths=None, groups=1):
     *batch, time, _ = xs.shape
     kernel, _, units = params.w.shape
+    inputs, outputs = xs.shape[-1] // groups, units // groups
     ys = np.zeros((*batch, -(-time // stride), units))
     for row in np.ndindex(*batch):
         length = time if lengths is None else lengths[row]
         for j in range(ys.shape[-2]):
             if j * stride < length:
-                ys[row][j] = params.bias
+                ys[row][j] = 0 if params.bias is None else params.bias
                 for k, t in enumerate(steps_read(j, kernel, stride, dilation, causal)):
-                    if 0 <= t < length:
-                        ys[row][j] += xs[row][t] @ params.w[k]
+                    for group in range(groups if 0 <= t < length else 0):
+                        seen = slice(group * inputs, (group + 1) * inputs)
+                        made = slice(group * outputs, (group + 1) * outputs)
+                        ys[row][j][made] += xs[row][t][seen] @ params.w[k][:, made]
     return ys
 
 
@@ -65,6 +76,42 @@ def test_equals_the_loop(kernel, stride, dilation, causal):
     ys = jitted(cast(params, jnp.float32), cast(xs, jnp.float32), **geometry)
     assert ys.dtype == jnp.float32
     np.testing.assert_allclose(ys, loop(params, xs, **geometry), rtol=2e-6, atol=2e-6)
+
+
+@pytest.mark.parametrize(("groups", "bias"), [(1, False), (2, True), (2, False), (4, False)])
+def test_groups_and_no_bias_equal_the_loop(groups, bias):
+    """With padding; and the gradients those of XLA's own grouped convolution."""
+    params, xs = grouped(17, 2, 8, groups=groups, bias=bias)
+    assert params.w.shape == (3, 4 // groups, 8)
+    geometry = {"stride": 2, "dilation": 2, "groups": groups}
+    lengths = np.array([8, 5])
+
+    def theirs(params, xs):
+        ys = jax.lax.conv_general_dilated(
+            xs,
+            params.w,
+            window_strides=(2,),
+            padding=[(4, 0)],
+            rhs_dilation=(2,),
+            dimension_numbers=("NWC", "WIO", "NWC"),
+            feature_group_count=groups,
+        )
+        return ys + params.bias[None, None] if bias else ys
+
+    @jax.jit
+    def run(params, xs, lengths):
+        ours = partial(conv1d.apply, **geometry)
+        slopes = [
+            jax.grad(lambda *arrays, call=call: (call(*arrays) ** 2).sum(), argnums=(0, 1))(params, xs)
+            for call in (ours, theirs)
+        ]
+        return ours(params, xs, lengths=lengths), ours(params, xs), theirs(params, xs), slopes
+
+    padded, ys, expected, slopes = run(params, xs, lengths)
+    exact = jax.tree.map(np.float64, (params, xs))
+    np.testing.assert_allclose(padded, loop(*exact, **geometry, lengths=lengths), rtol=2e-6, atol=2e-6)
+    np.testing.assert_allclose(ys, expected, rtol=2e-6, atol=2e-6)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), *slopes)
 
 
 @pytest.mark.parametrize("causal", [True, False])
@@ -358,6 +405,14 @@ def test_refusals(untyped):
         conv1d.init(KEY, 3, 2, kernel=0)
     with pytest.raises(ValueError, match=r"w_init must return shape \(3, 3, 2\), which it was called with; got \(2,\)"):
         conv1d.init(KEY, 3, 2, w_init=lambda *_: jnp.zeros(2))
+    with pytest.raises(ValueError, match="groups must divide inputs, 3, and units, 2; got 2"):
+        conv1d.init(KEY, 3, 2, groups=2)
+    with pytest.raises(ValueError, match=r"groups must divide the units of params\.w, 2; got 4"):
+        conv1d.apply(params, xs, groups=4)
+    with pytest.raises(ValueError, match=r"xs must have 6 features .*second axis, for each of 2 groups; got shape"):
+        conv1d.apply(params, xs, groups=2)
+    with pytest.raises(TypeError, match="bias must be True or False"):
+        conv1d.init(KEY, 3, 2, bias=0)
     with pytest.raises(TypeError, match=r"dtype must be a floating type such as jnp\.float32, got int32"):
         conv1d.init(KEY, 3, 2, dtype=jnp.int32)
     with pytest.raises(TypeError, match=r"params must be Conv1DParams, as conv1d\.init makes it; got ndarray"):
@@ -374,7 +429,7 @@ def test_refusals(untyped):
         conv1d.apply(params, xs[0, 0])
     with pytest.raises(TypeError, match="xs must have a floating dtype, got int32"):
         conv1d.apply(params, xs.astype(np.int32))
-    for name in ("stride", "dilation"):
+    for name in ("stride", "dilation", "groups"):
         with pytest.raises(ValueError, match=f"{name} must be an integer of at least 1, got 0"):
             conv1d.apply(params, xs, **{name: 0})
     with pytest.raises(TypeError, match="causal must be True or False"):

@@ -64,6 +64,11 @@ TREES = {
     "hierarchy": lambda: hierarchy.init(KEY, (3, 0), (4, (3, 2)), vocabulary=(5, None), bidirectional=True),
     "crf": lambda: {"crf": crf.init(KEY, 3), "allowed": crf.bio(["O", "B-NP", "I-NP"])},
     "tcn": lambda: {"tcn": residual.init(KEY, 2, (3, 3)), "dense": dense.init(KEY, 3, 2)},
+    "without biases": lambda: {
+        "tcn": residual.init(KEY, 2, (3, 3), bias=False),
+        "depthwise": conv1d.init(KEY, 2, 4, groups=2, bias=False),
+        "dense": dense.init(KEY, 3, 2, bias=False),
+    },
     "tagger": lambda: {"words": embedding.init(KEY, 5, 2), "characters": [conv1d.init(KEY, 2, 3)], "none": None},
     "states": lambda: {
         "lstm": lstm.initial_state(lstm.init(KEY, 2, 3), (4,)),

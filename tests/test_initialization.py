@@ -323,8 +323,13 @@ class TestRefusals:
             lstm.init(KEY, 2, 3, dtype=jnp.float64)
 
     def test_initial_state(self):
-        with pytest.raises(TypeError, match=r"batch must be a tuple of sizes such as \(8,\).*got 8"):
-            lstm.initial_state(FULL, batch=8)
+        for batch in ([8], 8.0, True, None, "8"):
+            with pytest.raises(TypeError, match=r"batch must be an integer, a tuple of sizes such as \(8,\).*got "):
+                lstm.initial_state(FULL, batch=batch)
+        with pytest.raises(ValueError, match="each of batch must be an integer from 0 .*got -1"):
+            lstm.initial_state(FULL, batch=-1)
+        with pytest.raises(TypeError, match=r"options must be LSTMOptions, as LSTMOptions\(\.\.\.\) makes it; got str"):
+            lstm.initial_state(FULL, 8, options="bfloat16")
         with pytest.raises(TypeError, match=r"params must be LSTMParams, as lstm\.init makes it; got dict"):
             lstm.initial_state({"w_x": 1})
 

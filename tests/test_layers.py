@@ -21,6 +21,42 @@ def test_dense_is_a_matrix_product(batch):
     np.testing.assert_allclose(jax.jit(dense.apply)(params, xs), expected, atol=2e-6)
 
 
+@pytest.mark.parametrize("batch", [(), (2, 3), (2, 0)])
+def test_dense_without_a_bias(batch):
+    params = dense.init(KEY, inputs=3, units=2, bias=False)
+    assert params.bias is None
+    np.testing.assert_array_equal(params.w, dense.init(KEY, 3, 2).w)
+    xs = np.random.default_rng(0).normal(size=(*batch, 3)).astype(np.float32)
+    np.testing.assert_allclose(jax.jit(dense.apply)(params, xs), np.float64(xs) @ np.float64(params.w), atol=2e-6)
+
+
+@pytest.mark.parametrize("batch", [(), (2, 3), (2, 0)])
+def test_a_tied_head_is_the_table_transposed(batch):
+    """Its gradient and that of the look-up add up in one table."""
+    params = embedding.init(KEY, vocabulary=5, features=3)
+    rng = np.random.default_rng(0)
+    xs, tokens = rng.normal(size=(*batch, 3)).astype(np.float32), rng.integers(0, 5, batch)
+    table = np.float64(params.table)
+
+    @jax.jit
+    def run(params, xs):
+        tied = lambda params: (embedding.attend(params, embedding.apply(params, tokens)) ** 2).sum()  # noqa: E731
+        return embedding.attend(params, xs), jax.grad(tied)(params).table
+
+    logits, slope = run(params, xs)
+    assert logits.shape == (*batch, 5)
+    np.testing.assert_allclose(logits, np.float64(xs) @ table.T, atol=2e-6)
+    read = np.eye(5)[tokens.reshape(-1)]
+    error = 2 * read @ table @ table.T
+    np.testing.assert_allclose(slope, error.T @ read @ table + read.T @ error @ table, rtol=1e-5, atol=1e-5)
+
+
+def test_the_dtype_of_a_tied_head_is_the_common_one():
+    params = embedding.init(KEY, 5, 3, dtype=jnp.bfloat16)
+    assert embedding.attend(params, jnp.ones((2, 3), jnp.bfloat16)).dtype == jnp.bfloat16
+    assert embedding.attend(params, jnp.ones((2, 3))).dtype == jnp.float32
+
+
 def test_dense_counts():
     """LSTM(32) over 10 steps into Dense(2): on the last output 66 weights, on all of them flattened 642."""
     for inputs, count in ((32, 66), (320, 642)):
@@ -65,6 +101,14 @@ def test_refusals(untyped):
         dense.apply(dense.DenseParams(jnp.ones((3, 4)), jnp.ones(1)), jnp.ones((2, 3)))
     with pytest.raises(TypeError, match=r"params\.table must be an array, got NoneType"):
         embedding.apply(embedding.EmbeddingParams(None), jnp.array([1]))
+    with pytest.raises(ValueError, match=r"xs must have 4 features in its last axis, because params\.table has that"):
+        embedding.attend(embedding.init(KEY, 10, 4), jnp.ones((2, 10)))
+    with pytest.raises(TypeError, match="xs must have a floating dtype, got int32"):
+        embedding.attend(embedding.init(KEY, 10, 4), jnp.ones((2, 4), int))
+    with pytest.raises(TypeError, match=r"params must be EmbeddingParams, as embedding\.init makes it; got ndarray"):
+        embedding.attend(np.ones((10, 4)), jnp.ones((2, 4)))
+    with pytest.raises(TypeError, match="bias must be True or False"):
+        dense.init(KEY, 3, 2, bias=None)
     with pytest.raises(ValueError, match="vocabulary must be an integer of at least 1, got 0"):
         embedding.init(KEY, 0, 4)
     with pytest.raises(ValueError, match=r"xs must have 3 features in its last axis, because params\.w has"):

@@ -1,5 +1,6 @@
 """LSTMOptions(precision=...): what is computed in which dtype, whatever that of params and inputs."""
 
+import dataclasses
 import re
 from functools import partial
 
@@ -42,6 +43,50 @@ def by_hand(params, xs, state, **arguments):
 
 def number(outputs):
     return sum((leaf.astype(jnp.float32) ** 2).sum() for leaf in jax.tree.leaves(outputs))
+
+
+TREES = {
+    "lstm": (lstm, lstm.init(KEY, INPUTS, UNITS, projection=3, learned_state=True)),
+    "bidirectional": (bidirectional, bidirectional.init(KEY, INPUTS, UNITS)),
+    "stack": (stack, stack.init(KEY, INPUTS, (UNITS, 3))),
+    "stack of two directions": (stack, stack.init(KEY, INPUTS, (UNITS, 3), bidirectional=True)),
+}
+every_tree = pytest.mark.parametrize(("module", "params"), TREES.values(), ids=TREES)
+
+
+@every_tree
+def test_an_integer_is_one_batch_axis(module, params):
+    made = [module.initial_state(params, size) for size in ((8,), 8, np.int64(8), np.uint8(8))]
+    assert {leaf.shape[0] for leaf in jax.tree.leaves(made)} == {8}
+    assert len({str(jax.tree.map(jnp.shape, state)) for state in made}) == 1
+    assert {leaf.shape[0] for leaf in jax.tree.leaves(module.initial_state(params, 0))} == {0}
+
+
+DTYPES = ["float32", "bfloat16", "float16", "float64"]
+
+
+@every_tree
+@pytest.mark.parametrize("precision", [None, *DTYPES])
+def test_the_initial_state_has_the_dtypes_of_the_last(module, params, precision, x64):
+    """For params of every dtype, and of two: `apply` returns what it was given, and a scan can carry it over `step`."""
+    options = LSTMOptions(precision=precision)
+    for dtype in DTYPES:
+        wider = cast(params, dtype)
+        if module is lstm:
+            wider = dataclasses.replace(wider, bias=wider.bias.astype(jnp.float32))
+        for mixed in (cast(params, dtype), wider):
+            state = module.initial_state(mixed, BATCH, options=options)
+            xs = XS.astype(dtype)
+            _, after = jax.eval_shape(partial(module.apply, options=options), mixed, xs, state)
+            assert str(jax.eval_shape(lambda state=state: state)) == str(after)
+            if "BidirectionalState" in str(after):
+                continue
+
+            def run(params, xs, state):
+                step = lambda state, x: module.step(params, x, state, options=options)[::-1]  # noqa: E731
+                return jax.lax.scan(step, state, jnp.moveaxis(xs, 1, 0))
+
+            assert str(jax.eval_shape(run, mixed, xs, state)[0]) == str(after)
 
 
 @every_implementation

@@ -25,6 +25,9 @@ KINDS = {
     "zoneout of h": Dropout(zoneout_h=0.5),
     "zoneout of c": Dropout(zoneout_c=0.5),
     "recurrent weights": Dropout(recurrent_weights=0.5),
+    "all dropped": Dropout(inputs=1, recurrent=1, outputs=1, recurrent_weights=1),
+    "candidates dropped": Dropout(inputs=1, recurrent=1, recurrent_kind="candidate"),
+    "all kept": Dropout(zoneout_h=1, zoneout_c=1),
     "all": Dropout(inputs=0.2, recurrent=0.3, outputs=0.4, zoneout_h=0.5, zoneout_c=0.3, recurrent_weights=0.2),
 }
 every_kind = pytest.mark.parametrize("dropout", KINDS.values(), ids=KINDS)
@@ -107,10 +110,38 @@ def test_values_and_gradients(kind, way, x64):
     assert any(np.abs(a - b).max() > 1e-3 for a, b in zip(*map(jax.tree.leaves, (actual, plain)), strict=True))
 
 
+RATES = [field.name for field in dataclasses.fields(Dropout) if field.name != "recurrent_kind"]
+
+
+@pytest.mark.parametrize("recurrent_kind", regularize.RECURRENT_KINDS)
+def test_a_rate_of_1_drops_or_keeps_everything(recurrent_kind):
+    dropout = Dropout(**dict.fromkeys(RATES, 1.0), recurrent_kind=recurrent_kind)
+    masks = masks_of(dropout, shapes(50, 50))
+    assert len(masks) == 6
+    for name, mask in masks.items():
+        np.testing.assert_array_equal(mask, name.startswith("zoneout"))
+
+
+def test_dropping_all_between_layers_leaves_zeros_to_read():
+    params = jax.jit(lambda key: stack.init(key, INPUTS, (UNITS, UNITS)))(KEY)
+    xs = np.ones((2, TIME, INPUTS), np.float32)
+
+    @jax.jit
+    def run(params, xs):
+        call = lambda params: stack.apply(params, xs, dropout=Dropout(between_layers=1), key=KEY)[0]  # noqa: E731
+        alone = lstm.apply(params.layers[1], jnp.zeros((2, TIME, UNITS)))[0]
+        return call(params), alone, jax.grad(lambda params: call(params).sum())(params)
+
+    ys, alone, slopes = run(params, xs)
+    np.testing.assert_allclose(ys, alone, rtol=0, atol=1e-6)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(slopes))
+    assert all((leaf == 0).all() for leaf in jax.tree.leaves(slopes.layers[0]))
+
+
 @pytest.mark.parametrize("rate", [0.1, 0.5, 0.8])
 def test_rates(rate):
     """Of 100,000 values each: the share dropped is within five standard deviations, and the mean factor is 1."""
-    dropout = Dropout(**{f.name: rate for f in dataclasses.fields(Dropout) if f.name != "recurrent_kind"})
+    dropout = Dropout(**dict.fromkeys(RATES, rate))
     params = shapes(320, 320)
     drawn = [regularize.draw(dropout, KEY, params, (320,), 1)]
     kinds = [dataclasses.replace(dropout, recurrent_kind=kind) for kind in ("per_gate", "candidate")]
@@ -271,9 +302,9 @@ def test_old_style_keys_and_dtypes():
 @pytest.mark.parametrize(
     ("arguments", "error", "text"),
     [
-        ({"inputs": 1.0}, ValueError, r"inputs must be a rate from 0 to below 1; got 1\.0"),
-        ({"zoneout_h": -0.1}, ValueError, r"zoneout_h must be a rate from 0 to below 1; got -0\.1"),
-        ({"recurrent": float("nan")}, ValueError, "recurrent must be a rate from 0 to below 1; got nan"),
+        ({"inputs": 1.1}, ValueError, r"inputs must be a rate from 0 to 1; got 1\.1"),
+        ({"zoneout_h": -0.1}, ValueError, r"zoneout_h must be a rate from 0 to 1; got -0\.1"),
+        ({"recurrent": float("nan")}, ValueError, "recurrent must be a rate from 0 to 1; got nan"),
         ({"outputs": "half"}, TypeError, "outputs must be a number, got 'half'"),
         ({"recurrent_kind": "gal"}, ValueError, "recurrent_kind must be one of 'tied', 'per_gate', 'candidate'; got"),
     ],

@@ -339,6 +339,36 @@ def test_batch_sharded_over_a_mesh(kind, dropout_kind):
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), actual, expected)
 
 
+@pytest.mark.parametrize("dropout_kind", residual.DROPOUT_KINDS)
+def test_a_rate_of_1_leaves_the_shortcuts_alone(dropout_kind):
+    params, xs = example(13, 2, 7)
+
+    @jax.jit
+    def run(params, xs):
+        def loss(params):
+            ys = residual.apply(params, xs, strides=STRIDES, dropout=1.0, dropout_kind=dropout_kind, key=KEY)
+            return ys.sum(), ys
+
+        return jax.grad(loss, has_aux=True)(params)
+
+    slopes, ys = run(params, xs)
+    shortcut = params[1].shortcut
+    expected = np.maximum(np.maximum(np.float64(xs), 0)[:, ::2] @ np.float64(shortcut.w[0]) + np.float64(shortcut.bias), 0)
+    np.testing.assert_allclose(ys, expected, rtol=2e-6, atol=2e-6)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(slopes))
+
+
+def test_without_biases():
+    """What biases of zero give, with a tree that has none."""
+    make = partial(residual.init, KEY, 3, UNITS, kernel=2, strides=STRIDES)
+    params, without = jax.jit(lambda: (make(), make(bias=False)))()
+    assert [type(block.second.bias) for block in without] == [type(None)] * 3
+    assert without[1].shortcut.bias is None
+    _, xs = example(14, 2, 7)
+    call = jax.jit(partial(residual.apply, strides=STRIDES))
+    np.testing.assert_allclose(call(without, xs), call(params, xs), rtol=1e-6, atol=1e-6)
+
+
 def test_refusals(untyped):
     params, xs = example(12, 4)
     with pytest.raises(ValueError, match=r"units must be integers, one for each block; got 25"):
@@ -365,8 +395,8 @@ def test_refusals(untyped):
         residual.apply(params, xs[:, :2], strides=STRIDES)
     with pytest.raises(ValueError, match=r"activation must be one of 'tanh', .*; got 'gelu'"):
         residual.apply(params, xs, strides=STRIDES, activation="gelu")
-    with pytest.raises(ValueError, match=r"dropout must be a rate from 0 to below 1; got 1\.0"):
-        residual.apply(params, xs, strides=STRIDES, dropout=1.0)
+    with pytest.raises(ValueError, match=r"dropout must be a rate from 0 to 1; got 1\.1"):
+        residual.apply(params, xs, strides=STRIDES, dropout=1.1)
     with pytest.raises(ValueError, match=r"dropout_kind must be one of .*spatial.*elementwise.*got 'channels'"):
         residual.apply(params, xs, strides=STRIDES, dropout_kind="channels")
     with pytest.raises(ValueError, match=r"lengths must lie between 0 and 4"):

@@ -49,6 +49,8 @@ LAYERS = {
     "dense": filled(dense.init, 3, 4),
     "embedding": filled(embedding.init, 7, 3),
     "conv1d": filled(conv1d.init, 3, 4, kernel=5),
+    "dense without a bias": filled(dense.init, 3, 4, bias=False),
+    "conv1d of groups": filled(conv1d.init, 4, 6, kernel=5, groups=2, bias=False),
     "crf": filled(crf.init, 5),
     "bidirectional": filled(bidirectional.init, 2, 3),
     "stack": filled(stack.init, 2, (4, 3, 3), bidirectional=True),

@@ -15,6 +15,7 @@ They are made and called as Flax's `RNN` are, and give the same numbers for the 
 - `resets` begin a sequence anew within a row; `lengths` is another name for `seq_lengths`.
 - The forget gate's bias begins at 1 (`forget_bias=0` is Flax's), in the weights and not at run time.
 - `Bidirectional` heeds `reverse`, which swaps its directions, and `keep_order`.
+- Integers are promoted to the dtype of the parameters, as in Flax; a float dtype that is wider than theirs widens.
 - Activations, clips and the dtype to compute in are `LSTMOptions`; dropout of all kinds is `Dropout`.
 - How a weight is sharded is metadata of it: `layer.weights.w_x.set_metadata(out_sharding=(None, "model"))`.
 

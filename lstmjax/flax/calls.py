@@ -42,7 +42,7 @@ def run(
         xs, resets = jnp.moveaxis(xs, 0, -2), None if resets is None else jnp.moveaxis(resets, 0, -1)
     ys, after = apply(
         params,
-        xs,
+        promoted(params, "inputs", xs),
         None if carry is None else state(params, carry),
         lengths=lengths,
         resets=resets,
@@ -57,6 +57,14 @@ def run(
     return (carry_of(after), ys) if return_carry else ys
 
 
+def promoted(params: Any, name: str, array: Any) -> Any:
+    """Integers and booleans in the dtype of params, as Flax's modules take them; any other array as it is."""
+    array = array if hasattr(array, "dtype") else checks.asarray(name, array)
+    if jnp.issubdtype(array.dtype, jnp.integer) or array.dtype == jnp.bool_:
+        return array.astype(jnp.result_type(*jax.tree.leaves(params)))
+    return array
+
+
 def state(params: Any, carry: Any) -> Any:
     """The state that a carry of Flax is."""
     count = len(params.layers) if isinstance(params, StackParams) else 2
@@ -64,7 +72,7 @@ def state(params: Any, carry: Any) -> Any:
         wanted = "(c, h)" if isinstance(params, LSTMParams) else f"a tuple of {count} carries"
         raise TypeError(f"initial_carry must be {wanted}, got {type(carry).__name__}.")
     if isinstance(params, LSTMParams):
-        return LSTMState(h=carry[1], c=carry[0])
+        return LSTMState(*(promoted(params, "initial_carry", part) for part in (carry[1], carry[0])))
     if isinstance(params, BidirectionalParams):
         return BidirectionalState(state(params.forward, carry[0]), state(params.backward, carry[1]))
     return tuple(map(state, params.layers, carry))

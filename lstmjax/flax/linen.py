@@ -61,17 +61,27 @@ class LSTMCell(nn.RNNCellBase):
         return LSTMParams(w_x, w_h, bias)
 
     def __call__(self, carry: tuple[Array, Array], inputs: ArrayLike) -> tuple[tuple[Array, Array], Array]:
-        """Compute one step: from (c, h) and x to the new (c, h) and h."""
+        """Compute one step: from (c, h) and x to the new (c, h), in the dtypes of the old ones, and h.
+
+        So `nn.RNN` can carry them whatever the dtype of its inputs.
+        """
         params = self.weights(jnp.shape(inputs)[-1])
-        y, state = lstm.step(params, inputs, calls.state(params, carry), options=self.options)
-        return calls.carry_of(state), y
+        before = calls.state(params, carry)
+        y, after = lstm.step(params, calls.promoted(params, "inputs", inputs), before, options=self.options)
+        return calls.carry_of(jax.tree.map(lambda new, old: new.astype(old.dtype), after, before)), y
 
     @nn.nowrap
-    def initialize_carry(self, rng: Any, input_shape: tuple[int, ...]) -> tuple[Array, Array]:
-        """Make (c, h) of zeros: h of the dtype to compute in, c of float32 where that is shorter."""
+    def initialize_carry(self, rng: Any, input_shape: tuple[int, ...] | Any) -> tuple[Array, Array]:
+        """Make (c, h) of zeros: h of the dtype to compute in, c of float32 where that is shorter.
+
+        Args:
+            rng: of no use, since zeros are not drawn.
+            input_shape: [*batch, features] of one step's inputs; an integer is the size of a batch.
+        """
         del rng
         dtype = self.options.precision or self.param_dtype
-        shape = (*input_shape[:-1], self.features)
+        batch = input_shape[:-1] if isinstance(input_shape, tuple | list) else checks.batch(input_shape)
+        shape = (*batch, self.features)
         return jnp.zeros(shape, checks.at_least_float32(dtype)), jnp.zeros(shape, dtype)
 
     @property

@@ -282,23 +282,26 @@ class CRF(_Module):
 
     def __call__(self, emissions: ArrayLike, tags: ArrayLike, **arguments: Any) -> Array:
         """The log-likelihood of a path, as `crf.log_likelihood`; its negative is what to train with."""
-        return crf.log_likelihood(self.params, emissions, tags, **arguments)
+        return crf.log_likelihood(self.params, self._scores(emissions), tags, **arguments)
 
     def log_partition(self, emissions: ArrayLike, **arguments: Any) -> Array:
         """As `crf.log_partition`."""
-        return crf.log_partition(self.params, emissions, **arguments)
+        return crf.log_partition(self.params, self._scores(emissions), **arguments)
 
     def marginals(self, emissions: ArrayLike, **arguments: Any) -> Array:
         """As `crf.marginals`."""
-        return crf.marginals(self.params, emissions, **arguments)
+        return crf.marginals(self.params, self._scores(emissions), **arguments)
 
     def decode(self, emissions: ArrayLike, **arguments: Any) -> tuple[Array, Array]:
         """The path with the highest score, and that score, as `crf.decode`."""
-        return crf.decode(self.params, emissions, **arguments)
+        return crf.decode(self.params, self._scores(emissions), **arguments)
 
     def sample(self, emissions: ArrayLike, *, key: Array, **arguments: Any) -> Array:
         """As `crf.sample`."""
-        return crf.sample(self.params, emissions, key=key, **arguments)
+        return crf.sample(self.params, self._scores(emissions), key=key, **arguments)
+
+    def _scores(self, emissions):
+        return calls.promoted(self.params, "emissions", emissions)
 
 
 def _variable(path, array):

@@ -108,6 +108,10 @@ def _units(params: DenseParams | Conv1DParams) -> Number:
     return _size("units", params.w, -1)
 
 
+def _affine_count(params: DenseParams | Conv1DParams, rows: Number) -> Number:
+    return _units(params) * (rows if params.bias is None else rows + 1)
+
+
 def _lstm_units(params: LSTMParams) -> Number:
     whole = params.w_projection is None
     return _size("units", params.w_h if whole else params.w_projection, -2)
@@ -178,7 +182,7 @@ KINDS: dict[type, Kind] = {
     HierarchyParams: Kind("Hierarchy", ("time",), _width_of_last),
     LevelParams: Kind("Hierarchy level", ("time",), lambda params: width(params.encoder)),
     ResidualParams: Kind("Residual", ("steps",), lambda params: width(params.second)),
-    DenseParams: Kind("Dense", (), _units, lambda params: _units(params) * (_inputs(params) + 1), {"w": 2}),
+    DenseParams: Kind("Dense", (), _units, lambda params: _affine_count(params, _inputs(params)), {"w": 2}),
     EmbeddingParams: Kind(
         "Embedding",
         (),
@@ -189,10 +193,8 @@ KINDS: dict[type, Kind] = {
     Conv1DParams: Kind(
         "Conv1D",
         ("steps",),
-        lambda params: _size("units", params.w, -1),
-        lambda params: (
-            _size("units", params.w, -1) * (_size("kernel", params.w, -3) * _size("inputs", params.w, -2) + 1)
-        ),
+        _units,
+        lambda params: _affine_count(params, _size("kernel", params.w, -3) * _inputs(params)),
         {"w": 3},
     ),
     CRFParams: Kind(

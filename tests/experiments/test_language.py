@@ -95,7 +95,7 @@ def test_words_what_is_said_and_what_goes_between_layers_are_dropped(layers):
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("units", 0), ("layers", 0), ("scale", 0.0), ("dropout", 1.0), ("dropout", -0.1)]
+    ("name", "value"), [("units", 0), ("layers", 0), ("scale", 0.0), ("dropout", 1.1), ("dropout", -0.1)]
 )
 def test_options_that_make_no_model_are_refused(name, value):
     with pytest.raises(ValueError, match=rf"model\.{name} is {value}"):

@@ -79,8 +79,8 @@ def test_dropout_needs_a_key_and_tasks_without_one_refuse_it():
     assert np.abs(one - other).max() > 1e-3
     with pytest.raises(ValueError, match=r"model\.dropout is 0\.5; this task drops no units"):
         TASKS["adding"].build(TASKS["adding"].Options(), model, 8, jax.random.key(0))
-    with pytest.raises(ValueError, match=r"model\.dropout is 1"):
-        Model(dropout=1.0)
+    with pytest.raises(ValueError, match=r"model\.dropout is 1\.1"):
+        Model(dropout=1.1)
 
 
 def test_chrono_gates_remember_for_one_to_the_longest_gap():
@@ -172,7 +172,7 @@ def test_impossible_model_is_refused(field, value):
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("units", 0), ("blocks", 0), ("kernel", 0), ("dropout", 1.0), ("inputs_dropout", -0.1)]
+    ("field", "value"), [("units", 0), ("blocks", 0), ("kernel", 0), ("dropout", 1.1), ("inputs_dropout", -0.1)]
 )
 def test_impossible_tcn_is_refused(field, value):
     with pytest.raises(ValueError, match=rf"model\.{field} is {value}; it must be"):

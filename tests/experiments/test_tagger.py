@@ -79,7 +79,7 @@ def test_words_are_taken_for_unknown_ones_at_their_rate_and_only_with_a_key():
     [
         ({"units": 0}, r"model.units is 0; it must be at least 1"),
         ({"context": -1}, r"model.context is -1; it must be at least 0"),
-        ({"dropout": 1.0}, r"model.dropout is 1.0; it must be from 0 to below 1"),
+        ({"dropout": 1.1}, r"model.dropout is 1.1; it must be from 0 to 1"),
         ({"word_dropout": -0.1}, r"model.word_dropout is -0.1"),
     ],
 )

@@ -639,6 +639,71 @@ def test_linen_in_short_dtypes(dtype):
     same(*in_short)
 
 
+SHORT_CELLS = {
+    "params and precision": {"param_dtype": jnp.bfloat16, "options": LSTMOptions(precision="bfloat16")},
+    "precision": {"options": LSTMOptions(precision="bfloat16")},
+    "params": {"param_dtype": jnp.bfloat16},
+    "neither": {},
+}
+OF_RNN = [jnp.float32, jnp.bfloat16, jnp.float16, jnp.int32, jnp.uint8, jnp.bool_]
+
+
+@pytest.mark.parametrize("how", SHORT_CELLS.values(), ids=SHORT_CELLS)
+def test_nn_rnn_carries_what_the_cell_makes(how):
+    """Whatever the dtype of the inputs; and a carry of one's own in its dtypes."""
+    rnn = nn.RNN(ours.LSTMCell(UNITS, **how))
+
+    def run(key, xs, carry):
+        variables = rnn.init(key, xs)
+        return rnn.apply(variables, xs, return_carry=True), rnn.apply(
+            variables, xs, initial_carry=carry, return_carry=True
+        )
+
+    for dtype in OF_RNN:
+        carry = tuple(jax.ShapeDtypeStruct((BATCH, UNITS), how.get("param_dtype", jnp.float32)) for _ in "ch")
+        xs = jax.ShapeDtypeStruct((BATCH, TIME, INPUTS), dtype)
+        (made, ys), (kept, _) = jax.eval_shape(run, jax.random.key(0), xs, carry)
+        assert jnp.issubdtype(ys.dtype, jnp.floating)
+        assert [leaf.dtype for leaf in kept] == [leaf.dtype for leaf in carry]
+        assert made[0].dtype == jnp.float32
+
+
+def test_an_integer_is_the_size_of_a_batch():
+    same(ours.LSTMCell(UNITS).initialize_carry(None, BATCH), ours.LSTMCell(UNITS).initialize_carry(None, (BATCH, 2)))
+
+
+WHOLE = np.random.default_rng(3).integers(-2, 3, (BATCH, TIME, INPUTS))
+
+
+@pytest.mark.parametrize("param_dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("dtype", ["int32", "int64", "uint8", "bool"])
+def test_integers_are_promoted_to_the_dtype_of_params(dtype, param_dtype):
+    xs = WHOLE.astype(dtype)
+    for make, _ in LAYERS.values():
+        module = make(param_dtype=param_dtype, rngs=nnx.Rngs(0))
+        shape = jax.eval_shape(module, jax.ShapeDtypeStruct(xs.shape, xs.dtype))
+        assert jax.tree.leaves(shape)[0].dtype == param_dtype
+    module = lstm_module(param_dtype=param_dtype)
+    same(module(xs), module(jnp.asarray(xs, param_dtype)))
+    for rnn in (ours.RNN(ours.LSTMCell(UNITS, param_dtype=param_dtype)), nn.RNN(ours.LSTMCell(UNITS))):
+        variables = rnn.init(jax.random.key(0), xs)
+        same(rnn.apply(variables, xs), rnn.apply(variables, xs.astype(jnp.dtype(param_dtype))))
+    carry = (np.ones((BATCH, UNITS), int), np.zeros((BATCH, UNITS), int))
+    same(module(xs, initial_carry=carry), module(xs, initial_carry=[part.astype(jnp.dtype(param_dtype)) for part in carry]))
+
+
+def test_integers_above_32_bits_are_rounded_and_do_not_wrap():
+    module, xs = lstm_module(), np.full((1, 1, INPUTS), 2**40)
+    same(module(xs), module(xs.astype(np.float32)))
+
+
+def test_emissions_of_integers():
+    chain = ours.CRF(tags=INPUTS, rngs=nnx.Rngs(0))
+    tags, score = chain.decode(WHOLE)
+    same((tags, score), chain.decode(WHOLE.astype(np.float32)))
+    assert score.dtype == jnp.float32
+
+
 def test_linen_partitioned_parameters():
     init = nn.with_partitioning(nn.initializers.lecun_normal(), ("rows", None))
     rnn = ours.RNN(ours.LSTMCell(UNITS, kernel_init=init))
