@@ -3,6 +3,10 @@
     alpha_t[j] = log(sum_i exp(alpha_{t-1}[i] + transitions[i, j])) + emissions_t[j]         forward
     delta_t[j] = max_i(delta_{t-1}[i] + transitions[i, j]) + emissions_t[j]                  Viterbi's
 
+Where several paths are asked for, delta_t[j] is the list of the best k scores, since each of the best k paths through a
+tag goes on from one of the best k through the tag before (Seshadri & Sundberg, "List Viterbi decoding algorithms with
+applications", 1994).
+
 Rabiner, "A tutorial on hidden Markov models" (1989). Start and end scores are in the emissions of the first and of the
 last valid step, and what is forbidden scores -inf.
 """
@@ -57,6 +61,37 @@ def decode(transitions, emissions, length):
     tags = _backward(transitions, highest, length, jnp.zeros_like(highest))
     score = _step_scores(transitions, emissions, length, tags).sum()
     return tags, jnp.where(jnp.isnan(norms).any(), jnp.nan, score)  # there is no best path among scores of NaN
+
+
+def decode_several(k, transitions, emissions, length):
+    """The k paths of the highest scores, best first, and those scores; -inf and tags 0 where there are fewer."""
+    time, size = emissions.shape
+    empty = jnp.where(jnp.arange(k) == 0, 0, -jnp.inf).astype(emissions.dtype)  # the one path without steps
+    same = jnp.arange(size * k, dtype=jnp.int32).reshape(size, k)
+
+    def step(delta, inputs):
+        t, emission = inputs
+        ways = (delta[:, None, :] + transitions[:, :, None]).transpose(1, 0, 2).reshape(size, size * k)  # to each tag
+        scores, sources = jax.lax.top_k(ways, k)
+        scores = jnp.where(t == 0, empty[None], scores) + emission[:, None]
+        scores, sources = jnp.where(t < length, scores, delta), jnp.where(t < length, sources, same)
+        return scores - _highest(scores.reshape(-1))[0], sources
+
+    def back(place, inputs):
+        t, sources = inputs
+        tags = jnp.where(t < length, place // k, 0)
+        return jnp.where(t < length, jnp.take_along_axis(sources.reshape(-1), place, axis=0), place), tags
+
+    first, emissions = placement.varying_alike((jnp.zeros((size, k), emissions.dtype), emissions))
+    delta, sources = jax.lax.scan(step, first, (jnp.arange(time), emissions))
+    found, places = jax.lax.top_k(delta.reshape(-1), k)
+    _, tags = jax.lax.scan(back, places, (jnp.arange(time), sources), reverse=True)
+    possible = jnp.where(length > 0, found, empty) > -jnp.inf
+    tags = jnp.where(possible[:, None], tags.T, 0)
+    scores = jax.vmap(lambda tags: _step_scores(transitions, emissions, length, tags).sum())(tags)
+    scores = jnp.where(jnp.isnan(found).any(), jnp.nan, jnp.where(possible, scores, -jnp.inf))
+    scores, order = jax.lax.top_k(scores, k)  # sums of the same numbers in another order may differ in rounding
+    return tags[order], scores
 
 
 def sample(transitions, emissions, length, key):

@@ -238,18 +238,21 @@ def decode(
     *,
     lengths: Integer[ArrayLike, "*batch"] | None = None,
     allowed: Allowed | None = None,
-) -> tuple[Int[Array, "*batch time"], Float[Array, "*batch"]]:
-    """Find the path with the highest score, and that score.
+    k: int | None = None,
+) -> tuple[Int[Array, "*batch time"] | Int[Array, "*batch k time"], Float[Array, "*batch"] | Float[Array, "*batch k"]]:
+    """Find the path with the highest score, or the k of the highest scores, and what they score.
 
     Args:
         params: CRFParams.
         emissions: score of each tag at each step [*batch, time, tags], floating; any number of batch axes.
         lengths: valid steps of each sequence, integers [*batch] from 0 to time; None where all are valid.
         allowed: what a path may do; None where it may do anything.
+        k: how many paths, all different, the best first; None for one, without an axis for it.
 
     Returns:
         The tags, int32 [*batch, time], 0 at padding; and their score [*batch], in at least float32. Where no path is
-        allowed the score is -inf and the tags are 0. One of several highest paths is as good as another.
+        allowed the score is -inf and the tags are 0. One of several highest paths is as good as another. With k
+        they are [*batch, k, time] and [*batch, k]; where there are fewer than k paths, the others have scores of -inf.
 
     Raises:
         ValueError: shapes or values that do not fit; TypeError: an argument of another type than these.
@@ -257,8 +260,12 @@ def decode(
     >>> params = init(jax.random.key(0), tags=2)
     >>> decode(params, jnp.array([[1.0, 2.0], [4.0, 3.0], [9.0, 9.0]]), lengths=2)
     (Array([1, 0, 0], dtype=int32), Array(6., dtype=float32))
+    >>> tags, scores = decode(params, jnp.array([[1.0, 2.0], [4.0, 3.0]]), k=3)
+    >>> tags.tolist(), scores.tolist()
+    ([[1, 0], [0, 0], [1, 1]], [6.0, 5.0, 5.0])
     """
-    return _map(chain.decode, _checked(params, emissions, lengths, allowed))
+    several = chain.decode if k is None else partial(chain.decode_several, checks.positive_int("k", k))
+    return _map(several, _checked(params, emissions, lengths, allowed))
 
 
 @keywords.explained("crf.sample")

@@ -456,6 +456,84 @@ def test_half_precision_adds_up_in_float32():
     assert slope.dtype == jnp.bfloat16
 
 
+@cache
+def k_best(k):
+    return jax.jit(partial(crf.decode, k=k))
+
+
+@every_constraint
+@pytest.mark.parametrize("k", [1, 3, 30])
+def test_the_k_best_paths(k, constraint):
+    """Against a sort of all paths; with padding of NaN, forbidden tags, and fewer paths than k."""
+    params, emissions = example(3, 6, time=4, seed=3)
+    emissions[0, 1, 2] = emissions[4, 0, :2] = -np.inf
+    allowed, lengths = allowed_of(constraint, 3), np.array([4, 3, 0, 1, 2, 4])
+    call = (*float32((params, padded(emissions, lengths))),)
+    tags, scores = k_best(k)(*call, lengths=lengths, allowed=allowed)
+    assert (tags.shape, tags.dtype, scores.shape, scores.dtype) == ((6, k, 4), jnp.int32, (6, k), jnp.float32)
+    if k == 1:
+        best, score = crf.decode(*call, lengths=lengths, allowed=allowed)
+        np.testing.assert_array_equal(tags[:, 0], best)
+        np.testing.assert_array_equal(scores[:, 0], score)
+    for found, told, length, all_of in zip(
+        np.asarray(tags), np.asarray(scores), lengths, enumerated(params, emissions, allowed, lengths), strict=True
+    ):
+        right = np.sort(all_of.scores)[::-1][:k]
+        right = np.pad(right, (0, k - len(right)), constant_values=-np.inf)
+        np.testing.assert_allclose(told, right, rtol=1e-5, atol=1e-5)
+        assert (told[:-1] >= told[1:]).all()
+        assert not found[:, length:].any()
+        real = told > -np.inf
+        assert not found[~real].any()
+        assert len({tuple(path) for path in found[real]}) == real.sum()
+        for path, score in zip(found[real, :length], told[real], strict=True):
+            own = all_of.scores[(all_of.paths == path).all(axis=1)]
+            np.testing.assert_allclose(own, score, rtol=1e-5, atol=1e-5)
+
+
+def test_the_k_best_paths_of_any_batch_and_of_no_steps():
+    params, emissions = float32(example(3, 2, 2, time=3))
+    lengths = np.array([[3, 0], [1, 2]])
+    call = partial(crf.decode, k=4)
+    whole = call(params, emissions, lengths=lengths)
+    mapped = jax.vmap(jax.vmap(lambda e, n: call(params, e, lengths=n)))(emissions, lengths)
+    jax.tree.map(np.testing.assert_array_equal, whole, mapped)
+    tags, scores = call(params, emissions[:, :, :0])
+    assert tags.shape == (2, 2, 4, 0)
+    np.testing.assert_array_equal(scores, np.broadcast_to([0, -np.inf, -np.inf, -np.inf], (2, 2, 4)))
+    tags, scores = call(params, emissions[:0])
+    assert (tags.shape, scores.shape) == ((0, 2, 4, 3), (0, 2, 4))
+
+
+def test_the_k_best_paths_of_a_long_sequence_and_of_ties():
+    """Scores are sums of thousands of terms, of which only the differences count; equal ones are of different paths."""
+    params, emissions = float32(example(2, time=3000))
+    tags, scores = jax.jit(partial(crf.decode, k=3))(params, emissions + 1e4)
+    best, score = jax.jit(crf.decode)(params, emissions + 1e4)
+    np.testing.assert_array_equal(tags[0], best)
+    assert float(scores[0]) == float(score)
+    assert len(np.unique(tags, axis=0)) == 3
+    tied = crf.decode(CRFParams(np.zeros(2, "f"), np.zeros((2, 2), "f"), np.zeros(2, "f")), np.zeros((3, 2), "f"), k=8)
+    assert len(np.unique(tied[0], axis=0)) == 8
+    np.testing.assert_array_equal(tied[1], 0)
+
+
+def test_no_path_is_best_among_scores_of_nan():
+    params, emissions = float32(example(3, 2, time=3))
+    emissions[0, 1, 1] = np.nan
+    scores = np.asarray(crf.decode(params, emissions, k=2)[1])
+    assert np.isnan(scores[0]).all()
+    assert np.isfinite(scores[1]).all()
+
+
+@pytest.mark.usefixtures("untyped")
+def test_a_number_of_paths_that_is_none():
+    params, emissions = float32(example(3, 2, time=3))
+    for k in (0, 2.5, True, "3"):
+        with pytest.raises(ValueError, match="k must be an integer of at least 1, got"):
+            crf.decode(params, emissions, k=k)
+
+
 @settings(max_examples=30)
 @given(st.integers(0, 2**31), st.sampled_from([0.0, 1.0, 1e3, 1e6]), st.tuples(*[st.integers(0, TIME)] * 3))
 def test_decoded_paths_are_allowed(seed, scale, lengths):

@@ -55,12 +55,13 @@ FUNCTIONS = (
     Function(hierarchy.encode, LSTMParams | BidirectionalParams | StackParams, is_row=False),
     Function(dense.apply, DenseParams),
     Function(embedding.apply, EmbeddingParams),
+    Function(embedding.attend, EmbeddingParams, lambda _: ("vocabulary",), last=False),
     Function(conv1d.apply, Conv1DParams, lambda _: ("steps",)),
     Function(residual.apply, tuple, lambda _: ("steps",)),
     Function(crf.log_likelihood, CRFParams, last=False),
     Function(crf.log_partition, CRFParams, last=False),
     Function(crf.marginals, CRFParams, lambda _: ("time", "tags"), last=False),
-    Function(crf.decode, CRFParams, lambda _: ("time",), last=False),
+    Function(crf.decode, CRFParams, lambda given: ("time",) if given["k"] is None else ("k", "time"), last=False),
     Function(crf.sample, CRFParams, lambda _: ("time",), last=False),
 )
 WATCHED = {inspect.unwrap(function.run).__code__: function for function in FUNCTIONS}
