@@ -12,6 +12,15 @@ modeling", 2014), N with layer norm (Ba, Kiros & Hinton, "Layer normalization", 
 its own but f = 1 - i (Greff et al., "LSTM: a search space odyssey", 2017). What is absent from the parameters drops
 out of the equations.
 
+N(z) = scale * (z - mean(z)) / sqrt(variance(z) + norm_epsilon). Where it stands above is "joint" layer norm: once over
+the products of all gates, and over c on its way to h. The kinds in `NORMS` differ in where it stands:
+
+    "joint", "joint_cell"           z_t = N(x_t W_x) + N(h_{t-1} W_h) + b
+    "per_gate", "per_gate_cell"     z_t = x_t W_x + h_{t-1} W_h, and a gate sees N(z_k + p_k * c) + b_k, g N(z_g) + b_g
+    "joint"                         h_t = o * tanh(N(c_t) + c_bias)
+    "per_gate"                      h_t = o * tanh(c_t)
+    "joint_cell", "per_gate_cell"   c_t = N(clip(f * c_{t-1} + i * tanh(z_g))) + c_bias, and h_t = o * tanh(c_t)
+
 The step is cut where differentiation wants it: products with matrices (`projected`, `recurred`, `output`), and
 between them what works unit by unit (`pointwise`).
 """
@@ -29,7 +38,13 @@ from lstmjax import checks, pytrees
 from lstmjax.options import ACTIVATIONS, LSTMOptions
 from lstmjax.regularize import Dropout, Masks
 
-NORM_EPSILON = 1e-5
+# The kinds of layer norm, and which scales and shifts each has.
+NORMS = {
+    "joint": ("x_scale", "h_scale", "c_scale", "c_bias"),
+    "joint_cell": ("x_scale", "h_scale", "c_scale", "c_bias"),
+    "per_gate": ("z_scale",),
+    "per_gate_cell": ("c_scale", "c_bias", "z_scale"),
+}
 
 
 @pytrees.container
@@ -47,19 +62,34 @@ class LSTMState:
 
 @pytrees.container
 class LSTMNorm:
-    """The scales and the shift of layer norm; x W_x and h W_h are shifted by the LSTM's bias.
+    """The scales and the shift of layer norm, of which each kind has some; the gates are shifted by the LSTM's bias.
 
     Args:
-        x_scale: of x_t W_x [4*units].
-        h_scale: of h_{t-1} W_h [4*units].
-        c_scale: of c_t on its way to h_t [units].
-        c_bias: of c_t on its way to h_t [units].
+        x_scale: of x_t W_x [4*units], or None per gate.
+        h_scale: of h_{t-1} W_h [4*units], or None per gate.
+        c_scale: of c_t [units], or None where that is not normalised.
+        c_bias: likewise, what is added to it.
+        z_scale: of the gates' pre-activations [4*units], each normalised by itself, or None where products are.
+        kind: a name in `NORMS`, which has the arrays that it needs; not an array, and so the same for a tree and its
+            gradient.
     """
 
-    x_scale: Any
-    h_scale: Any
-    c_scale: Any
-    c_bias: Any
+    x_scale: Any = None
+    h_scale: Any = None
+    c_scale: Any = None
+    c_bias: Any = None
+    z_scale: Any = None
+    kind: str = dataclasses.field(default="joint", metadata={"static": True})
+
+    @property
+    def per_gate(self) -> bool:
+        """Whether each gate is normalised by itself, its peephole included, in place of the products of all."""
+        return self.kind.startswith("per_gate")
+
+    @property
+    def keeps(self) -> bool:
+        """Whether the normalised c is the state."""
+        return self.kind.endswith("_cell")
 
 
 @pytrees.container
@@ -152,19 +182,28 @@ def preactivations(
     params: LSTMParams, x: Float[Array, " inputs"], state: LSTMState, options: LSTMOptions, masks: Masks
 ) -> Float[Array, " gates"]:
     """N(x W_x) + N(h W_h) + b, without peepholes."""
-    z = projected(params, input_product(params.w_x, x, state.c.dtype))
-    return z + recurred(params, recurrent_product(params.w_h, state, masks, options.units_axis))
+    z = projected(params, input_product(params.w_x, x, state.c.dtype), options)
+    return z + recurred(params, recurrent_product(params.w_h, state, masks, options.units_axis), options)
 
 
-def projected(params: LSTMParams, z: Float[Array, "*batch gates"]) -> Float[Array, "*batch gates"]:
-    """N(x W_x) + b, given the product: what needs no loop."""
-    z = z if params.norm is None else normalised(z, params.norm.x_scale)
+def projected(
+    params: LSTMParams, z: Float[Array, "*batch gates"], options: LSTMOptions
+) -> Float[Array, "*batch gates"]:
+    """N(x W_x) + b, given the product: what needs no loop; per gate that is the product."""
+    if params.norm is not None and params.norm.per_gate:
+        return z
+    z = z if params.norm is None else normalised(z, params.norm.x_scale, options)
     return z if params.bias is None else z + _along(params.bias, z)
 
 
-def recurred(params: LSTMParams, z: Float[Array, "*batch gates"]) -> Float[Array, "*batch gates"]:
-    """N(h W_h), given the product."""
-    return z if params.norm is None else normalised(z, params.norm.h_scale)
+def recurred(params: LSTMParams, z: Float[Array, "*batch gates"], options: LSTMOptions) -> Float[Array, "*batch gates"]:
+    """N(h W_h), given the product, where products are normalised."""
+    return normalised(z, params.norm.h_scale, options) if norms_products(params) else z
+
+
+def norms_products(params: LSTMParams) -> bool:
+    """Whether x W_x and h W_h are normalised each by itself."""
+    return params.norm is not None and not params.norm.per_gate
 
 
 def pointwise(
@@ -176,7 +215,7 @@ def pointwise(
 ) -> tuple[Float[Array, " units"], Float[Array, " units"]]:
     """From pre-activations and the c before to o * tanh(c) and c: what happens unit by unit."""
     *_, o, c = gates(params, z, c, options, masks)
-    shown = c if params.norm is None else normalised(c, params.norm.c_scale) + params.norm.c_bias.astype(c.dtype)
+    shown = _normalised_cell(params.norm, c, options) if norms_products(params) and not params.norm.keeps else c
     return o * ACTIVATIONS[options.output_activation or options.activation](shown), c
 
 
@@ -190,23 +229,33 @@ def gates(
     """From pre-activations and the c before to i, f, g, o and the c after."""
     act, recurrent_activation = ACTIVATIONS[options.activation], ACTIVATIONS[options.recurrent_activation]
     clip, coupled = options.preactivation_clip, z.size == 3 * c.size
-    z_i, *z_f, z_g, z_o = jnp.split(z, 3 if coupled else 4)
+    per_gate = params.norm is not None and params.norm.per_gate
+    count = 3 if coupled else 4
+    parts = jnp.split(z, count)
+    scales = jnp.split(params.norm.z_scale, count) if per_gate else None
+    shifts = jnp.split(params.bias, count) if per_gate and params.bias is not None else None
     p_i, *p_f, p_o = _peepholes(params, coupled)
 
-    def seen(z, peephole, c):
-        return clipped(z if peephole is None else z + peephole.astype(z.dtype) * c, clip)
+    def seen(k, peephole=None, c=None):
+        """What the activation of gate k sees."""
+        inside = parts[k] if peephole is None else parts[k] + peephole.astype(z.dtype) * c
+        inside = inside if scales is None else normalised(inside, scales[k], options)
+        inside = inside if shifts is None else inside + _along(shifts[k], inside)
+        return clipped(inside, clip)
 
-    standard = params.w_peephole is None and (options.activation, options.recurrent_activation) == ("tanh", "sigmoid")
-    if standard:
+    whole = params.w_peephole is None and not per_gate  # what the gates see is z
+    if whole and (options.activation, options.recurrent_activation) == ("tanh", "sigmoid"):
         i, *f, g, o = standard_activations(clipped(z, clip), c.size)
     else:
-        i, *f = (recurrent_activation(seen(z, p, c)) for z, p in ((z_i, p_i), *zip(z_f, p_f, strict=True)))
-        g, o = act(clipped(z_g, clip)), None
-    f = _complement(seen(z_i, p_i, c), options.recurrent_activation) if coupled else f[0]
+        i, *f = (recurrent_activation(seen(k, peephole, c)) for k, peephole in enumerate((p_i, *p_f)))
+        g, o = act(seen(-2)), None
+    f = _complement(seen(0, p_i, c), options.recurrent_activation) if coupled else f[0]
     if masks.candidate is not None:
         g = g * masks.candidate.astype(g.dtype)
     c = clipped(f * c + i * g, options.cell_clip)
-    return i, f, g, recurrent_activation(seen(z_o, p_o, c)) if o is None else o, c
+    if params.norm is not None and params.norm.keeps:
+        c = _normalised_cell(params.norm, c, options)
+    return i, f, g, recurrent_activation(seen(-1, p_o, c)) if o is None else o, c
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
@@ -278,16 +327,22 @@ def output_product(w_projection: Array | None, m: Float[Array, "*batch units"], 
     return m if w_projection is None else jnp.matmul(m, w_projection, preferred_element_type=dtype)
 
 
-def normalised(z: Float[Array, "*batch features"], scale: Float[Array, " features"]) -> Float[Array, "*batch features"]:
+def normalised(
+    z: Float[Array, "*batch features"], scale: Float[Array, " features"], options: LSTMOptions
+) -> Float[Array, "*batch features"]:
     """Subtract the mean, divide by the standard deviation, both over the last axis, and scale."""
     mean = jnp.mean(z, axis=-1, keepdims=True)
     variance = jnp.mean(jnp.square(z - mean), axis=-1, keepdims=True)
-    return (z - mean) * jax.lax.rsqrt(variance + NORM_EPSILON) * _along(scale, z)
+    return (z - mean) * jax.lax.rsqrt(variance + options.norm_epsilon) * _along(scale, z)
 
 
 def clipped(x: Array, bound: float | None) -> Array:
     """X within [-bound, bound]."""
     return x if bound is None else jnp.clip(x, -bound, bound)
+
+
+def _normalised_cell(norm: LSTMNorm, c: Float[Array, " units"], options: LSTMOptions) -> Float[Array, " units"]:
+    return normalised(c, norm.c_scale, options) + norm.c_bias.astype(c.dtype)
 
 
 def _kept(new: Array, old: Array, rate: float, mask: Bool[Array, " units"] | None) -> Array:

@@ -137,6 +137,13 @@ def rate(name: str, value: Any) -> float:
     return float(value)
 
 
+def positive(name: str, value: Any) -> float:
+    """Return `value` as a float above 0, and finite, or raise."""
+    if not 0 < number(name, value) < float("inf"):
+        raise ValueError(f"{name} must be above 0 and finite; got {value!r}.")
+    return float(value)
+
+
 def probability(name: str, value: Any) -> float:
     """Return `value` as a float from 0 to 1, or raise."""
     if not 0 <= number(name, value) <= 1:

@@ -81,7 +81,8 @@ def _run_jvp(options, dropout, return_sequences, primals, tangents):
         (d_z, d_h_product, d_h), saved, step = now
         masks, d_vectors = constants.at(step), cell.narrowed(_vectors(d_params), xs)
         d_h_product = _plus(cell.recurrent_product(params.w_h, d_before, masks, options.units_axis), d_h_product)
-        d_z += _tangent(cell.recurred, (vectors, saved.h_product), (d_vectors, d_h_product))
+        recurred = partial(cell.recurred, options=options)
+        d_z += _tangent(recurred, (vectors, saved.h_product), (d_vectors, d_h_product))
         d_z = jax.lax.optimization_barrier(d_z)  # else what is written is computed again
         pointwise = partial(cell.pointwise, options=options, masks=masks)
         d_m, d_c = _tangent(pointwise, (vectors, saved.z, saved.before.c), (d_vectors, d_z, d_before.c))
@@ -93,7 +94,7 @@ def _run_jvp(options, dropout, return_sequences, primals, tangents):
     def ahead(xs, timed):
         d_xs, saved, steps = timed
         narrow = cell.narrowed(d_params, xs)
-        return _ahead_of_the_loop(params, narrow, xs, d_xs, saved, constants, options.units_axis), saved, steps
+        return _ahead_of_the_loop(params, narrow, xs, d_xs, saved, constants, options), saved, steps
 
     d_ys, d_final, _ = recurrence.forward(
         tick,
@@ -135,7 +136,7 @@ def _forward(params, xs, state, initial, masks, clock, options, dropout, return_
         x_product, step = now
         masks = constants.at(step)
         h_product = cell.recurrent_product(params.w_h, before, masks, options.units_axis)
-        z = cell.projected(params, x_product) + cell.recurred(params, h_product)
+        z = cell.projected(params, x_product, options) + cell.recurred(params, h_product, options)
         m, c = cell.pointwise(params, z, before.c, options, masks)
         m = m.astype(before.h.dtype)
         unclipped = cell.output_product(params.w_projection, m, c.dtype)
@@ -163,20 +164,19 @@ def _forward(params, xs, state, initial, masks, clock, options, dropout, return_
     return ys, final, saved
 
 
-def _ahead_of_the_loop(params, d_params, xs, d_xs, saved, constants, units_axis):
+def _ahead_of_the_loop(params, d_params, xs, d_xs, saved, constants, options):
     """The tangents of z_t, of h_{t-1} W_h where that is normalised, and of h_t, so far as no state has a part."""
     dtype = saved.z.dtype
     terms = [] if d_xs is None else [cell.input_product(params.w_x, d_xs, dtype)]
     terms += [cell.input_product(d_params.w_x, xs, dtype)] if d_params.w_x is not None else []
     d_x_product = sum(terms[1:], start=terms[0]) if terms else jnp.zeros_like(saved.x_product)
-    d_z = _tangent(
-        jax.checkpoint(cell.projected), (_vectors(params), saved.x_product), (_vectors(d_params), d_x_product)
-    )
+    projected = jax.checkpoint(partial(cell.projected, options=options))
+    d_z = _tangent(projected, (_vectors(params), saved.x_product), (_vectors(d_params), d_x_product))
     d_h_product = d_h = None
     if d_params.w_h is not None:
         masks = jax.tree.map(lambda mask: jnp.broadcast_to(mask, (len(xs), *mask.shape)), constants)
-        d_h_product = cell.recurrent_product(d_params.w_h, saved.before, masks, units_axis)
-        if params.norm is None:
+        d_h_product = cell.recurrent_product(d_params.w_h, saved.before, masks, options.units_axis)
+        if not cell.norms_products(params):
             d_z, d_h_product = d_z + d_h_product, None
     if d_params.w_projection is not None:
         d_h = cell.output_product(d_params.w_projection, saved.m, dtype)

@@ -5,12 +5,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.nn import initializers
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from lstmjax import checks, keywords
-from lstmjax.cell import LSTMNorm, LSTMParams, LSTMState, check_matrices
+from lstmjax.cell import NORMS, LSTMNorm, LSTMParams, LSTMState, check_matrices
 from lstmjax.options import LSTMOptions
 
 
@@ -25,7 +26,7 @@ def init(
     chrono: int | None = None,
     peepholes: bool = False,
     projection: int | None = None,
-    layer_norm: bool = False,
+    layer_norm: bool | str | None = False,
     coupled: bool = False,
     learned_state: bool = False,
     w_x_init: Callable[..., Array] = initializers.glorot_uniform(),
@@ -52,7 +53,11 @@ def init(
             and input biases are their negatives (Tallec & Ollivier, "Can recurrent neural networks warp time?", 2018).
         peepholes: the gates see c (Gers & Schmidhuber 2000).
         projection: length of h, where that is not units (Sak et al. 2014).
-        layer_norm: x W_x, h W_h and c on its way to h are normalised (Ba et al. 2016); scales start at 1.
+        layer_norm: "joint", or True: x W_x, h W_h and c on its way to h are normalised (Ba et al. 2016, and Haste).
+            "per_gate": the pre-activation of each gate, its peephole included, is normalised by itself, and c is not
+            (TensorFlow Lite). "per_gate_cell" and "joint_cell": c is, too, and is kept so as the state (the former is
+            TensorFlow 1's LayerNormBasicLSTMCell, the latter TensorFlow Addons' LayerNormLSTMCell). Scales start at 1;
+            the epsilon is `LSTMOptions(norm_epsilon=...)`.
         coupled: no forget gate of its own but f = 1 - i (Greff et al. 2017).
         learned_state: the initial state is a parameter, zeros at first.
         w_x_init: initializer `(key, shape, dtype) -> array` of [inputs, units], one call a gate.
@@ -78,8 +83,9 @@ def init(
     outputs = units if projection is None else checks.positive_int("projection", projection)
     dtype = checks.floating_dtype("dtype", dtype)
     gates = 3 if checks.boolean("coupled", coupled) else 4
-    if checks.boolean("layer_norm", layer_norm) and units == 1:
-        raise ValueError("layer_norm=True needs units above 1: a single c less its mean is always 0.")
+    norm_kind = _norm_kind(layer_norm)
+    if norm_kind is not None and units == 1:
+        raise ValueError(f"layer_norm={layer_norm!r} needs units above 1: a single c less its mean is always 0.")
     x_keys, h_keys, bias_keys, peephole_keys, (projection_key, chrono_key, *_) = jax.random.split(
         checks.key(key), (5, 4)
     )
@@ -96,9 +102,11 @@ def init(
         w_peephole = draw(peephole_keys, "w_peephole_init", w_peephole_init, units, count=gates - 1)
     if projection is not None:
         w_projection = checks.drawn("w_projection_init", w_projection_init, projection_key, (units, outputs), dtype)
-    if layer_norm:
-        x_scale, h_scale, c_scale = (jnp.ones(size, dtype) for size in (gates * units, gates * units, units))
-        norm = LSTMNorm(x_scale, h_scale, c_scale, c_bias=jnp.zeros(units, dtype))
+    if norm_kind is not None:
+        sizes = {"x_scale": gates * units, "h_scale": gates * units, "z_scale": gates * units, "c_scale": units}
+        scales = {name: jnp.ones(size, dtype) for name, size in sizes.items() if name in NORMS[norm_kind]}
+        shift = {"c_bias": jnp.zeros(units, dtype)} if "c_bias" in NORMS[norm_kind] else {}
+        norm = LSTMNorm(**scales, **shift, kind=norm_kind)
     if checks.boolean("learned_state", learned_state):
         initial = LSTMState(h=jnp.zeros(outputs, dtype), c=jnp.zeros(units, dtype))
     return LSTMParams(
@@ -151,6 +159,12 @@ def initial_state(
     # Copies, since a state may be donated, and params go on.
     initial = LSTMState(h=jnp.array(params.initial.h, dtype), c=jnp.array(params.initial.c, wide))
     return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (*batch, *leaf.shape)), initial)
+
+
+def _norm_kind(layer_norm: Any) -> str | None:
+    if layer_norm is None or isinstance(layer_norm, bool | np.bool_):
+        return "joint" if layer_norm else None
+    return checks.one_of("layer_norm", layer_norm, (*NORMS, True, False, None))
 
 
 def _first_bias(key, units, gates, bias, forget_bias, chrono, dtype) -> Float[Array, " gates"]:

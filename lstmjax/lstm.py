@@ -29,7 +29,7 @@ from lstmjax.cell import LSTMParams as LSTMParams
 from lstmjax.cell import LSTMState as LSTMState
 from lstmjax.initialization import init as init
 from lstmjax.initialization import initial_state as initial_state
-from lstmjax.options import LSTMOptions
+from lstmjax.options import NORM_EPSILON, LSTMOptions
 from lstmjax.regularize import Dropout, Masks
 
 
@@ -330,6 +330,11 @@ def _check(params: Any, name: str, x: Any, axes: str, options: Any) -> Array:
             f"projection_clip={options.projection_clip!r} needs params with a projection: "
             "lstm.init(..., projection=...) makes them."
         )
+    if options.norm_epsilon != NORM_EPSILON and params.norm is None:
+        raise ValueError(
+            f"norm_epsilon={options.norm_epsilon!r} needs params with layer norm: lstm.init(..., layer_norm=...) makes "
+            "them."
+        )
     x = checks.floating(name, x)
     checks.features(name, x, params.inputs, axes, "params.w_x has that many rows")
     return x
@@ -353,10 +358,13 @@ def check(params: LSTMParams) -> None:
     }
     if params.norm is not None:
         checks.instance("params.norm", params.norm, LSTMNorm, "lstm.init")
-        vectors |= {
-            f"norm.{name}": (getattr(params.norm, name), gates * units, every) for name in ("x_scale", "h_scale")
-        }
-        vectors |= {f"norm.{name}": (getattr(params.norm, name), units, "units") for name in ("c_scale", "c_bias")}
+        needed = cell.NORMS[checks.one_of("params.norm.kind", params.norm.kind, cell.NORMS)]
+        for name in ("x_scale", "h_scale", "z_scale", "c_scale", "c_bias"):
+            vector = getattr(params.norm, name)
+            if name in needed:
+                vectors[f"norm.{name}"] = (vector, units, "units") if name[0] == "c" else (vector, gates * units, every)
+            elif vector is not None:
+                raise ValueError(f"params.norm.{name} must be None with the kind {params.norm.kind!r}; got an array.")
     if params.initial is not None:
         checks.instance("params.initial", params.initial, LSTMState, "lstm.init")
         vectors |= {

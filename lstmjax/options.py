@@ -19,6 +19,8 @@ ACTIVATIONS = {
     "keras2_hard_sigmoid": lambda x: jnp.clip(0.2 * x + 0.5, 0, 1),
 }
 
+NORM_EPSILON = 1e-5  # Ba et al. name none; this is that of PyTorch's and Haste's
+
 
 @keywords.explained("LSTMOptions")
 @pytrees.static
@@ -33,13 +35,14 @@ class LSTMOptions:
         preactivation_clip: what the gates' activations see is clipped to [-preactivation_clip, preactivation_clip],
             as in ONNX.
         projection_clip: a projected h_t is clipped to [-projection_clip, projection_clip], as in TensorFlow.
+        norm_epsilon: what layer norm adds to the variance under its square root.
         precision: the dtype to compute in, such as "bfloat16", whatever that of params and inputs; None for their
             common one. Products accumulate, and c is carried, in at least float32; outputs and h have this dtype.
         units_axis: the axis of the mesh set by `jax.set_mesh` over which units are divided; None for undivided. A step
             then exchanges h once. `lstmjax.sharding` has the rules by which params lie ready for it.
 
     Raises:
-        ValueError: an unknown name, or a clip that is not positive.
+        ValueError: an unknown name, or a clip or norm_epsilon that is not positive.
         TypeError: precision is not floating, or units_axis is not a name.
 
     >>> LSTMOptions(recurrent_activation="hard_sigmoid").recurrent_activation
@@ -52,6 +55,7 @@ class LSTMOptions:
     cell_clip: float | int | None = None
     preactivation_clip: float | int | None = None
     projection_clip: float | int | None = None
+    norm_epsilon: float | int = NORM_EPSILON
     precision: DTypeLike | None = None
     units_axis: str | None = None
 
@@ -62,6 +66,7 @@ class LSTMOptions:
             checks.one_of("output_activation", self.output_activation, ACTIVATIONS)
         for name in ("cell_clip", "preactivation_clip", "projection_clip"):
             object.__setattr__(self, name, checks.bound(name, getattr(self, name)))
+        object.__setattr__(self, "norm_epsilon", checks.positive("norm_epsilon", self.norm_epsilon))
         if self.precision is not None:
             object.__setattr__(self, "precision", checks.floating_dtype("precision", self.precision).name)
         if self.units_axis is not None:

@@ -58,7 +58,10 @@ PARTS: dict[type, dict[str, tuple[Any, ...]]] = {
 TAGS = {"start": ("tags",), "transitions": ("tags", "tags"), "end": ("tags",)}
 AXES: dict[type, dict[str, tuple[str, ...]]] = {
     LSTMState: {"h": ("outputs",), "c": ("units",)},
-    LSTMNorm: {"x_scale": ("gates",), "h_scale": ("gates",), "c_scale": ("units",), "c_bias": ("units",)},
+    LSTMNorm: {
+        **dict.fromkeys(("x_scale", "h_scale", "z_scale"), ("gates",)),
+        **dict.fromkeys(("c_scale", "c_bias"), ("units",)),
+    },
     DenseParams: {"w": ("inputs", "units"), "bias": ("units",)},
     EmbeddingParams: {"table": ("vocabulary", "features")},
     Conv1DParams: {"w": ("kernel", "inputs", "units"), "bias": ("units",)},
@@ -157,7 +160,9 @@ def _described(value: Any, kinds: dict[str, Any], leaf: Callable[..., Any], root
     if kind in (tuple, list):
         return {kind.__name__: list(described.values())}
     optional = () if kind is dict else [name for name, default in _defaults(kind).items() if default is None]
-    return {kind.__name__: {key: node for key, node in described.items() if node is not None or key not in optional}}
+    described = {key: node for key, node in described.items() if node is not None or key not in optional}
+    told = {key: text for key, text in _static(value).items() if text != _defaults(kind)[key]}
+    return {kind.__name__: described | told}
 
 
 def _rebuilt(node: Any, kinds: dict[str, Any], leaf: Callable[..., Any], root: str, where: tuple[str, ...] = ()):
@@ -191,6 +196,11 @@ def _rebuilt(node: Any, kinds: dict[str, Any], leaf: Callable[..., Any], root: s
     for key, child in given.items():
         if kind == "dict":
             _check_key(name, key)
+        elif kind in kinds and key in _static(kinds[kind]):
+            if not isinstance(child, str):
+                raise ValueError(f"{name}/{key} must be text; got {reprlib.repr(child)}.")
+            built[key] = child
+            continue
         built[key] = _rebuilt(child, kinds, leaf, root, (*where, str(key)))
     if kind in ("tuple", "list"):
         return tuple(built.values()) if kind == "tuple" else list(built.values())
@@ -205,7 +215,13 @@ def _children(value: Any) -> dict[Any, Any]:
         return value
     if type(value) in (tuple, list):
         return {str(number): child for number, child in enumerate(value)}
-    return {name: getattr(value, name) for name in _defaults(type(value))}
+    return {name: getattr(value, name) for name in _defaults(type(value)) if name not in _static(value)}
+
+
+def _static(value: Any) -> dict[str, Any]:
+    """The fields of a dataclass, or of an instance of one, that are text and no arrays, such as the kind of a norm."""
+    fields = dataclasses.fields(value) if dataclasses.is_dataclass(value) else ()
+    return {field.name: getattr(value, field.name, None) for field in fields if field.metadata.get("static")}
 
 
 def _defaults(kind: Any) -> dict[str, Any]:
@@ -273,7 +289,8 @@ def _check_axes(node: Any, name: str) -> None:
 def _told(value: Any) -> str:
     if hasattr(value, "dtype") and hasattr(value, "shape"):
         return f"{value.dtype} {tuple(value.shape)}"
-    return "None" if value is None else type(value).__name__
+    told = ", ".join(f"{name}={part!r}" for name, part in _static(value).items())
+    return "None" if value is None else type(value).__name__ + (f"({told})" if told else "")
 
 
 def _named(root: str, where: tuple[str, ...]) -> str:

@@ -56,9 +56,9 @@ def kept(rate, old, new):
     return rate * old + (1 - rate) * new if np.any(rate) else new  # 0 * inf would be NaN
 
 
-def normalised(z, scale):
+def normalised(z, scale, epsilon):
     centred = z - z.mean()
-    return centred / np.sqrt((centred * centred).mean() + 1e-5) * scale
+    return centred / np.sqrt((centred * centred).mean() + epsilon) * scale
 
 
 def step(
@@ -72,6 +72,7 @@ def step(
     w_peephole=None,
     w_projection=None,
     norm=None,
+    norm_epsilon=1e-5,
     activation="tanh",
     recurrent_activation="sigmoid",
     output_activation=None,
@@ -93,15 +94,20 @@ def step(
         from_h = (h * recurrent) @ w_h
     elif recurrent is not None:
         from_h = np.concatenate([(h * recurrent[k]) @ w_h[:, block[name]] for k, name in enumerate(names)])
-    if norm is not None:
-        from_x, from_h = normalised(from_x, norm.x_scale), normalised(from_h, norm.h_scale)
-    z = from_x + from_h if bias is None else from_x + from_h + bias
+    kind = None if norm is None else norm.kind
+    per_gate, bias = kind in ("per_gate", "per_gate_cell"), np.zeros(w_x.shape[1]) if bias is None else bias
+    if kind in ("joint", "joint_cell"):
+        from_x = normalised(from_x, norm.x_scale, norm_epsilon)
+        from_h = normalised(from_h, norm.h_scale, norm_epsilon)
+    z = from_x + from_h if per_gate else from_x + from_h + bias
 
     def seen(name, c=None):
         inside = z[block[name]]
         if w_peephole is not None and c is not None:
             k = names.replace("g", "").index(name)
             inside = inside + w_peephole[k * units : (k + 1) * units] * c
+        if per_gate:
+            inside = normalised(inside, norm.z_scale[block[name]], norm_epsilon) + bias[block[name]]
         return inside if preactivation_clip is None else clip(inside, -preactivation_clip, preactivation_clip)
 
     i = gate(seen("i", c))
@@ -112,10 +118,11 @@ def step(
     new_c = f * c + i * g
     if cell_clip is not None:
         new_c = clip(new_c, -cell_clip, cell_clip)
+    if kind in ("joint_cell", "per_gate_cell"):
+        new_c = normalised(new_c, norm.c_scale, norm_epsilon) + norm.c_bias
     o = gate(seen("o", new_c))
-    new_h = o * ACTIVATIONS[output_activation or activation](
-        new_c if norm is None else normalised(new_c, norm.c_scale) + norm.c_bias
-    )
+    shown = normalised(new_c, norm.c_scale, norm_epsilon) + norm.c_bias if kind == "joint" else new_c
+    new_h = o * ACTIVATIONS[output_activation or activation](shown)
     if w_projection is not None:
         new_h = new_h @ w_projection
     if projection_clip is not None:
@@ -150,7 +157,7 @@ def apply(
     start = (np.zeros(outputs), np.zeros(units)) if initial is None else (initial.h, initial.c)
     given = (w_x, w_h, bias, xs, h0, c0, *start, w_projection, options.get("w_peephole"))
     norm = options.get("norm")
-    given += () if norm is None else (norm.x_scale, norm.h_scale, norm.c_scale, norm.c_bias)
+    given += () if norm is None else (norm.x_scale, norm.h_scale, norm.c_scale, norm.c_bias, norm.z_scale)
     dtype = np.result_type(np.float64, *(a.dtype for a in given if a is not None))
     ys = np.zeros((*batch, time, outputs), dtype)
     h_end, c_end = np.zeros((*batch, outputs), dtype), np.zeros((*batch, units), dtype)

@@ -9,6 +9,7 @@ import random
 import re
 import stat
 import sys
+from functools import partial
 
 import hypothesis
 import hypothesis.strategies as st
@@ -48,7 +49,7 @@ KEY = jax.random.key(0)
 VARIANTS = {
     "peepholes": {"peepholes": True},
     "projection": {"projection": 2},
-    "norm": {"layer_norm": True},
+    **{f"norm {kind}": {"layer_norm": kind} for kind in ("joint", "joint_cell", "per_gate", "per_gate_cell")},
     "coupled": {"coupled": True, "peepholes": True},
     "learned state": {"learned_state": True, "projection": 2},
     "no bias": {"bias": False, "forget_bias": None},
@@ -656,6 +657,18 @@ HOSTILE = {
         "changed after it was written",
     ),
 }
+
+
+def test_the_kind_of_a_norm_is_kept_and_compared(path):
+    kept, other = (filled(partial(lstm.init, KEY, 2, 3, layer_norm=kind)) for kind in ("joint_cell", "joint"))
+    files.save(path, kept)
+    assert files.load(path, like=kept)[0].norm.kind == "joint_cell"
+    with pytest.raises(FileError, match=r"params/norm is LSTMNorm\(kind='joint_cell'\), and in like LSTMNorm\(kind='j"):
+        files.load(path, like=other)
+    files.save(path, other)
+    header, _ = parts(path.read_bytes())
+    norm = header["__metadata__"]["lstmjax"]["tree"]["LSTMParams"]["norm"]
+    assert "kind" not in norm["LSTMNorm"]  # so that versions without kinds can read it
 
 
 def test_a_key_as_long_as_a_file_is_refused_before_names_are_made_of_it(path):

@@ -23,6 +23,7 @@ def test_a_gradient_keeps_the_pre_activations_the_states_and_the_inputs():
     assert kept(coupled=True) == standard - UNITS
     assert kept(projection=2) == 4 * UNITS + UNITS + 2 + UNITS + INPUTS  # z, c, h, what is projected, x
     assert kept(layer_norm=True) == standard + 2 * 4 * UNITS  # both products as they were before the norm
+    assert kept(layer_norm="per_gate") == kept(layer_norm="per_gate_cell") == standard
 
 
 def test_a_gradient_keeps_as_much_where_steps_go_in_blocks(monkeypatch):

@@ -256,7 +256,9 @@ class TestRefusals:
             ({"projection": 2.5}, ValueError, r"projection must be an integer of at least 1, got 2\.5"),
             ({"bias": 0}, TypeError, "bias must be True or False, known before tracing; got 0"),
             ({"peepholes": "yes"}, TypeError, "peepholes must be True or False, .*; got 'yes'"),
-            ({"layer_norm": None}, TypeError, "layer_norm must be True or False, .*; got None"),
+            ({"layer_norm": 1}, ValueError, "layer_norm must be one of 'joint', .*True, False, None; got 1"),
+            ({"layer_norm": "gates"}, ValueError, "layer_norm must be one of 'joint', 'joint_cell', 'per_gate', .*got"),
+            ({"layer_norm": "per_gate", "units": 1}, ValueError, "layer_norm='per_gate' needs units above 1"),
             ({"coupled": 1}, TypeError, "coupled must be True or False, .*; got 1"),
             ({"learned_state": 1.0}, TypeError, r"learned_state must be True or False, .*; got 1\.0"),
             (
@@ -326,7 +328,7 @@ class TestRefusals:
         for batch in ([8], 8.0, True, None, "8"):
             with pytest.raises(TypeError, match=r"batch must be an integer, a tuple of sizes such as \(8,\).*got "):
                 lstm.initial_state(FULL, batch=batch)
-        with pytest.raises(ValueError, match="each of batch must be an integer from 0 .*got -1"):
+        with pytest.raises(ValueError, match=r"each of batch must be an integer from 0 .*got -1"):
             lstm.initial_state(FULL, batch=-1)
         with pytest.raises(TypeError, match=r"options must be LSTMOptions, as LSTMOptions\(\.\.\.\) makes it; got str"):
             lstm.initial_state(FULL, 8, options="bfloat16")
@@ -359,6 +361,14 @@ class TestRefusals:
             ("norm.c_bias", jnp.ones(16), ValueError, r"norm\.c_bias must have shape \(4,\) \(units\), got \(16,\)"),
             ("norm.c_bias", None, TypeError, r"norm\.c_bias must be an array, got NoneType"),
             ("norm.x_scale", jnp.ones(16, int), TypeError, r"norm\.x_scale must have a floating dtype, got int32"),
+            (
+                "norm.z_scale",
+                jnp.ones(16),
+                ValueError,
+                r"norm\.z_scale must be None with the kind 'joint'; got an array",
+            ),
+            ("norm.kind", "per_gate", ValueError, r"norm\.x_scale must be None with the kind 'per_gate'; got an array"),
+            ("norm.kind", "gates", ValueError, r"norm\.kind must be one of 'joint', .*; got 'gates'"),
             ("initial", (1, 2), TypeError, "initial must be LSTMState, as lstm.init makes it; got tuple"),
             ("initial.h", jnp.ones(4), ValueError, r"initial\.h must have shape \(2,\) \(projection\), got \(4,\)"),
             ("initial.c", jnp.ones(2), ValueError, r"initial\.c must have shape \(4,\) \(units\), got \(2,\)"),

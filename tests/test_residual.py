@@ -353,7 +353,9 @@ def test_a_rate_of_1_leaves_the_shortcuts_alone(dropout_kind):
 
     slopes, ys = run(params, xs)
     shortcut = params[1].shortcut
-    expected = np.maximum(np.maximum(np.float64(xs), 0)[:, ::2] @ np.float64(shortcut.w[0]) + np.float64(shortcut.bias), 0)
+    expected = np.maximum(
+        np.maximum(np.float64(xs), 0)[:, ::2] @ np.float64(shortcut.w[0]) + np.float64(shortcut.bias), 0
+    )
     np.testing.assert_allclose(ys, expected, rtol=2e-6, atol=2e-6)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(slopes))
 

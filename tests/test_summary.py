@@ -33,7 +33,7 @@ PARTS = {
     "bias": [True, False],
     "peepholes": [False, True],
     "projection": [None, 5],
-    "layer_norm": [False, True],
+    "layer_norm": [False, "joint", "joint_cell", "per_gate", "per_gate_cell"],
     "coupled": [False, True],
     "learned_state": [False, True],
 }
@@ -218,6 +218,9 @@ CALLS = {  # with the shape of the first thing returned
     "partition": ((8,), crf.log_partition, LAYERS["crf"], shape(8, 9, 5)),
     "marginals": ((8, 9, 5), crf.marginals, LAYERS["crf"], shape(8, 9, 5)),
     "decode": ((8, 9), crf.decode, LAYERS["crf"], shape(8, 9, 5)),
+    "k best paths": ((8, 3, 9), partial(crf.decode, k=3), LAYERS["crf"], shape(8, 9, 5)),
+    "tied head": ((8, 10, 7), embedding.attend, LAYERS["embedding"], shape(8, 10, 3)),
+    "conv1d of groups": ((8, 9, 6), partial(conv1d.apply, groups=2), LAYERS["conv1d of groups"], shape(8, 9, 4)),
 }
 
 

@@ -63,6 +63,19 @@ VARIANTS = {
         {"cell_clip": 0.8},
         {"zoneout_h": 0.1},
     ),
+    "layer norm kept": Variant({"layer_norm": "joint_cell"}, {"norm_epsilon": 1e-3}),
+    "layer norm per gate": Variant({"layer_norm": "per_gate"}, {"norm_epsilon": 1e-8}),
+    "layer norm per gate and kept": Variant({"layer_norm": "per_gate_cell"}, {"norm_epsilon": 1e-12}),
+    "all, per gate": Variant(
+        {"peepholes": True, "units": 4, "projection": 3, "layer_norm": "per_gate", "learned_state": True},
+        {"cell_clip": 0.8, "preactivation_clip": 1.5, "projection_clip": 0.9, "norm_epsilon": 0.1},
+        {"zoneout_h": 0.1, "zoneout_c": 0.3},
+        ("bias_h",),
+    ),
+    "coupled, per gate and kept": Variant(
+        {"peepholes": True, "layer_norm": "per_gate_cell", "coupled": True, "bias": False},
+        {"cell_clip": 0.8, "recurrent_activation": "hard_sigmoid"},
+    ),
 }
 
 
@@ -119,6 +132,7 @@ COMPOSITIONS = {
 CHECKED = {name: composition for name, composition in COMPOSITIONS.items() if "bidirectional, " not in name}
 CHECKED["bidirectional"] = bidirectional_by_every_merge()
 FULLEST = ("all", "all but gates of their own")
+NORMS = tuple(name for name in VARIANTS if "kept" in name or "per gate" in name)
 # The first two are in the fullest ones, the third is the standard cell, and test_lstm has the last.
 CONTAINED = ("no bias", "two biases", "chrono", "hard sigmoid of Keras 2")
 
@@ -133,7 +147,7 @@ def by_default(variant, composition, reverse):
         return False
     if composition == "fused":
         return variant not in CONTAINED
-    return variant == "all" or (composition == "scan" and variant in FULLEST)
+    return variant == "all" or (composition == "scan" and variant in FULLEST + NORMS)
 
 
 def example(composition, variant, batch=(2,)):

@@ -127,13 +127,13 @@ def _lstm_count(params: LSTMParams) -> Number:
     rows = inputs + outputs
     for bias in (params.bias, params.bias_h, params.offset):
         rows = rows if bias is None else rows + 1
-    rows = rows if params.norm is None else rows + 2
+    rows = rows if params.norm is None else rows + (1 if params.norm.per_gate else 2)
     total = gates * units * rows
     if params.w_peephole is not None:
         total += (gates - 1) * units
     if params.w_projection is not None:
         total += units * outputs
-    if params.norm is not None:
+    if params.norm is not None and params.norm.c_scale is not None:
         total += 2 * units
     if params.initial is not None:
         total += outputs + units

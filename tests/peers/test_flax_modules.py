@@ -689,7 +689,10 @@ def test_integers_are_promoted_to_the_dtype_of_params(dtype, param_dtype):
         variables = rnn.init(jax.random.key(0), xs)
         same(rnn.apply(variables, xs), rnn.apply(variables, xs.astype(jnp.dtype(param_dtype))))
     carry = (np.ones((BATCH, UNITS), int), np.zeros((BATCH, UNITS), int))
-    same(module(xs, initial_carry=carry), module(xs, initial_carry=[part.astype(jnp.dtype(param_dtype)) for part in carry]))
+    same(
+        module(xs, initial_carry=carry),
+        module(xs, initial_carry=[part.astype(jnp.dtype(param_dtype)) for part in carry]),
+    )
 
 
 def test_integers_above_32_bits_are_rounded_and_do_not_wrap():

@@ -553,6 +553,13 @@ def test_tensorflow_stacks_and_directions():
             {"a/kernel": drawn(7, 16), "a/bias": drawn(16), "a/kernel/Adam": drawn(7, 16)},
             "'a/kernel/Adam', which is no",
         ),
+        ({"kernel": drawn(7, 16), "input/gamma": drawn(4)}, "must have forget/beta, forget/gamma, input/beta, "),
+        ({"recurrent_kernel": drawn(4, 16)}, "must have kernel, kernel_norm/beta, kernel_norm/gamma, recurrent_norm/b"),
+        ({"forget_gate_bias": drawn(4)}, "must have cell_gate_bias, input_to_cell_weights, input_to_forget_weights, "),
+        (
+            {"kernel": drawn(7, 16), "bias": drawn(16), "projection_weights": drawn(4, 4)},
+            "variables has projection_weights of '', which no cell has",
+        ),
         ({"kernel": drawn(4, 16), "bias": drawn(16)}, "must have rows for x and 4 for h"),
         ({"kernel": drawn(7, 16), "bias": drawn(16), "w_f_diag": drawn(4)}, "must have w_i_diag, w_o_diag beside"),
         (
@@ -576,6 +583,11 @@ def test_tensorflow_stacks_and_directions():
 def test_tensorflow_variables_that_are_refused(variables, words):
     with pytest.raises(ValueError, match=words):
         interop.from_tensorflow(variables)
+
+
+def test_a_forget_bias_that_is_in_the_bias_already():
+    with pytest.raises(ValueError, match=r"forget_bias=1\.0 is in the bias of 'cell' already: leave it out"):
+        interop.from_tensorflow({"cell/forget_gate_bias": drawn(4)}, forget_bias=1)
 
 
 def test_sonnet():

@@ -4,6 +4,7 @@ Numbers with a source are those that the named test of the named project expects
 these projects is needed to run this.
 """
 
+import re
 from dataclasses import replace
 
 import jax
@@ -332,6 +333,199 @@ def test_keras_masks_in_numbers():
     moved = np.stack([np.roll(row, length - 4, axis=0) for row, length in zip(xs, lengths, strict=True)])
     ys, _ = lstm.apply(params, moved, lengths=lengths, reverse=True, return_sequences=False)
     np.testing.assert_allclose(ys, [[0.15341201] * 2, [0.3844719] * 2], rtol=1e-5, atol=1e-5)
+
+
+# Layer norm: tensorflow/contrib/rnn/python/ops/rnn_cell.py, LayerNormBasicLSTMCell, whose norm is that of
+# tensorflow/contrib/layers/python/layers/layers.py; tensorflow_addons/rnn/layer_norm_lstm_cell.py, LayerNormLSTMCell;
+# tensorflow/lite/kernels/lstm_eval.cc, with PortableMeanStddevNormalization of portable_tensor_utils.cc.
+
+
+def layer_normed(z, gamma, beta, epsilon):
+    centred = z - z.mean(axis=-1, keepdims=True)
+    return centred / np.sqrt((centred**2).mean(axis=-1, keepdims=True) + epsilon) * gamma + beta
+
+
+def layer_norm_basic_step(x, h, c, v, *, forget_bias=1.0, epsilon=1e-12):
+    """Each gate of [x, h] kernel by itself, in the order i, j, f, o; no bias; the new c is the normalised one."""
+    z = np.split(np.concatenate([x, h], axis=-1) @ v["kernel"], 4, axis=-1)
+    norm = lambda z, name: layer_normed(z, v[f"{name}/gamma"], v[f"{name}/beta"], epsilon)  # noqa: E731
+    i, j, f, o = map(norm, z, ("input", "transform", "forget", "output"))
+    c = norm(c * sigmoid(f + forget_bias) + sigmoid(i) * np.tanh(j), "state")
+    return np.tanh(c) * sigmoid(o), c
+
+
+def addons_step(x, h, c, v, *, epsilon=1e-3):
+    """Keras' cell, i, f, c, o: both products over all gates, plus a bias; the new c is the normalised one."""
+    norm = lambda z, name: layer_normed(z, v[f"{name}/gamma"], v[f"{name}/beta"], epsilon)  # noqa: E731
+    z = norm(x @ v["kernel"], "kernel_norm") + norm(h @ v["recurrent_kernel"], "recurrent_norm") + v["bias"]
+    i, f, g, o = np.split(z, 4, axis=-1)
+    c = norm(sigmoid(f) * c + sigmoid(i) * np.tanh(g), "state_norm")
+    return sigmoid(o) * np.tanh(c), c
+
+
+def lite_step(x, h, c, v, *, epsilon=1e-8):
+    """A matrix for each gate; peepholes within the norm, biases behind it; c as it is; i = 1 - f without weights."""
+
+    def z(gate, c=0.0):
+        inside = x @ v[f"input_to_{gate}_weights"].T + h @ v[f"recurrent_to_{gate}_weights"].T
+        inside = inside + c * v.get(f"cell_to_{gate}_weights", 0.0)
+        bias, coefficients = v[f"{gate}_gate_bias"], v.get(f"{gate}_layer_norm_coefficients")
+        return inside + bias if coefficients is None else layer_normed(inside, coefficients, bias, epsilon)
+
+    f = sigmoid(z("forget", c))
+    i = sigmoid(z("input", c)) if "input_to_input_weights" in v else 1 - f
+    c = f * c + i * np.tanh(z("cell"))
+    m = sigmoid(z("output", c)) * np.tanh(c)
+    return m @ v["projection_weights"].T if "projection_weights" in v else m, c
+
+
+def layer_norm_variables(cell, rng, inputs, units, outputs):
+    """Of each cell by its own names, in its own shapes."""
+    if cell == "LayerNormBasicLSTMCell":
+        norms = [f"{where}/{which}" for where in ("input", "transform", "forget", "output", "state") for which in "gb"]
+        shapes = {"kernel": (inputs + units, 4 * units), **dict.fromkeys(norms, (units,))}
+    elif cell == "LayerNormLSTMCell":
+        wide = [f"{where}_norm/{which}" for where in ("kernel", "recurrent") for which in "gb"]
+        shapes = {"kernel": (inputs, 4 * units), "recurrent_kernel": (units, 4 * units), "bias": (4 * units,)}
+        shapes |= dict.fromkeys(wide, (4 * units,)) | dict.fromkeys(("state_norm/g", "state_norm/b"), (units,))
+    else:
+        gates = ("forget", "cell", "output") if "coupled" in cell else ("input", "forget", "cell", "output")
+        shapes = {f"input_to_{gate}_weights": (units, inputs) for gate in gates}
+        shapes |= {f"recurrent_to_{gate}_weights": (units, outputs) for gate in gates}
+        shapes |= {f"{gate}_gate_bias": (units,) for gate in gates}
+        if "plain" not in cell:
+            shapes |= {f"{gate}_layer_norm_coefficients": (units,) for gate in gates}
+            shapes |= {f"cell_to_{gate}_weights": (units,) for gate in gates if gate != "cell"}
+            shapes["projection_weights"] = (outputs, units)
+    names = [re.sub("/g$", "/gamma", re.sub("/b$", "/beta", name)) for name in shapes]
+    return dict(zip(names, drawn(rng, *shapes.values()), strict=True))
+
+
+LAYER_NORM_CELLS = {
+    "LayerNormBasicLSTMCell": (layer_norm_basic_step, "per_gate_cell", 1e-12, 4),
+    "LayerNormLSTMCell": (addons_step, "joint_cell", 1e-3, 4),
+    "Lite": (lite_step, "per_gate", 1e-8, 3),
+    "Lite coupled": (lite_step, "per_gate", 1e-8, 3),
+    "Lite plain": (lite_step, None, 1e-5, 4),
+}
+
+
+@pytest.mark.parametrize("implementation", ["fused", "scan"])
+@pytest.mark.parametrize("cell", LAYER_NORM_CELLS)
+def test_cells_with_layer_norm_of_tensorflow(cell, implementation, x64):
+    """What `from_tensorflow` makes of their variables computes what their equations do."""
+    step, kind, epsilon, outputs = LAYER_NORM_CELLS[cell]
+    rng = np.random.default_rng(0)
+    v = layer_norm_variables(cell, rng, 3, 4, outputs)
+    xs, h, c = drawn(rng, (2, 5, 3), (2, outputs), (2, 4))
+    params = interop.from_tensorflow({f"rnn/cell/{name}:0": value for name, value in v.items()})
+    assert (params.norm.kind if params.norm else None) == kind
+    options = LSTMOptions(norm_epsilon=epsilon)
+    actual, end = lstm.apply(params, xs, LSTMState(h, c), options=options, implementation=implementation)
+    ys = []
+    for t in range(5):
+        h, c = step(xs[:, t], h, c, v)
+        ys.append(h)
+    for a, e in zip((actual, end.h, end.c), (np.stack(ys, axis=1), h, c), strict=True):
+        np.testing.assert_allclose(a, e, rtol=0, atol=1e-12)
+
+
+def test_tensorflow_layer_norm_in_numbers(x64):
+    """LayerNormBasicLSTMCell of rnn_cell_test.py and of layer_norm_lstm_cell_test.py: two layers, all weights 0.5.
+
+    All gates see equal numbers, whose variance is 0: an epsilon of 1e-12 magnifies what float32 rounds a mean by.
+    """
+    norms = {
+        name: np.ones(2) for name in ("input/gamma", "transform/gamma", "forget/gamma", "output/gamma", "state/gamma")
+    }
+    basic = {"kernel": np.full((4, 8), 0.5)} | norms | {name.replace("gamma", "beta"): np.zeros(2) for name in norms}
+    sizes = {"kernel_norm": 8, "recurrent_norm": 8, "state_norm": 2}
+    addons = {"kernel": np.full((2, 8), 0.5), "recurrent_kernel": np.full((2, 8), 0.5)}
+    addons |= {"bias": np.repeat([0.5, 1.0, 0.5, 0.5], 2)}
+    addons |= {f"{name}/gamma": np.ones(size) for name, size in sizes.items()}
+    addons |= {f"{name}/beta": np.zeros(size) for name, size in sizes.items()}
+    start = [([0.2, 0.3], [0, 0.1]), ([0.6, 0.7], [0.4, 0.5])]
+    start = tuple(LSTMState(h=np.float64(h), c=np.float64(c)) for h, c in start)
+    for variables, h in ((basic, 0.38079708), (addons, 0.47406167)):
+        layers = StackParams((interop.from_tensorflow(variables),) * 2)
+        y, state = stack.step(layers, np.ones(2), start, options=LSTMOptions(norm_epsilon=1e-12))
+        np.testing.assert_allclose(y, [-h, h], rtol=1e-5)
+        for layer in state:
+            np.testing.assert_allclose(layer.c, [-1, 1], rtol=1e-5)
+            np.testing.assert_allclose(layer.h, [-h, h], rtol=1e-5)
+
+
+@pytest.mark.parametrize("coupled", [False, True])
+def test_tflite_layer_norm_in_numbers(coupled):
+    """NoCifg_Peephole_Projection_LayerNorm and Cifg_Peephole_Projection_LayerNorm."""
+    tensors = {
+        "input_to_input_weights": (
+            "0.5 0.6 0.7 -0.8 -0.9 0.1 0.2 0.3 -0.4 0.5 -0.8 0.7 -0.6 0.5 -0.4 -0.5 -0.4 -0.3 -0.2 -0.1"
+        ),
+        "input_to_forget_weights": (
+            "-0.6 -0.1 0.3 0.2 0.9 -0.5 -0.2 -0.4 0.3 -0.8 -0.4 0.3 -0.5 -0.4 -0.6 0.3 -0.4 -0.6 -0.5 -0.5"
+        ),
+        "input_to_cell_weights": (
+            "-0.4 -0.3 -0.2 -0.1 -0.5 0.5 -0.2 -0.3 -0.2 -0.6 0.6 -0.1 -0.4 -0.3 -0.7 0.7 -0.9 -0.5 0.8 0.6"
+        ),
+        "input_to_output_weights": (
+            "-0.8 -0.4 -0.2 -0.9 -0.1 -0.7 0.3 -0.3 -0.8 -0.2 0.6 -0.2 0.4 -0.7 -0.3 -0.5 0.1 0.5 -0.6 -0.4"
+        ),
+        "recurrent_to_input_weights": "-0.2 -0.3 0.4 0.1 -0.5 0.9 -0.2 -0.3 -0.7 0.05 -0.2 -0.6",
+        "recurrent_to_forget_weights": "-0.5 -0.3 -0.5 -0.2 0.6 0.4 0.9 0.3 -0.1 0.2 0.5 0.2",
+        "recurrent_to_cell_weights": "-0.3 0.2 0.1 -0.3 0.8 -0.08 -0.2 0.3 0.8 -0.6 -0.1 0.2",
+        "recurrent_to_output_weights": "0.3 -0.1 0.1 -0.2 -0.5 -0.7 -0.2 -0.6 -0.1 -0.4 -0.7 -0.2",
+        "input_gate_bias": "0.03 0.15 0.22 0.38",
+        "forget_gate_bias": "0.1 -0.3 -0.2 0.1",
+        "cell_gate_bias": "-0.05 0.72 0.25 0.08",
+        "output_gate_bias": "0.05 -0.01 0.2 0.1",
+        "cell_to_input_weights": "0.05 0.1 0.25 0.15",
+        "cell_to_forget_weights": "-0.02 -0.15 -0.25 -0.03",
+        "cell_to_output_weights": "0.1 -0.1 -0.5 0.05",
+        "input_layer_norm_coefficients": "0.1 0.2 0.3 0.5",
+        "forget_layer_norm_coefficients": "0.2 0.2 0.4 0.3",
+        "cell_layer_norm_coefficients": "0.7 0.2 0.3 0.8",
+        "output_layer_norm_coefficients": "0.6 0.2 0.2 0.5",
+        "projection_weights": "-0.1 0.2 0.01 -0.2 0.1 0.5 0.3 0.08 0.07 0.2 -0.4 0.2",
+    }
+    matrices = {"input_to": (4, 5), "recurrent": (4, 3), "projection": (3, 4)}
+    tensors = {name: np.array(text.split(), np.float32) for name, text in tensors.items()}
+    tensors |= {
+        name: array.reshape(shape)
+        for name, array in tensors.items()
+        for start, shape in matrices.items()
+        if name.startswith(start)
+    }
+    if coupled:
+        tensors = {name: array for name, array in tensors.items() if not re.match("input_[gl]|.*_to_input", name)}
+    xs = np.float32(
+        [
+            [[0.7, 0.8, 0.1, 0.2, 0.3], [0.8, 0.1, 0.2, 0.4, 0.5], [0.2, 0.7, 0.7, 0.1, 0.7]],
+            [[0.3, 0.2, 0.9, 0.8, 0.1], [0.1, 0.5, 0.2, 0.4, 0.2], [0.6, 0.9, 0.2, 0.5, 0.7]],
+        ]
+    )
+    expected = {
+        False: [
+            [[0.0244077, 0.128027, -0.00170918], [0.0137642, 0.140751, 0.0395835], [-0.00459231, 0.155278, 0.0837377]],
+            [[-0.00692428, 0.0848741, 0.063445], [-0.00403912, 0.139963, 0.072681], [0.00752706, 0.161903, 0.0561371]],
+        ],
+        True: [
+            [
+                [0.02129706, 0.140816242, 0.0112733059],
+                [0.0132302344, 0.152308047, 0.0346313119],
+                [-0.0123688057, 0.165790111, 0.0893077999],
+            ],
+            [
+                [-0.0226350538, 0.0916948169, 0.0769175813],
+                [-0.0269966982, 0.149707705, 0.094149217],
+                [-0.0103429332, 0.173016444, 0.0720508844],
+            ],
+        ],
+    }
+    params = interop.from_tensorflow(tensors)
+    assert params.gates == (3 if coupled else 4)
+    ys, _ = lstm.apply(params, xs, options=LSTMOptions(norm_epsilon=1e-8))
+    np.testing.assert_allclose(ys, expected[coupled], rtol=0, atol=1e-5)
 
 
 # Haste: frameworks/pytorch/lstm.py and layer_norm_lstm.py, which spell out what its CUDA kernels compute.

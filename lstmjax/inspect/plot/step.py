@@ -132,24 +132,28 @@ def _parts(params: LSTMParams | None) -> tuple[bool, bool, bool]:
 
 def _equations(params: LSTMParams | None) -> list[str]:
     coupled, peepholes, projected = _parts(params)
-    norm = params is not None and params.norm is not None
+    kind = "" if params is None or params.norm is None else params.norm.kind
+    per_gate = kind.startswith("per_gate")
     biases = {"b": params is None or params.bias is not None}
     biases |= {} if params is None else {"b_h": params.bias_h is not None, "b_0": params.offset is not None}
-    products = r"N(x_t W_x) + N(h_{t-1} W_h)" if norm else "x_t W_x + h_{t-1} W_h"
+    products = r"N(x_t W_x) + N(h_{t-1} W_h)" if kind.startswith("joint") else "x_t W_x + h_{t-1} W_h"
     added = "".join(f" + {bias}" for bias, there in biases.items() if there)
 
-    def peephole(gate: str, c: str) -> str:
-        return rf" + p_{gate} \odot {c}" if peepholes else ""
+    def seen(gate: str, c: str | None = None) -> str:
+        inside = f"z_{gate}" + (rf" + p_{gate} \odot {c}" if peepholes and c else "")
+        shift = f" + b_{gate}" if any(biases.values()) else ""
+        return f"N({inside}){shift}" if per_gate else inside
 
-    shown = r"\tanh(N(c_t))" if norm else r"\tanh(c_t)"
+    shown = r"\tanh(N(c_t))" if kind == "joint" else r"\tanh(c_t)"
+    c = r"f_t \odot c_{t-1} + i_t \odot g_t"
     h = rf"o_t \odot {shown}"
     lines = [
-        f"z_t = {products}{added}",
-        rf"i_t = \sigma(z_i{peephole('i', 'c_{t-1}')})",
-        "f_t = 1 - i_t" if coupled else rf"f_t = \sigma(z_f{peephole('f', 'c_{t-1}')})",
-        r"g_t = \tanh(z_g)",
-        rf"o_t = \sigma(z_o{peephole('o', 'c_t')})",
-        r"c_t = f_t \odot c_{t-1} + i_t \odot g_t",
+        f"z_t = {products}{'' if per_gate else added}",
+        rf"i_t = \sigma({seen('i', 'c_{t-1}')})",
+        "f_t = 1 - i_t" if coupled else rf"f_t = \sigma({seen('f', 'c_{t-1}')})",
+        rf"g_t = \tanh({seen('g')})",
+        rf"o_t = \sigma({seen('o', 'c_t')})",
+        f"c_t = N({c})" if kind.endswith("_cell") else f"c_t = {c}",
         f"h_t = ({h})\\, W_p" if projected else f"h_t = {h}",
     ]
     return [f"${line}$" for line in lines]
