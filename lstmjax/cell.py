@@ -229,10 +229,11 @@ def gates(
     """From pre-activations and the c before to i, f, g, o and the c after."""
     act, recurrent_activation = ACTIVATIONS[options.activation], ACTIVATIONS[options.recurrent_activation]
     clip, coupled = options.preactivation_clip, z.size == 3 * c.size
-    per_gate = params.norm is not None and params.norm.per_gate
+    norm: Any = params.norm
+    per_gate = bool(norm and norm.per_gate)
     count = 3 if coupled else 4
     parts = jnp.split(z, count)
-    scales = jnp.split(params.norm.z_scale, count) if per_gate else None
+    scales = jnp.split(norm.z_scale, count) if per_gate else None
     shifts = jnp.split(params.bias, count) if per_gate and params.bias is not None else None
     p_i, *p_f, p_o = _peepholes(params, coupled)
 
@@ -253,8 +254,8 @@ def gates(
     if masks.candidate is not None:
         g = g * masks.candidate.astype(g.dtype)
     c = clipped(f * c + i * g, options.cell_clip)
-    if params.norm is not None and params.norm.keeps:
-        c = _normalised_cell(params.norm, c, options)
+    if norm is not None and norm.keeps:
+        c = _normalised_cell(norm, c, options)
     return i, f, g, recurrent_activation(seen(-1, p_o, c)) if o is None else o, c
 
 

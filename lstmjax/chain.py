@@ -66,6 +66,7 @@ def decode(transitions, emissions, length):
 def decode_several(k, transitions, emissions, length):
     """The k paths of the highest scores, best first, and those scores; -inf and tags 0 where there are fewer."""
     time, size = emissions.shape
+    steps = jnp.arange(time, dtype=jnp.int32)
     empty = jnp.where(jnp.arange(k) == 0, 0, -jnp.inf).astype(emissions.dtype)  # the one path without steps
     same = jnp.arange(size * k, dtype=jnp.int32).reshape(size, k)
 
@@ -83,9 +84,9 @@ def decode_several(k, transitions, emissions, length):
         return jnp.where(t < length, jnp.take_along_axis(sources.reshape(-1), place, axis=0), place), tags
 
     first, emissions = placement.varying_alike((jnp.zeros((size, k), emissions.dtype), emissions))
-    delta, sources = jax.lax.scan(step, first, (jnp.arange(time), emissions))
+    delta, sources = jax.lax.scan(step, first, (steps, emissions))
     found, places = jax.lax.top_k(delta.reshape(-1), k)
-    _, tags = jax.lax.scan(back, places, (jnp.arange(time), sources), reverse=True)
+    _, tags = jax.lax.scan(back, places, (steps, sources), reverse=True)
     possible = jnp.where(length > 0, found, empty) > -jnp.inf
     tags = jnp.where(possible[:, None], tags.T, 0)
     scores = jax.vmap(lambda tags: _step_scores(transitions, emissions, length, tags).sum())(tags)

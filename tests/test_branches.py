@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import test_contract as contract
+import test_conv1d as convolutions
 import test_variants as variants
 
 from lstmjax import Dropout, blocks, export, lstm
@@ -90,7 +91,7 @@ def test_half_precision(dtype, tolerance):
 
 
 @pytest.mark.usefixtures("branch")
-@pytest.mark.parametrize("variant", ["zoneout", "all", "all but gates of their own"])
+@pytest.mark.parametrize("variant", ["zoneout", "all", "all but gates of their own", *variants.NORMS])
 def test_cells(variant, x64):
     del x64
     variants.check_values_and_gradients(variants.COMPOSITIONS["fused"], variants.VARIANTS[variant], reverse=True)
@@ -146,6 +147,12 @@ def test_vmap():
 def test_meshes():
     contract.test_shard_map_over_the_batch("fused", True, True)
     contract.test_batch_sharded_over_a_mesh("fused", True, True, jax.sharding.AxisType.Explicit)
+
+
+@pytest.mark.usefixtures("accelerator")
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_convolutions_of_groups(groups):
+    convolutions.test_groups_and_no_bias_equal_the_loop(groups, bias=False)
 
 
 @pytest.mark.usefixtures("accelerator")

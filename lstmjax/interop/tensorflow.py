@@ -202,22 +202,19 @@ def _of_lite(name: str, parts: dict[str, Any], part: Callable[..., np.ndarray]) 
     outputs = units if projection is None else projection.shape[1]
     axes = {"input": (units, None), "recurrent": (units, outputs), "cell": (units,), "bias": (units,), "norm": (units,)}
 
-    def together(kind: str) -> np.ndarray | None:
-        if not given[kind]:
-            return None
+    def together(kind: str) -> np.ndarray:
         found = [part(which, *axes[kind]).T for which in kinds[kind]]
         if coupled and kind != "norm":
             found[0] = -found[0]
         return np.concatenate(found, axis=-1)
 
-    scale = together("norm")
     return gates.params(
         together("input"),
         together("recurrent"),
         together("bias"),
-        w_peephole=together("cell"),
+        w_peephole=together("cell") if given["cell"] else None,
         w_projection=projection,
-        norm=None if scale is None else LSTMNorm(z_scale=scale, kind="per_gate"),
+        norm=LSTMNorm(z_scale=together("norm"), kind="per_gate") if given["norm"] else None,
     )
 
 
