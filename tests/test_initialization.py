@@ -389,7 +389,14 @@ class TestRefusals:
             lstm.apply(params, XS)
 
     @pytest.mark.parametrize("entrance", [lstm.apply, lstm.step])
-    def test_projection_clip(self, entrance):
-        params, options = lstm.init(KEY, 3, 4), LSTMOptions(projection_clip=1)
-        with pytest.raises(ValueError, match=r"projection_clip=1\.0 needs params with a projection"):
-            entrance(params, XS, lstm.initial_state(params, (2,)), options=options)
+    @pytest.mark.parametrize(
+        ("option", "text"),
+        [
+            ({"projection_clip": 1}, r"projection_clip=1\.0 needs params with a projection"),
+            ({"norm_epsilon": 1e-3}, r"norm_epsilon=0\.001 needs params with layer norm: lstm\.init"),
+        ],
+    )
+    def test_options_without_a_meaning(self, entrance, option, text):
+        params = lstm.init(KEY, 3, 4)
+        with pytest.raises(ValueError, match=text):
+            entrance(params, XS, lstm.initial_state(params, (2,)), options=LSTMOptions(**option))

@@ -315,6 +315,8 @@ class TestRefusals:
             ({"cell_clip": 0.0}, r"cell_clip must be above 0, or None for no clipping; got 0\.0"),
             ({"activation": ["tanh"]}, r"activation must be one of .*; got \['tanh'\]"),
             ({"preactivation_clip": float("nan")}, r"preactivation_clip must be above 0.*got nan"),
+            ({"norm_epsilon": 0.0}, r"norm_epsilon must be above 0 and finite; got 0\.0"),
+            ({"norm_epsilon": float("inf")}, r"norm_epsilon must be above 0 and finite; got inf"),
             ({"cell_clip": "3"}, r"cell_clip must be a number, got '3'"),
             ({"cell_clip": True}, r"cell_clip must be a number, got True"),
         ],
