@@ -178,7 +178,7 @@ def output_lengths(lengths: Integer[ArrayLike, "*batch"], stride: int) -> Int[Ar
     """
     stride = checks.positive_int("stride", stride)
     lengths = checks.steps("lengths", lengths, jnp.shape(lengths), checks.LARGEST, "a number of steps", "any")
-    return lengths // stride + (lengths % stride > 0)
+    return -(-lengths // stride)
 
 
 def receptive_field(kernel: int, dilations: Sequence[int] = (1,), strides: Sequence[int] | None = None) -> int:
