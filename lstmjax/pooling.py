@@ -9,10 +9,9 @@ t runs over the valid steps alone: padding reaches no value and no gradient, wha
 all each of them is 0.
 """
 
-from functools import reduce
-
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int, Integer
 
 from lstmjax import checks, keywords, padding
@@ -55,13 +54,9 @@ def max_over_windows(
     window = checks.positive_int("window", window)
     stride = window if stride is None else checks.positive_int("stride", stride)
     time = xs.shape[-2]
-    window = min(window, max(time, 1))  # beyond the end there is nothing
-    steps = -(-time // stride)
-    start = max(steps - 1, 0) * stride  # of the last window
-    ends = [(0, 0)] * (xs.ndim - 2) + [(0, max(start + window - time, 0)), (0, 0)]
-    filled = jnp.pad(padding.fill(xs, lengths, -jnp.inf), ends, constant_values=-jnp.inf)
-    shifted = [filled[..., i : i + (start + 1 if steps else 0) : stride, :] for i in range(window)]
-    return padding.fill(reduce(jnp.maximum, shifted), None if lengths is None else output_lengths(lengths, stride))
+    ys = _over_windows(padding.fill(xs, lengths, -jnp.inf), min(window, max(time, 1)))
+    ys = jax.lax.slice_in_dim(ys, 0, time, min(stride, max(time, 1)), axis=xs.ndim - 2)
+    return padding.fill(ys, None if lengths is None else output_lengths(lengths, stride))
 
 
 @keywords.explained("pooling.global_max")
@@ -140,6 +135,26 @@ def last(
     steps = jax.lax.broadcasted_iota(jnp.int32, xs.shape, xs.ndim - 2)
     here = steps == (_count(xs, lengths) - 1)[..., None]
     return jnp.sum(jnp.where(here, xs, 0), axis=-2, dtype=xs.dtype)
+
+
+def _over_windows(xs: Array, window: int) -> Array:
+    """The maximum over the window that starts at each step, of no more steps than there are.
+
+    Windows double in a scan, so that neither the program nor its memory grows with their length as a maximum over so
+    many shifted copies would. Its derivative is that of `jnp.maximum`, unlike that of `lax.reduce_window`, which gives
+    the gradient of a shared maximum to one step alone.
+    """
+    reach, shifts = 1, []
+    while reach < window:
+        shifts.append(min(reach, window - reach))  # the last two halves may overlap
+        reach += shifts[-1]
+    ends = [(0, 0)] * (xs.ndim - 2) + [(0, max(shifts, default=0)), (0, 0)]
+
+    def widened(ys: Array, shift: Array) -> tuple[Array, None]:
+        after = jnp.pad(ys, ends, constant_values=-jnp.inf)
+        return jnp.maximum(ys, jax.lax.dynamic_slice_in_dim(after, shift, ys.shape[-2], ys.ndim - 2)), None
+
+    return jax.lax.scan(widened, xs, np.array(shifts, np.int32))[0]
 
 
 def _check(xs, lengths) -> tuple[Array, Array | None]:

@@ -5,6 +5,7 @@ import math
 from functools import partial
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -277,3 +278,49 @@ def test_refusals(untyped):
             pool(xs, lengths=np.array([7, 1]))
         with pytest.raises(ValueError, match=r"lengths must have shape \(2,\) \(the batch axes of xs\), got \(\)"):
             pool(xs, lengths=3)
+
+
+@pytest.mark.parametrize("stride", [None, 1, 3])
+def test_operations_do_not_grow_with_the_window_or_time(stride):
+    def count(window, time):
+        def total(xs, lengths):
+            return pooling.max_over_windows(xs, window, stride=stride, lengths=lengths).sum()
+
+        xs, lengths = jax.ShapeDtypeStruct((2, time, 1), jnp.float32), jax.ShapeDtypeStruct((2,), jnp.int32)
+        return jax.jit(jax.grad(total)).lower(xs, lengths).as_text().count(" = ")
+
+    assert count(7, 30) == count(300, 1000) == count(700, 3000)
+
+
+@pytest.mark.parametrize("window", [2, 5, 7, 8, 50])
+def test_long_windows_share_gradients_as_short_ones(window):
+    """Each window gives its whole gradient to the steps that share its maximum, and to no other step."""
+    xs = np.random.default_rng(0).integers(0, 4, (2, 40, FEATURES)).astype(np.float32)
+    xs[1, 9], lengths = -np.inf, np.array([40, 23])
+
+    @jax.jit
+    def run(xs, weights):
+        pool = partial(pooling.max_over_windows, window=window, stride=2, lengths=lengths)
+        return pool(xs), jax.jacrev(lambda xs: (weights * jnp.where(jnp.isinf(pool(xs)), 0, pool(xs))))(xs)
+
+    weights = np.random.default_rng(1).normal(size=(2, 20, FEATURES)).astype(np.float32)
+    ys, slopes = map(np.asarray, run(xs, weights))
+    for row, start, f in itertools.product(range(2), range(20), range(FEATURES)):
+        inside = np.arange(2 * start, min(2 * start + window, lengths[row]))
+        expected = xs[row, inside, f].max(initial=-np.inf) if len(inside) else 0
+        assert ys[row, start, f] == expected
+        shares = slopes[row, start, f].copy()
+        top = inside[xs[row, inside, f] == expected]
+        whole = weights[row, start, f] if np.isfinite(expected) and len(inside) else 0
+        np.testing.assert_allclose(shares[row, top, f].sum(), whole, rtol=1e-6)
+        assert (shares[row, top, f] * whole > 0).all() or not whole
+        shares[row, top, f] = 0
+        assert not shares.any()
+
+
+def test_windows_of_a_batch_left_open_are_exported():
+    pool = partial(pooling.max_over_windows, window=4, stride=3)
+    (batch,) = jax.export.symbolic_shape("batch")
+    stored = jax.export.export(jax.jit(pool))(jax.ShapeDtypeStruct((batch, 9, 1), jnp.float32)).serialize()
+    xs = example(12, 5, 9)[..., :1].astype(np.float32)
+    np.testing.assert_array_equal(jax.export.deserialize(bytearray(stored)).call(xs), pool(xs))

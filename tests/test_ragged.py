@@ -1,6 +1,7 @@
 """Padding and buckets against brute force, and against the lists that went in."""
 
 import itertools
+import tracemalloc
 
 import hypothesis
 import hypothesis.strategies as st
@@ -63,6 +64,45 @@ def test_widths_are_the_fewest_and_of_as_many_the_tightest(lengths, waste):
 def test_widths_keep_the_bound(lengths, waste):
     assert share(lengths, ragged.widths(lengths, waste=waste)) <= waste
     assert ragged.widths(lengths, waste=0) == tuple(sorted(set(lengths)))
+
+
+def by_all_pairs(lengths, waste):
+    """The same by dynamic programming over all pairs of different lengths, for each number of widths."""
+    values, counts = np.unique(lengths, return_counts=True)
+    below = np.concatenate([[0], np.cumsum(counts)])
+    cells, cuts = values * below[1:].astype(float), []
+    while (cells[-1] - sum(lengths)) / max(cells[-1], 1) > waste:
+        more = cells[:, None] + values * (below[None, 1:] - below[1:, None])
+        more[np.tril_indices(len(values))] = np.inf
+        cuts.append(np.argmin(more, axis=0))
+        cells = np.minimum(cells, more.min(axis=0))
+    chosen = [len(values) - 1]
+    for cut in reversed(cuts):
+        chosen.append(cut[chosen[-1]])
+    return tuple(values[chosen[::-1]].tolist())
+
+
+@hypothesis.given(LENGTHS, WASTES | st.sampled_from([0.001, 0.02]))
+@hypothesis.settings(max_examples=300)
+def test_widths_are_those_of_a_search_over_all_pairs(lengths, waste):
+    """Of several choices that are as good, too."""
+    assert ragged.widths(lengths, waste=waste) == by_all_pairs(lengths, waste)
+
+
+@pytest.mark.parametrize(("waste", "count"), [(0.25, 3), (0.001, 800)])
+def test_widths_of_many_lengths_take_memory_in_proportion(waste, count):
+    """A table of all pairs of 4,000 lengths has 128 MB."""
+    tracemalloc.start()
+    try:
+        assert len(ragged.widths(np.arange(1, 4_001), waste=waste)) == count
+        assert tracemalloc.get_traced_memory()[1] < 3e6
+    finally:
+        tracemalloc.stop()
+
+
+def test_widths_of_100_000_lengths():
+    """A table of all pairs has 80 GB."""
+    assert ragged.widths(np.arange(1, 100_001)) == (33_333, 66_666, 100_000)
 
 
 def test_a_width_for_each_of_many_lengths_is_not_searched_for():
