@@ -277,15 +277,15 @@ def _standard_activations_jvp(units, primals, tangents):
     (z,), (d_z,) = primals, tangents
     # As tanh(z) = 2 * sigmoid(2 * z) - 1, its derivative is 4 times that of the sigmoid: one pass here too.
     s = _sigmoids(z, units)
-    d_gates = d_z * s * (1 - s) * _per_gate(z, units, 1, 4)
+    d_gates = d_z * s * (1 - s) * _factors(z, units, 1, 4)
     return standard_activations(z, units), tuple(jnp.split(d_gates, z.size // units))
 
 
 def _sigmoids(z, units):
-    return jax.nn.sigmoid(z * _per_gate(z, units, 1, 2))
+    return jax.nn.sigmoid(z * _factors(z, units, 1, 2))
 
 
-def _per_gate(z, units, gate, candidate):
+def _factors(z, units, gate, candidate):
     """One number for the units of each gate, another for those of the candidate, in the dtype of z."""
     count = z.size // units
     return np.repeat([candidate if index == count - 2 else gate for index in range(count)], units).astype(z.dtype)

@@ -339,6 +339,7 @@ def _checked(params, emissions, lengths, allowed):
 
 
 def _path(tags, transitions, emissions, lengths):
+    tags = tags if hasattr(tags, "shape") else checks.asarray("tags", tags)
     checks.shape("tags", tags, emissions.shape[:-1], "[*batch, time] of emissions")
     tags = checks.blank(tags, padding.valid(lengths, emissions.shape[-2]))  # padding is not looked at
     return checks.integers("tags", tags, 0, len(transitions) - 1, "the tags of params.transitions")

@@ -116,7 +116,7 @@ def apply(
     params: HierarchyParams,
     tokens: Any,
     *,
-    lengths: Sequence[Any] | None = None,
+    lengths: Any = None,
     code: str | Sequence[str] = "final",
     return_sequences: bool = True,
     merge: str = "concat",
@@ -133,10 +133,10 @@ def apply(
         params: HierarchyParams.
         tokens: what the lowest level reads: integers [*batch, time of the highest level, ..., time of the lowest] where
             it has an embedding, else vectors [..., inputs]. A tuple has an entry for each level, lowest first, None for
-            those that read codes alone.
+            those that read codes alone; a list is an array.
         lengths: a tuple with an entry for each level, lowest first: valid steps of each of its sequences, such as
             (words of each utterance [*batch, utterances], utterances of each conversation [*batch]); None where all
-            steps are valid, be it an entry or all.
+            steps are valid, be it an entry or all. Of one level, the array itself will do.
         code: how a sequence becomes a code, for all levels or for each: "final" state, "last" valid output, or the
             "max" or "mean" over valid outputs. With two directions, "last" has read one word backward and "final" all.
         return_sequences: False returns a code of the highest level's sequences too; True their outputs at each step.
@@ -172,8 +172,8 @@ def apply(
             f"lengths must be a tuple with an entry for each of the {count} levels, lowest first, some perhaps "
             f"None; got one array, {lengths!r:.80}."
         )
-    own, axes = _own(levels, _lowest("tokens", tokens, count, above=None))
-    valid_steps = _within(_each("lengths", lengths, count), axes)
+    own, axes = _own(levels, _levels("tokens", tokens, count))
+    valid_steps = _within(_each("lengths", lengths, count) if count > 1 else _levels("lengths", lengths, 1), axes)
 
     codes_below: Any = None
     for number, (level, xs, steps) in enumerate(zip(levels, own, valid_steps, strict=True)):
@@ -248,6 +248,13 @@ def _each(name: str, value: Any, count: int) -> tuple[Any, ...]:
     if len(value) != count:
         raise ValueError(f"{name} must have an entry for each of the {count} levels, lowest first; got {len(value)}.")
     return tuple(value)
+
+
+def _levels(name: str, arrays: Any, count: int) -> tuple[Any, ...]:
+    """The array of each level, or that of the lowest alone; a list is an array, as everywhere, and no tuple."""
+    if isinstance(arrays, list):
+        arrays = checks.asarray(f"{name}, unless it is a tuple with an entry for each level,", arrays)
+    return _lowest(name, arrays, count, above=None)
 
 
 def _keys(key: Array | None, dropouts: tuple[Any, ...]) -> Sequence[Array | None]:

@@ -135,12 +135,13 @@ def _priced(widest: list[int], below: list[int], price: int, tie: int) -> list[i
     best, lines, first = [0], [0], 0
     for at, (width, count) in enumerate(zip(widest, below[1:], strict=True), 1):
         scaled = width * scale
-        while first + 1 < len(lines) and (
-            best[lines[first + 1]] - scaled * below[lines[first + 1]] <= best[lines[first]] - scaled * below[lines[first]]
-        ):
+
+        def above(line: int, scaled: int = scaled) -> int:
+            return best[line] - scaled * below[line]
+
+        while first + 1 < len(lines) and above(lines[first + 1]) <= above(lines[first]):
             first += 1
-        line = lines[first]
-        value = best[line] + scaled * (count - below[line]) + price * scale + tie
+        value = above(lines[first]) + scaled * count + price * scale + tie
         best.append(value)
         while first + 1 < len(lines):
             low, high = lines[-2], lines[-1]

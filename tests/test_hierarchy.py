@@ -411,3 +411,22 @@ def test_apply_wants_params_of_its_own(untyped):
     params = hierarchy.HierarchyParams((LevelParams(encoder),))
     with pytest.raises(TypeError, match=r"tokens\[0\] must have a floating dtype, got int32"):
         hierarchy.apply(params, np.zeros((2, 3), np.int32))
+
+
+@pytest.mark.parametrize(("units", "shape"), [((4,), (1, 3)), ((4,), (2, 3)), ((4, 5), (1, 2, 3)), ((4, 5), (2, 2, 3))])
+@pytest.mark.parametrize("vocabulary", [7, None])
+def test_nested_lists_are_the_arrays_that_they_make(units, shape, vocabulary):
+    """Also where the outermost list is as long as there are levels."""
+    params = drawn(3, units, vocabulary=vocabulary)
+    tokens = np.arange(np.prod(shape)).reshape(shape) % 7 if vocabulary else normal(*shape, 3)
+    lengths = tuple(np.maximum(0, 2 - np.indices(shape[: -1 - level]).sum(0)) for level in range(len(units)))
+    listed = tuple(steps.tolist() for steps in lengths)
+    expected = jax.jit(lambda tokens, lengths: hierarchy.apply(params, tokens, lengths=lengths))(tokens, lengths)
+    for given in (listed, listed[0] if len(units) == 1 else list(listed)):
+        np.testing.assert_array_equal(hierarchy.apply(params, tokens.tolist(), lengths=given), expected)
+
+
+def test_a_list_of_arrays_is_no_tuple_of_them(untyped):
+    params = drawn(3, (4, 5), vocabulary=7)
+    with pytest.raises(TypeError, match="tokens, unless it is a tuple with an entry for each level, must be an array"):
+        hierarchy.apply(params, [np.zeros((2, 3, 4), np.int32), None])

@@ -301,7 +301,7 @@ def test_long_windows_share_gradients_as_short_ones(window):
     @jax.jit
     def run(xs, weights):
         pool = partial(pooling.max_over_windows, window=window, stride=2, lengths=lengths)
-        return pool(xs), jax.jacrev(lambda xs: (weights * jnp.where(jnp.isinf(pool(xs)), 0, pool(xs))))(xs)
+        return pool(xs), jax.jacrev(lambda xs: weights * jnp.where(jnp.isinf(pool(xs)), 0, pool(xs)))(xs)
 
     weights = np.random.default_rng(1).normal(size=(2, 20, FEATURES)).astype(np.float32)
     ys, slopes = map(np.asarray, run(xs, weights))

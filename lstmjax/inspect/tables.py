@@ -1,8 +1,11 @@
 """Seeing what layers hold, put out and count."""
 
+import functools
 import itertools
 import textwrap
-from collections.abc import Iterator
+import types
+import weakref
+from collections.abc import Iterator, MutableMapping
 from typing import Any
 
 import jax
@@ -12,6 +15,9 @@ from lstmjax.inspect.layers import KINDS, Node, count, formula, nodes, titled, w
 
 WIDTH = 100
 Row = tuple[str, ...] | str
+TABLES: MutableMapping[Any, dict[Any, str]] = (
+    weakref.WeakKeyDictionary()
+)  # of each function, by what it was called with
 
 
 def summary(params: Any, *args: Any, **kwargs: Any) -> str:
@@ -25,7 +31,7 @@ def summary(params: Any, *args: Any, **kwargs: Any) -> str:
     `jax.vmap` maps; the body of a `jax.lax.scan` is called once; layers of the same shapes in a function that `jax.jit`
     compiled within another one have no path. Layers in the arguments on which nothing that is returned depends are
     listed as unused. Params alone do not tell how the halves of a bidirectional layer are merged: there its outputs are
-    those of merge="concat", and marked so.
+    those of merge="concat", and marked so. A function is traced once for arguments of the same shapes, as by `jax.jit`.
 
     Args:
         params: any tree of arrays (or of `jax.ShapeDtypeStruct`); or a function.
@@ -87,6 +93,38 @@ def _of_params(params: Any) -> str:
 
 
 def _of_calls(function: Any, args: Any, kwargs: Any) -> str:
+    """The table of a function's calls, traced once for the same shapes: a trace stays in JAX's caches for good."""
+    inner, key = _key(function, (args, kwargs))
+    if key is None:
+        return _of_traced(function, args, kwargs)
+    tables = TABLES.setdefault(inner, {})
+    if key not in tables:
+        tables[key] = _of_traced(function, args, kwargs)
+    return tables[key]
+
+
+def _key(function: Any, given: Any) -> tuple[Any, Any]:
+    """The function within `jax.jit` and `functools.partial`, and what decides its table; None where that can change."""
+    trees = [given]
+    while isinstance(function, jax.stages.Wrapped | functools.partial):
+        if isinstance(function, functools.partial):
+            trees.append((function.args, function.keywords))
+            function = function.func
+        else:
+            function = vars(function)["__wrapped__"]
+    leaves, tree = jax.tree.flatten(trees)
+    told, places = [str(jax.dtypes.canonicalize_dtype(float))], {id(leaf): place for place, leaf in enumerate(leaves)}
+    for leaf in leaves:
+        if hasattr(leaf, "shape") and hasattr(leaf, "dtype"):
+            told.append((tuple(leaf.shape), leaf.dtype, places[id(leaf)]))  # params in two places count once
+        elif type(leaf) in (bool, int, float, str):
+            told.append((type(leaf), leaf))
+        else:
+            return function, None
+    return function, (tree, *told) if isinstance(function, types.FunctionType) else None
+
+
+def _of_traced(function: Any, args: Any, kwargs: Any) -> str:
     seen = calls.watch(function, args, kwargs)
     rows: list[Row] = [("layer", "output", "count"), *_rows(seen.calls)]
     for node in seen.unused:

@@ -9,6 +9,7 @@ from fuzz.calls import ARRAYS, CALLS, arrays_of
 from fuzz.cases import check_refusal, fuzz
 from hypothesis import strategies as st
 
+DATA = ("xs", "x", "state", "emissions", "tags", "tokens", "lengths", "resets", "series", "sequence")
 TOLERANCE = {"float16": 2e-2, "bfloat16": 1e-1}  # of values that half precision has rounded at every step
 
 
@@ -60,6 +61,18 @@ def test_the_call_itself_is_right(name):
     with np.errstate(all="ignore"):
         if call.expected is not None:
             check_result(actual, call.expected(**call.arguments), call.arguments)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_nested_lists_are_the_arrays_that_they_make(name):
+    call = CALLS[name]
+    data = {key: call.arguments[key] for key in DATA if call.arguments.get(key) is not None}
+    lists = jax.tree.map(lambda leaf: np.asarray(leaf).tolist(), data)
+    expected, actual = (
+        jax.eval_shape(lambda given=given: call.function(**call.arguments | given)) for given in ({}, lists)
+    )
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    assert jax.tree.leaves(actual) == jax.tree.leaves(expected)
 
 
 @pytest.mark.parametrize("name", CALLS)
