@@ -79,7 +79,9 @@ def from_onnx(
 
     Raises:
         ValueError: activations or other attributes that go beyond LSTMOptions; nodes that are no stack or differ in
-            their options; a direction that `reverse` does not say; weights that are missing or do not fit.
+            their options; a direction that `reverse` does not say; weights that are missing or do not fit, or that the
+            model computes by more than 2,000 nodes, 1,000 of them after each other, or in many times the bytes that it
+            stores.
         TypeError: another kind of source, weights that are not floating; ImportError without onnx.
 
     >>> import onnx  # doctest: +SKIP

@@ -2,7 +2,8 @@
 
 import dataclasses
 import itertools
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,21 @@ import numpy as np
 from lstmjax.interop import gates
 
 MOVES = ("Dropout", "Identity", "Reshape", "Squeeze", "Transpose")  # what may stand between the LSTMs of a stack
+# Operators by which a model may compute weights from those that it stores. All of them take memory and time for their
+# inputs and outputs alone, and a model's are bounded: a file of some bytes could ask for any amount.
+COMPUTED = frozenset(
+    "Abs Add And Cast CastLike Ceil Clip Concat Constant ConstantOfShape CumSum DequantizeLinear Div Dropout Equal Exp "
+    "Expand Flatten Floor Gather GatherElements GatherND Greater Identity Less Log Max Mean Min Mul Neg Not Or Pad Pow "
+    "QuantizeLinear Range Reciprocal ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum Relu Reshape Round "
+    "ScatterElements ScatterND Shape Sigmoid Sign Size Slice Softmax Split Sqrt Squeeze Sub Sum Tanh Tile Transpose "
+    "Trilu Unsqueeze Where".split()
+)
+DEEPEST = 1_000  # nodes from a stored array to a weight
+MOST_NODES = 2_000  # that compute weights
+MOST_BYTES = 2**26  # of what is computed, and as many times what is stored:
+MOST_TIMES = 16
+MOST_INLINED = 1_000_000  # nodes of a model with its functions inlined
+LONGEST_SHAPE = 64  # numbers in an array that can be a shape
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +41,7 @@ class Graph:
         shapes: of values, their sizes, 1 for those left open.
         settled: the constants, and what is computed from them and from shapes alone.
         opsets: version of each domain's operators.
+        computed: the arrays of values, as they are asked for.
     """
 
     lstms: list[Any]
@@ -34,6 +51,7 @@ class Graph:
     shapes: Mapping[str, list[int]]
     settled: frozenset[str]
     opsets: Mapping[str, int]
+    computed: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def constant(self, name: str) -> Any:
         """The array of this name, which the model holds or computes from what it holds; else None."""
@@ -43,23 +61,91 @@ class Graph:
         """Likewise, of an array that may depend on the size of the batch: that for a batch of 1."""
         return self._value(name) if name in self.settled else None
 
-    def _value(self, name):
-        if name in self.weights:
-            value = self.weights[name]
-            if not isinstance(value, gates.library("onnx").TensorProto):
-                return value
-            if gates.library("onnx.external_data_helper").uses_external_data(value):
-                raise ValueError(f"{name} of source has its numbers in another file: give the path of the model.")
-            return gates.library("onnx.numpy_helper").to_array(value)
-        node = self.producers[name]
-        of_shape = node.op_type == "Shape" and node.input[0] not in self.settled
-        inputs = {
-            given: np.broadcast_to(False, self.shapes[given]) if of_shape else self._value(given)
-            for given in node.input
-            if given
+    def _value(self, name: str) -> Any:
+        """The array of a name, for which each node runs once, whichever how often it is read."""
+        for node in self._path(name):
+            taken = {given: self._read(given) for given in node.input if given}
+            if node.op_type == "Shape" and node.input[0] not in self.settled:
+                taken[node.input[0]] = np.broadcast_to(False, self.shapes[node.input[0]])
+            self._check_size(node, taken)
+            run: Any = gates.library("onnx.reference").ReferenceEvaluator(node, opsets=dict(self.opsets)).run
+            kept = [output for output in node.output if output]
+            with np.errstate(all="ignore"):
+                self.computed.update(zip(kept, run(kept, taken), strict=True))
+        return self._read(name)
+
+    def _read(self, name: str) -> Any:
+        if name in self.computed or name not in self.weights:
+            return self.computed.get(name)
+        value = self.weights[name]
+        if isinstance(value, gates.library("onnx").TensorProto):
+            value = _array(name, value)
+        self.computed[name] = value
+        return value
+
+    def _path(self, name: str) -> list[Any]:
+        """The nodes that are still to run for an array, each after those that it reads."""
+        order: list[Any] = []
+        depths: dict[str, int] = {}
+        waiting = [name]
+        while waiting:
+            name = waiting[-1]
+            node = None if name in self.computed or name in self.weights else self.producers.get(name)
+            given = [] if node is None else [part for part in node.input if part in self.settled]
+            unknown = [part for part in given if part not in depths]
+            if name not in depths and unknown:
+                waiting += unknown
+                continue
+            waiting.pop()
+            if name in depths:
+                continue
+            depths[name] = 1 + max((depths[part] for part in given), default=0) if node is not None else 0
+            if depths[name] > DEEPEST:
+                raise ValueError(f"{name!r} of source must be computed by at most {DEEPEST} nodes after each other.")
+            if node is not None:
+                depths |= dict.fromkeys(filter(None, node.output), depths[name])
+                order.append(node)
+            if len(order) + len(self.computed) > MOST_NODES:
+                raise ValueError(f"weights of source must be computed by at most {MOST_NODES} nodes; there are more.")
+        return order
+
+    def _check_size(self, node: Any, taken: Mapping[str, Any]) -> None:
+        """Raise unless a node's outputs are small beside the weights that the model has, before any is allocated."""
+        onnx, helper = gates.library("onnx"), gates.library("onnx.helper")
+        who = f"{node.op_type} of {node.output[0]!r}"
+        if node.domain not in ("", "ai.onnx") or node.op_type not in COMPUTED:
+            raise ValueError(
+                f"weights of source must be stored, or computed by one of {', '.join(sorted(COMPUTED))}; got {who}."
+            )
+        kinds = {
+            name: helper.make_tensor_type_proto(helper.np_dtype_to_tensor_dtype(array.dtype), array.shape)
+            for name, array in taken.items()
         }
-        run: Any = gates.library("onnx.reference").ReferenceEvaluator(node, opsets=dict(self.opsets)).run
-        return run([name], inputs)[0]
+        small = {
+            name: gates.library("onnx.numpy_helper").from_array(array)
+            for name, array in taken.items()
+            if array.size <= LONGEST_SHAPE
+        }
+        version = self.opsets.get(node.domain, self.opsets.get("", 1))
+        schema = onnx.defs.get_schema(node.op_type, version, "")
+        try:
+            told = gates.library("onnx.shape_inference").infer_node_outputs(schema, node, kinds, small)
+        except (RuntimeError, ValueError, onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+            raise ValueError(f"source has a node that cannot run, {who}: {error}") from error
+        size = 0
+        for output in filter(None, node.output):
+            kind = told[output].tensor_type if output in told else None
+            if kind is None or not all(side.HasField("dim_value") for side in kind.shape.dim):
+                raise ValueError(f"source has {who}, whose size is not known before it runs: store its output instead.")
+            item = np.dtype(helper.tensor_dtype_to_np_dtype(kind.elem_type)).itemsize
+            size += item * math.prod(side.dim_value for side in kind.shape.dim)
+        held = sum(getattr(value, "nbytes", 0) for name, value in self.computed.items() if name in self.weights)
+        made = sum(getattr(value, "nbytes", 0) for name, value in self.computed.items() if name not in self.weights)
+        if made + size > (most := MOST_BYTES + MOST_TIMES * held):
+            raise ValueError(
+                f"weights of source must be computed in at most {most} bytes, for the {held} that it stores; {who} "
+                f"would make them {made + size}."
+            )
 
     def check_stack(self) -> None:
         """Raise unless each LSTM reads all that the one before it puts out, directions side by side, to its lengths."""
@@ -83,28 +169,32 @@ class Graph:
 
         Y has the axes T, D, B, H: time, directions, batch and units.
         """
-        node = self.producers.get(name)
-        if node is None:
+        moves: list[Any] = []
+        while (node := self.producers.get(name)) is not None and node.op_type in MOVES and len(moves) <= DEEPEST:
+            moves.append(node)
+            name = node.input[0]
+        if node is None or not _is_lstm(node) or name != node.output[0]:
             return None
+        axes = "BTDH" if attributes(node).get("layout") else "TDBH"
+        for move in reversed(moves):
+            axes = self._moved(move, axes, directions(node))
+        return (node, axes) if axes else None
+
+    def _moved(self, node: Any, axes: str, count: int) -> str:
+        """The axes after a node, or none where they are mixed."""
         given = attributes(node)
-        if _is_lstm(node):
-            return (node, "BTDH" if given.get("layout") else "TDBH") if name == node.output[0] else None
-        found = self._sequences(node.input[0]) if node.op_type in MOVES else None
-        if found is None:
-            return None
-        lstm, axes = found
         second = self.constant(node.input[1]) if len(node.input) > 1 else None
         if node.op_type == "Transpose":
-            axes = "".join(axes[axis] for axis in given.get("perm", range(len(axes))[::-1]))
-        elif node.op_type == "Squeeze":
+            return "".join(axes[axis] for axis in given.get("perm", range(len(axes))[::-1])) if axes else ""
+        if node.op_type == "Squeeze":
             gone = given.get("axes", second)
-            axes = axes.replace("D", "") if gone is not None and [axes[axis] for axis in gone] == ["D"] else ""
-        elif node.op_type == "Reshape":
-            joined = "DH" in axes or ("D" in axes and directions(lstm) == 1)
+            return axes.replace("D", "") if axes and gone is not None and [axes[axis] for axis in gone] == ["D"] else ""
+        if node.op_type == "Reshape":
+            joined = "DH" in axes or ("D" in axes and count == 1)
             after = axes.replace("D", "")
             sure = second is not None and len(second) == 3 and _keeps(second, axes, after)
-            axes = after if joined and sure else ""
-        return (lstm, axes) if axes else None
+            return after if joined and sure else ""
+        return axes
 
 
 def of_node(node: Any, weights: Any) -> Graph:
@@ -124,8 +214,10 @@ def of_model(source: Any) -> Graph:
     producers, constants, settled, shapes = {}, set(weights), set(weights), _shapes(model)
     for node in model.graph.node:
         outputs = set(filter(None, node.output))
+        if twice := sorted(outputs & producers.keys()):
+            raise ValueError(f"source must compute each value once; {twice[0]!r} is the output of two nodes.")
         producers |= dict.fromkeys(outputs, node)
-        if any(_has_lstm(graph) for graph in _inner(node)):
+        if any(map(_is_lstm, _all_nodes(inner for graph in _inner(node) for inner in graph.node))):
             raise ValueError(
                 f"source has an LSTM inside of {node.op_type} {node.name!r}, where params cannot say what it reads: "
                 "give the node of the LSTM by itself."
@@ -159,6 +251,16 @@ def title(node: Any) -> str:
     return f"LSTM {node.name or next(filter(None, node.output), '')!r}"
 
 
+def _array(name: str, tensor: Any) -> np.ndarray:
+    """The numbers of a TensorProto, which are there in full."""
+    if gates.library("onnx.external_data_helper").uses_external_data(tensor):
+        raise ValueError(f"{name} of source has its numbers in another file: give the path of the model.")
+    try:
+        return gates.library("onnx.numpy_helper").to_array(tensor)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{name} of source must have the numbers that its shape {list(tensor.dims)} needs.") from error
+
+
 def _model(source: Any) -> Any:
     onnx = gates.library("onnx")
     if isinstance(source, str | Path):
@@ -172,7 +274,42 @@ def _model(source: Any) -> Any:
         raise TypeError(
             f"source must be an onnx ModelProto, a path to one or an LSTM's NodeProto; got {type(source).__name__}."
         )
-    return gates.library("onnx.inliner").inline_local_functions(source) if source.functions else source
+    if not source.functions:
+        return source
+    _check_functions(source)
+    return gates.library("onnx.inliner").inline_local_functions(source)
+
+
+def _check_functions(model: Any) -> None:
+    """Raise where local functions, which may call each other, would become too many nodes."""
+    functions = {(given.domain, given.name): list(_all_nodes(given.node)) for given in model.functions}
+    sizes: dict[Any, int] = {}
+    waiting: list[Any] = [*functions]
+    within: set[Any] = set()
+    while waiting:
+        key = waiting[-1]
+        called = [(node.domain, node.op_type) for node in functions[key] if (node.domain, node.op_type) in functions]
+        unknown = [other for other in called if other not in sizes]
+        if key not in sizes and unknown:
+            if key in within:
+                raise ValueError(f"source has a function {key[1]!r} that calls itself.")
+            within.add(key)
+            waiting += unknown
+            continue
+        waiting.pop()
+        sizes.setdefault(key, len(functions[key]) + sum(sizes[other] for other in called if other in sizes))
+    total = sum(sizes.get((node.domain, node.op_type), 1) for node in _all_nodes(model.graph.node))
+    if total > MOST_INLINED:
+        raise ValueError(f"source must have at most {MOST_INLINED} nodes with its functions inlined; it has {total}.")
+
+
+def _all_nodes(nodes: Any) -> Iterator[Any]:
+    """Nodes, and those of the graphs in them."""
+    waiting = [*nodes]
+    while waiting:
+        node = waiting.pop()
+        yield node
+        waiting += [inner for graph in _inner(node) for inner in graph.node]
 
 
 def _shapes(model: Any) -> dict[str, list[int]]:
@@ -201,7 +338,3 @@ def _is_lstm(node: Any) -> bool:
 def _inner(node: Any) -> list[Any]:
     """The graphs in a node, as those that branch or loop have them."""
     return [graph for given in node.attribute for graph in (given.g, *given.graphs) if graph.node]
-
-
-def _has_lstm(graph: Any) -> bool:
-    return any(_is_lstm(node) or any(map(_has_lstm, _inner(node))) for node in graph.node)

@@ -3,6 +3,8 @@
 import doctest
 import importlib
 import io
+import itertools
+import tracemalloc
 import warnings
 from unittest import mock
 
@@ -758,6 +760,170 @@ def test_lengths_of_one_layer_alone(given):
     first, second = (node for node in model.graph.node if node.op_type == "LSTM")
     first.input[4], second.input[4] = given, "" if given else "x_lengths"
     with pytest.raises(ValueError, match=r"LSTM 'decoder' has (no )?sequence_lens, LSTM 'encoder' has (none|them)"):
+        from_onnx(model)
+
+
+# What a file of some bytes could ask for
+
+SMALL = {"one": np.ones(1, np.float32), "W": np.ones((1, 16, INPUTS), np.float32), "zero": np.zeros(1, np.int64)}
+
+
+def computed(nodes, weights=(), functions=()):
+    """A model whose W the nodes make, or of which they are a part."""
+    _, inputs = made()
+    made_w = any("W" in node.output for node in nodes)
+    stored = {name: inputs[name] for name in WEIGHTS if name != "W" or not made_w} | dict(weights)
+    node = onnx.helper.make_node("LSTM", ["X", *WEIGHTS[:3], "", "", "", WEIGHTS[3]], ["Y"], name="encoder")
+    model = model_of([*nodes, node], {"X": 3}, {"Y": 4}, stored)
+    for function in functions:
+        model.functions.append(function)
+    if functions:
+        model.opset_import.append(onnx.helper.make_opsetid("mine", 1))
+    return model
+
+
+def chain(count, kind="Add", copies=2):
+    names = ["start", *(f"w{n}" for n in range(1, count)), "W"]
+    more = {"axis": 0} if kind == "Concat" else {}
+    return [operator(kind, [a] * copies, b, **more) for a, b in itertools.pairwise(names)]
+
+
+def test_a_chain_of_additions_runs_each_node_once(monkeypatch):
+    runs = []
+    run = onnx.reference.ReferenceEvaluator.run
+    monkeypatch.setattr(onnx.reference.ReferenceEvaluator, "run", lambda *args: runs.append(1) or run(*args))
+    start = np.ones((1, 4 * UNITS, INPUTS), np.float32)
+    params, _ = from_onnx(computed(chain(40), {"start": start}))
+    assert len(runs) == 40
+    np.testing.assert_array_equal(params.w_x, np.full((INPUTS, 4 * UNITS), 2.0**40))
+
+
+def functions_that_double(count, last):
+    """Each of which calls the one before twice."""
+    imports = [onnx.helper.make_opsetid("", 14), onnx.helper.make_opsetid("mine", 1)]
+
+    def function(number):
+        domain, inner = ("mine", f"f{number - 1}") if number else ("", "Identity")
+        nodes = [onnx.helper.make_node(inner, [a], [b], domain=domain) for a, b in (("x", "middle"), ("middle", "y"))]
+        return onnx.helper.make_function("mine", f"f{number}", ["x"], ["y"], nodes, imports)
+
+    made = [function(number) for number in range(count)]
+    if last:
+        made[0].node[0].op_type, made[0].node[0].domain = f"f{count - 1}", "mine"
+    return made
+
+
+def called(count, last=False):
+    call = onnx.helper.make_node(f"f{count - 1}", ["start"], ["W"], domain="mine")
+    return computed([call], {"start": SMALL["W"]}, functions_that_double(count, last))
+
+
+def nested(depth):
+    """Branches within branches."""
+    graph = onnx.helper.make_graph([operator("Identity", ["X"], "y")], "inner", [], [])
+    for _ in range(depth):
+        node = onnx.helper.make_node("If", ["condition"], ["y"], then_branch=graph)
+        graph = onnx.helper.make_graph([node], "outer", [], [])
+    return list(graph.node)
+
+
+FAR = np.array([2**20, 2**20], np.int64)
+HOSTILE = {
+    "depth": (lambda: computed(chain(3_000), {"start": SMALL["W"]}), "computed by at most 1000 nodes after each other"),
+    "nodes": (
+        lambda: computed(
+            [
+                *(operator("Neg", ["one"], f"n{n}") for n in range(2_500)),
+                operator("Concat", [f"n{n}" for n in range(2_500)], "W", axis=0),
+            ],
+            {"one": SMALL["one"]},
+        ),
+        "computed by at most 2000 nodes",
+    ),
+    "ConstantOfShape": (
+        lambda: computed([operator("ConstantOfShape", ["far"], "W")], {"far": FAR}),
+        r"at most \d+ bytes, for the \d+ that it stores; ConstantOfShape of 'W' would make them 4398046511104",
+    ),
+    "Expand": (
+        lambda: computed([operator("Expand", ["one", "far"], "W")], {"one": SMALL["one"], "far": FAR}),
+        "Expand of 'W' would make them",
+    ),
+    "Tile": (
+        lambda: computed([operator("Tile", ["one", "far"], "W")], {"one": SMALL["one"], "far": FAR[:1] ** 2}),
+        "Tile of 'W' would make them",
+    ),
+    "Range": (
+        lambda: computed(
+            [operator("Range", ["a", "b", "c"], "W")],
+            {"a": np.float32(0), "b": np.float32(2**40), "c": np.float32(1)},
+        ),
+        "Range of 'W' would make them",
+    ),
+    "Pad": (
+        lambda: computed([operator("Pad", ["one", "far"], "W")], {"one": SMALL["one"], "far": FAR * 2**20}),
+        "Pad of 'W' would make them",
+    ),
+    "Concat": (
+        lambda: computed(chain(40, "Concat"), {"start": np.ones(100, np.float32)}),
+        "Concat of 'w[0-9]+' would make them",
+    ),
+    "Concat, of many": (
+        lambda: computed(chain(4, "Concat", 300), {"start": np.ones(100, np.float32)}),
+        "Concat of 'w[0-9]+' would make them",
+    ),
+    "a size that depends on numbers": (
+        lambda: computed([operator("NonZero", ["one"], "W")], {"one": SMALL["one"]}),
+        r"stored, or computed by one of Abs, .*; got NonZero of 'W'",
+    ),
+    "a node that cannot run": (
+        lambda: computed([operator("Concat", ["one", "far"], "W", axis=0)], {"one": SMALL["one"], "far": FAR}),
+        "source has a node that cannot run, Concat of 'W'",
+    ),
+    "a value computed twice": (
+        lambda: computed([*chain(1), *chain(1)], {"start": SMALL["W"]}),
+        "must compute each value once; 'W' is the output of two nodes",
+    ),
+    "a value computed from itself": (
+        lambda: computed([operator("Identity", ["W"], "V"), operator("Identity", ["V"], "W")]),
+        "must have its W, 'W', in the weights",
+    ),
+    "functions": (lambda: called(60), r"at most 1000000 nodes with its functions inlined; it has \d+"),
+    "a function that calls itself": (lambda: called(3, last=True), "source has a function 'f[0-9]' that calls itself"),
+}
+
+
+@pytest.mark.parametrize(("model", "message"), HOSTILE.values(), ids=HOSTILE)
+def test_small_files_cannot_ask_for_much(model, message):
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match=message):
+            from_onnx(model())
+        assert tracemalloc.get_traced_memory()[1] < 2**28
+    finally:
+        tracemalloc.stop()
+
+
+def test_nothing_recurses():
+    """Neither between the LSTMs of a stack nor within branches."""
+    squeeze = operator("Squeeze", ["y", "axes"], "x0")
+    moves = [operator("Identity", [f"x{n}"], f"x{n + 1}") for n in range(900)]
+    model, _ = chained(squeeze, *moves, operator("Identity", ["x900"], "x"), weights=AXES)
+    assert len(from_onnx(model)[0].layers) == 2
+    more = [operator("Identity", [f"x{n}"], f"x{n + 1}") for n in range(3_000)]
+    model, _ = chained(squeeze, *more, operator("Identity", ["x3000"], "x"), weights=AXES)
+    with pytest.raises(ValueError, match="reads 'x', which is not the outputs of LSTM 'encoder'"):
+        from_onnx(model)
+    model = computed(nested(20))
+    assert from_onnx(model)[0].units == UNITS
+
+
+@pytest.mark.parametrize("dims", [[1, 4 * UNITS, INPUTS + 1], [2**40]])
+def test_a_tensor_without_its_numbers(dims):
+    model = computed([])
+    (tensor,) = (tensor for tensor in model.graph.initializer if tensor.name == "W")
+    del tensor.dims[:]
+    tensor.dims.extend(dims)
+    with pytest.raises(ValueError, match=r"W of source must have the numbers that its shape \[.*\] needs"):
         from_onnx(model)
 
 
