@@ -14,13 +14,14 @@ from lstmjax.interop import gates
 MOVES = ("Dropout", "Identity", "Reshape", "Squeeze", "Transpose")  # what may stand between the LSTMs of a stack
 # Operators by which a model may compute weights from those that it stores. All of them take memory and time for their
 # inputs and outputs alone, and a model's are bounded: a file of some bytes could ask for any amount.
-COMPUTED = frozenset(
+OPERATORS = (
     "Abs Add And Cast CastLike Ceil Clip Concat Constant ConstantOfShape CumSum DequantizeLinear Div Dropout Equal Exp "
     "Expand Flatten Floor Gather GatherElements GatherND Greater Identity Less Log Max Mean Min Mul Neg Not Or Pad Pow "
     "QuantizeLinear Range Reciprocal ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum Relu Reshape Round "
     "ScatterElements ScatterND Shape Sigmoid Sign Size Slice Softmax Split Sqrt Squeeze Sub Sum Tanh Tile Transpose "
-    "Trilu Unsqueeze Where".split()
+    "Trilu Unsqueeze Where"
 )
+COMPUTED = frozenset(OPERATORS.split())
 DEEPEST = 1_000  # nodes from a stored array to a weight
 MOST_NODES = 2_000  # that compute weights
 MOST_BYTES = 2**26  # of what is computed, and as many times what is stored:
