@@ -14,24 +14,27 @@ from lstmjax.options import ACTIVATIONS, LSTMOptions
 from lstmjax.stack import StackParams
 
 
-def from_keras(source: Any, *, return_options: bool = False) -> Any:
+def from_keras(source: Any, *, settings: bool = False, return_options: bool = False) -> Any:
     """Take the weights of an LSTM of Keras, or of several, one upon the other.
 
     Args:
-        source: a layer, LSTM or Bidirectional of LSTM, or the list of its weights as `get_weights` gives it, 3 arrays
-            for one direction and 6 for two, 2 and 4 without bias. Several, as a list of either or as a Sequential of
-            layers, are a stack.
-        return_options: give the LSTMOptions too, which the activations and the dtype policy of layers say; of weights,
-            the standard ones.
+        source: a layer: LSTM, RNN of LSTMCell or of several, Bidirectional or TimeDistributed of one of them, or a cell
+            by itself; or the list of its weights as `get_weights` gives it, 3 arrays for one direction and 6 for two, 2
+            and 4 without bias. A bias of 8 * units is that of the CuDNNLSTM of Keras 2, whose kernels are laid out
+            otherwise. Several, as a list of either or as a Sequential of layers, are a stack.
+        settings: give the arguments too that `apply` is to have.
+        return_options: give the LSTMOptions too, and refuse layers that need other arguments.
 
     Returns:
-        LSTMParams, BidirectionalParams or StackParams; with return_options a pair of them and LSTMOptions. What else a
-        layer was made with is an argument of `apply`: `merge_mode` is merge, its dropouts are those of `Dropout`, and
-        `go_backwards` of a single layer is reverse, but that Keras gives outputs in the order of reading.
+        LSTMParams, BidirectionalParams or StackParams. With settings a pair of them and a dict of keyword arguments for
+        their `apply`, empty where its defaults will do: `options`, which has the activations and the dtype policy;
+        `merge` for merge_mode; `reverse` for go_backwards, where Keras gives outputs in the order of reading and ours
+        are each at its own step, `ys[..., ::-1, :]` of theirs. Dropouts, which act in training alone, are `Dropout`'s.
 
     Raises:
-        ValueError: a layer without weights yet, layers whose options differ, options that are not the standard ones
-            without return_options or that LSTMOptions lacks, what no stack of ours does, shapes that do not fit;
+        ValueError: a layer that `apply` would not repeat with the arguments that come back, which without settings
+            are none; a stateful one, a layer without weights yet, layers whose options differ, what no stack of ours
+            does, shapes that do not fit;
         TypeError: another kind of source.
 
     >>> import numpy as np
@@ -47,18 +50,23 @@ def from_keras(source: Any, *, return_options: bool = False) -> Any:
         parts = {f"source[{number}]": part for number, part in enumerate(source)}
     else:
         parts = {"source": source}
-    found = [_layer(part, name) if _is_layer(part) else _weights(part, name) for name, part in parts.items()]
-    if len(found) > 1:
-        _check_chain([part for part in parts.values() if _is_layer(part)])
-    options = {options for _, options in found}
+    layers = [_unwrapped(part) for part in parts.values() if _is_layer(part)]
+    if len(parts) > 1:
+        _check_chain(layers)
+    read = [_layer(_unwrapped(part), name) if _is_layer(part) else _weights(part, name) for name, part in parts.items()]
+    options = {options for _, options in read}
     if len(options) > 1:
         raise ValueError(f"source must have layers of the same options, got {', '.join(map(str, options))}.")
-    (only,) = options
-    taken = gates.gathered([halves for halves, _ in found])
-    if return_options:
+    taken, (only,) = gates.gathered([halves for found, _ in read for halves in found]), options
+    needed = ({} if only == LSTMOptions() else {"options": only}) | _arguments(layers)
+    if settings:
+        return taken, needed
+    if return_options and not needed.keys() - {"options"}:
         return taken, only
-    if only != LSTMOptions():
-        raise ValueError(f"source is to run with {only}: take them with return_options=True, and pass them to apply.")
+    if needed:
+        told = ", ".join(f"{name}={value!r}" for name, value in needed.items())
+        how = "settings=True" if needed.keys() - {"options"} else "return_options=True or settings=True"
+        raise ValueError(f"source is to run with {told}: take them with {how}, and pass them to apply.")
     return taken
 
 
@@ -97,31 +105,67 @@ def _is_layer(part: Any) -> bool:
     return hasattr(part, "get_weights")
 
 
+def _unwrapped(layer: Any) -> Any:
+    """The layer within a TimeDistributed one, whose second axis of time is one of batch here."""
+    return layer.layer if type(layer).__name__ == "TimeDistributed" else layer
+
+
 def _halves_of(layer: Any) -> list[Any]:
     return [layer.forward_layer, layer.backward_layer] if hasattr(layer, "forward_layer") else [layer]
 
 
-def _layer(layer: Any, name: str) -> tuple[tuple[LSTMParams, ...], LSTMOptions]:
+def _cells_of(layer: Any) -> list[Any]:
+    """Those of a layer in one direction, the lowest first, or a cell itself."""
+    cell = getattr(layer, "cell", layer)
+    return list(getattr(cell, "cells", [cell]))
+
+
+def _layer(layer: Any, name: str) -> tuple[list[tuple[LSTMParams, ...]], LSTMOptions]:
     ops = gates.library("keras.ops")
     halves = _halves_of(layer)
     for half in halves:
-        if type(half).__name__ != "LSTM":
+        kinds = {type(cell).__name__ for cell in _cells_of(half)}
+        if kinds != {"LSTMCell"} or type(half).__name__ not in ("LSTM", "RNN", "LSTMCell", "StackedRNNCells"):
             hint = f": {gates.DENSE}" if type(half).__name__ == "Dense" else ""
-            raise TypeError(f"{name} must be an LSTM or a Bidirectional LSTM, got {type(half).__name__}{hint}.")
+            raise TypeError(
+                f"{name} must be an LSTM or a Bidirectional LSTM, got {type(half).__name__} of "
+                f"{', '.join(sorted(kinds))}; an RNN of LSTMCell or a TimeDistributed one will do, too{hint}."
+            )
+        if getattr(half, "stateful", False):
+            raise ValueError(
+                f"{name} is stateful, which apply is not: set stateful to False, and pass the state of one call to the "
+                "next."
+            )
     if len(halves) > 1 and halves[0].go_backwards:
         raise ValueError(f"{name} has a forward_layer with go_backwards: exchange it with the backward_layer.")
+    if len(halves) > 1 and len(_cells_of(halves[0])) > 1:
+        raise ValueError(
+            f"{name} is a Bidirectional layer of several cells, whose directions meet above the last of them alone: "
+            "take its forward_layer and its backward_layer by themselves."
+        )
     if not layer.built:
         raise ValueError(f"{name} has no weights yet: call it, or build(shape) it.")
-    options, *others = {_options(half, name) for half in halves}
+    cells = [_cells_of(half) for half in halves]
+    options, *others = {_options(cell, name) for half in cells for cell in half}
     if others:
-        raise ValueError(f"{name} must have the same options in both directions, got {options} and {others[0]}.")
-    numbers = [[ops.convert_to_numpy(weight.value) for weight in half.weights] for half in halves]
-    return tuple(half for weights in numbers for half in _weights(weights, name)[0]), options
+        raise ValueError(f"{name} must have the same options throughout, got {options} and {others[0]}.")
+    every = [
+        [_half([ops.convert_to_numpy(weight.value) for weight in cell.weights], name, 0) for cell in half]
+        for half in cells
+    ]
+    return list(zip(*every, strict=True)), options
+
+
+def _arguments(layers: Sequence[Any]) -> dict[str, Any]:
+    """What `apply` is told beside options, which is the same for all layers."""
+    merges = [layer.merge_mode for layer in layers if len(_halves_of(layer)) > 1]
+    backwards = [getattr(layer, "go_backwards", False) for layer in layers if len(_halves_of(layer)) == 1]
+    return ({"reverse": True} if any(backwards) else {}) | ({"merge": merges[0]} if set(merges) - {"concat"} else {})
 
 
 def _check_chain(layers: Sequence[Any]) -> None:
     """Raise where layers that feed each other do what no `stack.apply` does."""
-    if any(layer.go_backwards for layer in layers if len(_halves_of(layer)) == 1):
+    if any(getattr(layer, "go_backwards", False) for layer in layers if len(_halves_of(layer)) == 1):
         raise ValueError("a layer with go_backwards turns its outputs round, which no stack does: take it by itself.")
     merges = [layer.merge_mode for layer in layers if len(_halves_of(layer)) > 1]
     if len(set(merges)) > 1:
@@ -143,7 +187,7 @@ def _options(layer: Any, name: str) -> LSTMOptions:
     return LSTMOptions(**found)
 
 
-def _weights(weights: Any, name: str) -> tuple[tuple[LSTMParams, ...], LSTMOptions]:
+def _weights(weights: Any, name: str) -> tuple[list[tuple[LSTMParams, ...]], LSTMOptions]:
     if not isinstance(weights, Sequence) or len(weights) not in (2, 3, 4, 6):
         what = f"{len(weights)} of them" if isinstance(weights, Sequence) else type(weights).__name__
         raise ValueError(
@@ -158,17 +202,28 @@ def _weights(weights: Any, name: str) -> tuple[tuple[LSTMParams, ...], LSTMOptio
             f"{name} has kernels of {halves[0].inputs} and {halves[1].inputs} inputs, which is no Bidirectional layer: "
             "give the weights of layers upon each other as a list of lists."
         )
-    return tuple(halves), LSTMOptions()
+    return [tuple(halves)], LSTMOptions()
 
 
 def _half(weights: Sequence[Any], name: str, first: int) -> LSTMParams:
     w_x = gates.host(f"{name}[{first}], kernel,", weights[0], None, None)
-    width = w_x.shape[1]
+    inputs, width = w_x.shape
     if len(weights) == 2 and np.shape(weights[1]) == (width,):
         raise ValueError(f"{name} must be the weights of an LSTM; got a matrix and a vector: {gates.DENSE}.")
     w_h = gates.host(f"{name}[{first + 1}], recurrent_kernel,", weights[1], None, width)
     gates.four(f"{name}[{first + 1}], recurrent_kernel,", width, len(w_h))
-    w_h = gates.host(f"{name}[{first + 1}], recurrent_kernel,", w_h, width // 4, width)
-    bias = None if len(weights) == 2 else gates.host(f"{name}[{first + 2}], bias,", weights[2], width)
-    w_x, w_h = gates.to_ours(w_x, "keras"), gates.to_ours(w_h, "keras")
-    return gates.params(w_x, w_h, None if bias is None else gates.to_ours(bias, "keras"))
+    units = width // 4
+    w_h = gates.host(f"{name}[{first + 1}], recurrent_kernel,", w_h, units, width)
+    biases = []
+    if len(weights) > 2:
+        # The CuDNNLSTM of Keras 2 has both biases, each kernel of a gate as cuDNN lays out its transpose, and each
+        # recurrent kernel of a gate as its transpose.
+        is_cudnn = np.shape(weights[2]) == (8 * units,)
+        bias = gates.host(f"{name}[{first + 2}], bias,", weights[2], 8 * units if is_cudnn else width)
+        biases = np.split(bias, 2) if is_cudnn else [bias]
+        if is_cudnn:
+            w_x = np.hstack([kernel.reshape(units, inputs).T for kernel in np.split(w_x, 4, axis=1)])
+            w_h = np.hstack([kernel.T for kernel in np.split(w_h, 4, axis=1)])
+    w_x, w_h, *biases = (gates.to_ours(part, "keras") for part in (w_x, w_h, *biases))
+    named = dict(zip(("bias", "bias_h"), biases, strict=False))
+    return gates.params(w_x, w_h, **{"bias": None} | named)

@@ -329,6 +329,126 @@ def test_keras_layers_that_no_stack_of_ours_is(keras):
         interop.from_keras([one, keras_layer(keras, drawn(BATCH, TIME, UNITS), activation="relu")], return_options=True)
 
 
+def keras_made(keras, make, *shape):
+    """The layer with drawn weights."""
+    layer = make(keras.layers)
+    layer.build((None, *shape[1:]))
+    layer.set_weights([drawn(*weight.shape, seed=seed) for seed, weight in enumerate(layer.weights)])
+    return layer
+
+
+SEQUENCES = {"return_sequences": True}
+KERAS = {  # with the settings that a layer needs
+    "LSTM": (lambda k: k.LSTM(UNITS, **SEQUENCES), {}),
+    "last": (lambda k: k.LSTM(UNITS), {}),
+    "backwards": (lambda k: k.LSTM(UNITS, go_backwards=True, **SEQUENCES), {"reverse": True}),
+    "dropout": (lambda k: k.LSTM(UNITS, dropout=0.5, recurrent_dropout=0.5, **SEQUENCES), {}),
+    "activation": (
+        lambda k: k.LSTM(UNITS, activation="relu", **SEQUENCES),
+        {"options": LSTMOptions(activation="relu")},
+    ),
+    "backwards, recurrent activation": (
+        lambda k: k.LSTM(UNITS, recurrent_activation="hard_sigmoid", go_backwards=True, **SEQUENCES),
+        {"reverse": True, "options": LSTMOptions(recurrent_activation="hard_sigmoid")},
+    ),
+    "concat": (lambda k: k.Bidirectional(k.LSTM(UNITS, **SEQUENCES)), {}),
+    **{
+        str(merge): (lambda k, m=merge: k.Bidirectional(k.LSTM(UNITS, **SEQUENCES), merge_mode=m), {"merge": merge})
+        for merge in ("sum", "mul", "ave", None)
+    },
+    "RNN": (lambda k: k.RNN(k.LSTMCell(UNITS), **SEQUENCES), {}),
+    "RNN, backwards": (
+        lambda k: k.RNN(k.LSTMCell(UNITS, activation="relu"), go_backwards=True, **SEQUENCES),
+        {"reverse": True, "options": LSTMOptions(activation="relu")},
+    ),
+    "cells": (lambda k: k.RNN([k.LSTMCell(UNITS), k.LSTMCell(3)], **SEQUENCES), {}),
+    "StackedRNNCells, backwards": (
+        lambda k: k.RNN(k.StackedRNNCells([k.LSTMCell(UNITS), k.LSTMCell(3)]), go_backwards=True, **SEQUENCES),
+        {"reverse": True},
+    ),
+    "RNN in two directions": (
+        lambda k: k.Bidirectional(k.RNN(k.LSTMCell(UNITS), **SEQUENCES), merge_mode="sum"),
+        {"merge": "sum"},
+    ),
+    "TimeDistributed": (lambda k: k.TimeDistributed(k.LSTM(UNITS)), {}),
+    "TimeDistributed, in two directions": (
+        lambda k: k.TimeDistributed(k.Bidirectional(k.LSTM(UNITS), merge_mode="ave")),
+        {"merge": "ave"},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", KERAS)
+def test_keras_layers_come_with_their_settings_or_are_refused(keras, name):
+    make, expected = KERAS[name]
+    shape = (BATCH, 2, TIME, INPUTS) if name.startswith("TimeDistributed") else (BATCH, TIME, INPUTS)
+    layer = keras_made(keras, make, *shape)
+    xs = drawn(*shape, seed=9)
+    params, settings = interop.from_keras(layer, settings=True)
+    assert settings == expected
+    apply = bidirectional.apply if isinstance(params, BidirectionalParams) else stack.apply
+    last = name.startswith("TimeDistributed") or name == "last"
+    ys, _ = apply(params, xs, return_sequences=not last, **settings)
+    ys = jax.tree.map(lambda y: y[:, ::-1], ys) if settings.get("reverse") else ys
+    jax.tree.map(equal, tuple(jax.tree.leaves(ys)), tuple(jax.tree.leaves(layer(xs))))
+    if not expected:
+        jax.tree.map(same_bits, interop.from_keras(layer), params)
+        return
+    with pytest.raises(ValueError, match=f"source is to run with .*{next(iter(expected))}=.*take them with .*settings"):
+        interop.from_keras(layer)
+    if expected.keys() - {"options"}:
+        with pytest.raises(ValueError, match="take them with settings=True"):
+            interop.from_keras(layer, return_options=True)
+
+
+def test_keras_layers_that_no_settings_make_ours(keras):
+    stateful = keras.layers.LSTM(UNITS, stateful=True)
+    stateful.build((BATCH, TIME, INPUTS))
+    cells = keras.layers.Bidirectional(keras.layers.RNN([keras.layers.LSTMCell(3), keras.layers.LSTMCell(3)]))
+    mixed = keras.layers.RNN([keras.layers.LSTMCell(3), keras.layers.GRUCell(3)])
+    for layer in (cells, mixed):
+        layer.build((None, TIME, INPUTS))
+    for layer, error, words in (
+        (stateful, ValueError, "source is stateful, which apply is not"),
+        (cells, ValueError, "whose directions meet above the last of them alone"),
+        (mixed, TypeError, "got RNN of GRUCell, LSTMCell"),
+    ):
+        with pytest.raises(error, match=words):
+            interop.from_keras(layer, settings=True)
+
+
+@pytest.mark.parametrize("make", [lambda k: k.LSTMCell(UNITS), lambda k: k.StackedRNNCells([k.LSTMCell(UNITS)] * 1)])
+def test_keras_cells_by_themselves(keras, make):
+    cell = keras_made(keras, make, BATCH, INPUTS)
+    params = interop.from_keras(cell)
+    x, h, c = drawn(BATCH, INPUTS), drawn(BATCH, UNITS, seed=1), drawn(BATCH, UNITS, seed=2)
+    states = [h, c] if type(cell).__name__ == "LSTMCell" else [[h, c]]
+    y, state = lstm.step(params, x, LSTMState(h, c))
+    expected, after = cell(x, states)
+    equal(y, expected)
+    equal(state.c, jax.tree.leaves(after)[1])
+
+
+def test_keras_2_weights_of_cudnn():
+    """Against the layout of cuDNN's parameters: each gate's matrix [units, inputs], row by row, in Keras's shape."""
+    matrices, recurrent = drawn(4, UNITS, INPUTS), drawn(4, UNITS, UNITS, seed=1)
+    bias, xs = drawn(2, 4, UNITS, seed=2), drawn(BATCH, TIME, INPUTS, seed=3)
+    kernel = np.concatenate([matrix.ravel().reshape(INPUTS, UNITS) for matrix in matrices], axis=1)
+    given = [kernel, np.concatenate([*recurrent], axis=1), bias.ravel()]
+    params = interop.from_keras(given)
+    plain = [
+        np.concatenate([m.T for m in matrices], 1),
+        np.concatenate([m.T for m in recurrent], 1),
+        bias.sum(0).ravel(),
+    ]
+    expected, _ = lstm.apply(interop.from_keras(plain), xs)
+    np.testing.assert_allclose(lstm.apply(params, xs)[0], expected, **close)
+    same_bits(params.bias_h, bias[1].ravel())
+    assert isinstance(interop.from_keras([*given, *given]), BidirectionalParams)
+    with pytest.raises(ValueError, match=r"bias, must have shape \(16\), got \(24,\)"):
+        interop.from_keras([*given[:2], drawn(24)])
+
+
 def test_a_function_that_is_only_called_as_one_of_keras_is_refused(keras):
     def tanh(x):
         return keras.ops.tanh(0.5 * x)
