@@ -55,15 +55,16 @@ def save(path: str | os.PathLike[str], params: Any, options: Any = None) -> None
 
     Args:
         path: of the file.
-        params: a tree of arrays: params and states of this library, in dicts with keys of text, tuples and lists. They
-            may have leading axes in common, as those of an ensemble have. An array that stands in two places is
-            written twice.
+        params: a tree of arrays and numbers: params and states of this library, in dicts with keys of text, tuples and
+            lists. They may have leading axes in common, as those of an ensemble have. An array that stands in two
+            places is written twice. Other pytrees, such as optax's states, come back with `load(path, like=...)` alone;
+            Flax's FrozenDict comes back as a dict without.
         options: LSTMOptions; or anything of dicts with keys of text, lists, tuples, text, numbers, True, False, None,
             LSTMOptions and Dropout, such as {"encoder": LSTMOptions(), "labels": ["O", "B-NP"]}.
 
     Raises:
         ValueError: arrays that do not fit each other, a dtype that cannot be written, two arrays of one name, a tree
-            that is too deep or has too many arrays; TypeError: something else than arrays, or another container;
+            that is too deep or has too many arrays; TypeError: something else than arrays, numbers and pytrees of them;
             ImportError without safetensors.
 
     >>> import tempfile
@@ -109,14 +110,16 @@ def load(path: str | os.PathLike[str], *, like: Any = None) -> tuple[Any, Any]:
     Args:
         path: of the file.
         like: a tree of arrays or of `jax.ShapeDtypeStruct` with which structure, shapes and dtypes have to agree, such
-            as `jax.eval_shape` makes of an `init`; None takes whatever params the file has.
+            as `jax.eval_shape` makes of an `init`; None takes whatever params the file has. Pytrees of other libraries
+            are made anew from those of like, with whatever they hold beside arrays and numbers.
 
     Returns:
-        The params, of JAX arrays, and the options.
+        The params, of JAX arrays and numbers, and the options.
 
     Raises:
-        FileError: a file that is cut short, changed, foreign, of a newer format, or without the params that `like`
-            tells of, with the reason; FileNotFoundError: none at all; ImportError without safetensors.
+        FileError: a file that is cut short, changed, foreign, of a newer format, without the params that `like` tells
+            of, or with states of another library and no `like`, with the reason; FileNotFoundError: none at all;
+            ImportError without safetensors.
 
     >>> import tempfile
     >>> from lstmjax import LSTMOptions, lstm
@@ -135,6 +138,7 @@ def load(path: str | os.PathLike[str], *, like: Any = None) -> tuple[Any, Any]:
         options = trees.rebuild_options(document["options"])
         if like is not None and (differences := list(trees.differences(params, like))):
             raise ValueError(f"its params are not as those of like: {trees.listed(differences)}.")
+        params = trees.fitted(params, like)
     except (ValueError, TypeError, OverflowError, RecursionError, safetensors.SafetensorError) as error:
         raise FileError(f"{os.fspath(path)} is refused: {trees.cut(str(error), 2000)}") from error
     return params, options
@@ -240,7 +244,7 @@ def _sum(content: bytes | bytearray) -> bytes:
 
 
 def _write(path: Path, content: bytearray) -> None:
-    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
+    temporary = path.with_name(f".{secrets.token_hex(8)}.part")  # short, since the name may be as long as one can be
     try:
         with open(temporary, "xb") as file:
             file.write(content)
