@@ -1,31 +1,35 @@
 """A grid of shapes through every library: what it took, what it took to compile, and how far off it was."""
 
+import contextlib
 import dataclasses
 import importlib.metadata
+import itertools
 import os
 import platform
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks import growth, peers, race, stack
+from benchmarks import CORES, growth, peak, peers, race, stack
 from benchmarks.peers import OURS, PEERS, Peer
 
 
 @dataclasses.dataclass(frozen=True)
 class Grid:
-    """Shapes, libraries, the problem at a shape, and the arrays that solve it."""
+    """Shapes, libraries, the problem at a shape, the arrays that solve it, and the shapes timed alone as well."""
 
     shapes: Sequence[tuple[int, ...]]
     libraries: Mapping[str, Peer]
     problem: Callable[..., Any] = peers.problem
     reference: Callable[[Any], dict[str, np.ndarray]] = peers.reference
     on: str = "cpu"
+    checked: Sequence[tuple[int, ...]] = ()
 
 
 ON_CPU, ON_GPU = ({name: peer for name, peer in PEERS.items() if on in peer.on} for on in ("cpu", "gpu"))
@@ -38,20 +42,32 @@ PUBLISHED = [
     *((62, 100, 168, 168), (32, 100, 1000, 1000)),  # odd sizes
 ]
 SQUARE = [(b, t, h, h) for b in (1, 32) for t in (100, 336) for h in (64, 128, 256, 512)]
+CHECKED = [(1, 336, 64, 64), (32, 50, 64, 128), (64, 100, 256, 256)]
 GRIDS = {
     "quick": Grid([(32, 50, 64, 128), (1, 100, 64, 64)], ON_CPU),
-    "cpu": Grid([*FIVE, *SQUARE], ON_CPU),
+    "cpu": Grid([*FIVE, *SQUARE], ON_CPU, checked=CHECKED),
+    "check": Grid([], ON_CPU, checked=CHECKED),
     "gpu": Grid(PUBLISHED, ON_GPU, on="gpu"),
     "tpu": Grid([(b, 512, h, h) for b, h in ((8, 128), (32, 256), (128, 512), (32, 1024))], peers.ON_TPU, on="tpu"),
     "growth": Grid(growth.SHAPES, {name: PEERS[name] for name in (OURS, "Flax nnx")}),
     "stack": Grid(stack.SHAPES, stack.PEERS, stack.problem, stack.reference),
 }
+ENVIRONMENTS = {
+    "cpu": {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""},
+    # Products of all 24 bits of float32, by default of 11 there; and memory on demand, or the first process takes most
+    "gpu": {"JAX_DEFAULT_MATMUL_PRECISION": "highest", "XLA_PYTHON_CLIENT_PREALLOCATE": "false"},
+    "tpu": {},
+}
 ROUNDS = 5, 31  # the fewest and the most
-SHORT = 0.1  # seconds: what takes less is run once more ahead of the clock, which wakes threads and fills caches
+INSIDE = 0.02, 0.01  # seconds of calls ahead of the clock, and of timed ones
+ALONE = 0.2, 0.2
+CHECKS = 11  # rounds of the check
+TOLERANCE = 0.07
+LOAD = os.getloadavg()[0]  # of other programs, at the start
 
 
 def run(name: str, budget: float, say: Callable[[str], None]) -> dict[str, Any]:
-    """Every shape of a grid; `budget` are the seconds that the rounds of one shape and kind should take."""
+    """Every shape of a grid, and its check; `budget` are the seconds that the rounds of one shape and kind take."""
     grid, start = GRIDS[name], time.perf_counter()
     absent = {
         peer: distribution
@@ -60,38 +76,48 @@ def run(name: str, budget: float, say: Callable[[str], None]) -> dict[str, Any]:
     }
     for peer, distribution in absent.items():
         say(f"{peer} is left out: {distribution} is not installed")
+    if LOAD > CORES / 4:
+        say(f"other programs take {LOAD:.1f} of {CORES} cores: threads that wait for each other suffer most")
     here = [peer for peer in grid.libraries if peer not in absent]
-    platforms = {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""} if grid.on == "cpu" else {}
-    environments = {peer: grid.libraries[peer].environment | platforms for peer in here}
-    cells = []
-    with tempfile.TemporaryDirectory() as folder:
+    environment = ENVIRONMENTS[grid.on]
+    cells, checks, peaks = [], [], {}
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as opened:
         paths = {peer: Path(folder) / f"{number}.npz" for number, peer in enumerate(here)}
         commands = {peer: ["benchmarks.grid", name, peer, str(path)] for peer, path in paths.items()}
-        with race.started(commands, environments) as processes:
-            device = processes[OURS].ask("device")
-            if (device == "cpu") != (grid.on == "cpu"):
-                raise RuntimeError(f"the grid {name} is for {grid.on}; JAX found {device}")
-            peak = processes[OURS].ask("peak")
+        processes = opened.enter_context(race.started(commands, environment))
+        device = processes[OURS].ask("device")
+        if (device == "cpu") != (grid.on == "cpu"):
+            raise RuntimeError(f"the grid {name} is for {grid.on}; JAX found {device}")
+        if grid.shapes:
+            products = opened.enter_context(race.started(peak.commands(grid.on), environment))
+            say("the peak")
+            peaks = peak.measure(products, grid.on)
             for shape in grid.shapes:
                 reference = grid.reference(grid.problem(*shape))
                 for kind in peers.KINDS:
                     say(f"{', '.join(map(str, shape))}: {kind}")
                     cells += _cells(processes, paths, shape, kind, reference, budget)
-                peak = max(peak, processes[OURS].ask("peak"))
+            peaks = peak.measure(products, grid.on, peaks)
+        if grid.checked:
+            alone = opened.enter_context(race.started(commands, environment))
+            for shape, kind in itertools.product(grid.checked, peers.KINDS):
+                say(f"{', '.join(map(str, shape))}: {kind}, beside the others and alone")
+                checks += _checks(processes, alone, shape, kind)
     distributions = {each for peer in here for each in grid.libraries[peer].distributions}
     return {
         "grid": name,
         **where(device, distributions),
         "left_out": absent,
-        "peak": peak,
+        "peaks": peaks,
         "took_seconds": time.perf_counter() - start,
+        "checks": checks,
         "cells": cells,
     }
 
 
 def where(device: str, distributions: Iterable[str]) -> dict[str, Any]:
     """The machine, and the versions of what ran on it."""
-    machine = {"device": device, "processor": _processor(), "cores": len(os.sched_getaffinity(0))}
+    machine = {"device": device, "processor": _processor(), "cores": CORES, "load_before": LOAD}
     return {
         "machine": machine | {"platform": platform.platform(), "python": platform.python_version()},
         "versions": {name: importlib.metadata.version(name) for name in sorted({"jaxlib", "numpy", *distributions})},
@@ -107,16 +133,50 @@ def _cells(
     budget: float,
 ) -> list[dict[str, Any]]:
     """One for each peer that computes this kind at all."""
-    made = {name: process.ask("prepare", kind, *shape) for name, process in processes.items()}
-    able = {name: process for name, process in processes.items() if made[name] is not None}
-    round_seconds = sum(times[0] for times in race.rounds(able, 1, "run").values())
+    able, made = _prepared(processes, kind, shape)
+    start = time.perf_counter()
+    race.rounds(able, 1, "run")
+    round_seconds = time.perf_counter() - start
     times = race.rounds(able, int(np.clip(budget / round_seconds, *ROUNDS)), "run")
     cells = []
     for name in able:
         arrays = np.load(paths[name])
         off = {key: _off(arrays[key], reference[key]) for key in arrays.files}
-        cells.append({"shape": shape, "kind": kind, "peer": name, "seconds": times[name], "off": off} | made[name])
+        cells.append({"shape": shape, "kind": kind, "peer": name, **race.summary(times[name]), "off": off} | made[name])
     return cells
+
+
+def _checks(
+    processes: dict[str, race.Process], alone: dict[str, race.Process], shape: tuple[int, ...], kind: str
+) -> list[dict[str, Any]]:
+    """Times of each library in turn with the others, and in a fresh process while all others are stopped."""
+    able, _ = _prepared(processes, kind, shape)
+    fresh, _ = _prepared(alone, kind, shape)
+    timed = {("inside", name): partial(process.ask, "run") for name, process in able.items()}
+    timed |= {("alone", name): partial(process.ask, "alone") for name, process in fresh.items()}
+    times = race.turns(timed, CHECKS)
+    checks = []
+    for name in able:
+        inside, apart = race.summary(times["inside", name]), race.summary(times["alone", name])
+        ratio = race.ratio(inside["seconds"], apart["seconds"])
+        found = {"inside": inside, "alone": apart, "ratio": ratio, "holds": abs(ratio[0] - 1) <= TOLERANCE}
+        checks.append({"shape": shape, "kind": kind, "peer": name} | found)
+    return checks
+
+
+def _prepared(
+    processes: dict[str, race.Process], kind: str, shape: tuple[int, ...]
+) -> tuple[dict[str, race.Process], dict[str, dict[str, Any]]]:
+    """The processes of the libraries that compute this kind at all, and what preparing took."""
+    made = {name: process.ask("prepare", kind, *shape) for name, process in processes.items()}
+    made = {name: found for name, found in made.items() if found is not None}
+    for name, found in made.items():
+        if (cores := found.pop("cores")) != CORES:
+            raise RuntimeError(
+                f"{name} may run on {cores} of {CORES} cores: the environment binds its threads, as OMP_PROC_BIND, "
+                "OMP_PLACES, GOMP_CPU_AFFINITY and KMP_AFFINITY do; unset them"
+            )
+    return {name: processes[name] for name in made}, made
 
 
 def _off(array: np.ndarray, reference: np.ndarray) -> float:
@@ -137,45 +197,33 @@ class Server:
 
     def __init__(self, grid: str, name: str, path: Path):
         self._peer, self._problem, self._path = GRIDS[grid].libraries[name], GRIDS[grid].problem, path
-        self._prepared: Any = None
-        self._short = True
+        self._inside: race.Timer
+        self._alone: race.Timer
 
     def device(self) -> str:
         import jax
 
         return "cpu" if jax.default_backend() == "cpu" else jax.devices()[0].device_kind
 
-    def peak(self) -> float:
-        """Operations per second of the fastest of some products of square matrices in float32."""
-        import jax
-
-        fastest = 0.0
-        for size in (512, 1024, 2048):
-            square = jax.numpy.ones((size, size), jax.numpy.float32)
-            product = jax.jit(jax.numpy.matmul).lower(square, square).compile()
-            for _ in range(10):
-                start = time.perf_counter()
-                jax.block_until_ready(product(square, square))
-                fastest = max(fastest, 2 * size**3 / (time.perf_counter() - start))
-        return fastest
-
     def prepare(self, kind: str, *shape: int) -> dict[str, Any] | None:
-        self._prepared = prepared = self._peer.prepare(kind, self._problem(*shape))
+        prepared = self._peer.prepare(kind, self._problem(*shape))
         if prepared is None:
             return None
         np.savez(self._path, **prepared.arrays(prepared.run()))
-        self._short = True
-        self._short = self.run() < SHORT
-        return {"compile_seconds": prepared.compile_seconds, "temporary_bytes": prepared.temporary_bytes}
+        self._inside, self._alone = (race.Timer(prepared.run, *seconds) for seconds in (INSIDE, ALONE))
+        return {
+            "cores": len(os.sched_getaffinity(0)),
+            "compile_seconds": prepared.compile_seconds,
+            "temporary_bytes": prepared.temporary_bytes,
+        }
 
-    def run(self) -> float:
-        if self._short:
-            self._prepared.run()
-        start = time.perf_counter()
-        self._prepared.run()
-        return time.perf_counter() - start
+    def run(self) -> dict[str, Any]:
+        return self._inside()
+
+    def alone(self) -> dict[str, Any]:
+        return self._alone()
 
 
 if __name__ == "__main__":
     server = Server(sys.argv[1], sys.argv[2], Path(sys.argv[3]))
-    race.serve({"device": server.device, "peak": server.peak, "prepare": server.prepare, "run": server.run})
+    race.serve({"device": server.device, "prepare": server.prepare, "run": server.run, "alone": server.alone})

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from benchmarks import race
-from benchmarks.markdown import memory, origin, table
+from benchmarks.markdown import memory, origin, table, threads
 from benchmarks.peers import KINDS, operations
 
 AXES = {
@@ -42,7 +42,7 @@ def section(results: dict[str, Any]) -> str:
         "## Growth",
         "",
         f"{origin(results)}. A slope is the power with which a figure grows: of a line through logarithms by least "
-        f"squares, over all sizes and over the last {LAST}.",
+        f"squares, over all sizes and over the last {LAST}. {threads(results['cells'])}",
     ]
     for axis, shapes in AXES.items():
         columns = _columns(results["cells"], shapes)

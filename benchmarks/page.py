@@ -1,36 +1,47 @@
-"""What a results file says, as Markdown."""
+"""Results files as Markdown."""
 
 import json
 import math
 import statistics
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
-from benchmarks import growth, overhead, race, stack
-from benchmarks.markdown import memory, origin, sizes, table
+from benchmarks import against, growth, overhead, race, stack
+from benchmarks.markdown import memory, origin, sizes, table, worked
 from benchmarks.peers import KINDS, OURS, PEERS, operations
 
 Results = dict[str, Any]
 TITLES = {"forward": "Forward, for inference", "training": "Forward and backward: the gradients of x, W_x, W_h and b"}
-SECTIONS = {"growth": growth.section, "overhead": overhead.section, "stack": stack.section}
+SECTIONS = {
+    "compare": against.section,
+    "growth": growth.section,
+    "overhead": overhead.section,
+    "stack": stack.section,
+}
 HEAD = """# Speed
 
 One layer of LSTM over [batch, time, features] in float32, here and in every library that is installed: the same
-weights, the same arrays, each library in a process of its own. Rounds are interleaved, each in another order, since the
-threads of some libraries go on spinning after a call; "Keras /" is the time of Keras over ours, the median of ratios
-taken round by round, with its quartiles: above 1, ours is faster. PyTorch has as many threads as cores, pinned. Losses
-are published like wins. From a clone of this repository, in a virtual environment:
+weights, the same arrays, each library in a process of its own. Every library may use all cores, and the tables show how
+many threads worked and the CPU seconds that they took in a second: measured, not read from a setting. A process is
+stopped while another is timed, since the threads of some libraries spin after a call. Rounds are interleaved, each in
+another order; "Keras /" is the time of Keras divided by ours, the median of ratios taken round by round, with its
+quartiles: above 1, ours is faster. Shapes where we are slower are listed too. From a clone of this repository, in a
+virtual environment:
 
 ```sh
 python -m pip install -e '.[peers,flax]' && python -m benchmarks cpu
 ```
 
+Every run of that grid ends with a check, which `python -m benchmarks check` runs by itself: at three shapes, each
+library is timed in turn with the others and alone in a fresh process, and the two must agree within 7 %.
+
 `python -m benchmarks gpu` does the same on a GPU, `growth` varies one axis at a time, `stack` runs two bidirectional
-layers with lengths, and `overhead` calls from Python where there is nothing to compute; `compare` sets two results side
-by side, and `page` made this page of those in [benchmarks/results](../benchmarks/results). No GPU and no TPU has been
-timed. What the compilers of TPUs say of the kernel are estimates; they stand in
-[design.md](design.md#the-tpu-kernel). Who has a TPU can measure it, in bfloat16 beside the other implementations, and
-file what this writes, `tpu.json`:
+layers with lengths, and `overhead` calls from Python where there is nothing to compute. `compare --against COMMIT`
+times this tree against another commit, in turn, and `page` made this page of the files in
+[benchmarks/results](../benchmarks/results). No GPU and no TPU has been timed. The estimates of TPUs' compilers for the
+kernel are in [design.md](design.md#the-tpu-kernel). With a TPU you can measure it, in bfloat16 with the other
+implementations, and file the result, `tpu.json`:
 
 ```sh
 python -m pip install -e . 'jax[tpu]' && python -m benchmarks tpu
@@ -44,46 +55,81 @@ def page(files: Iterable[Results]) -> str:
 
 
 def section(results: Results) -> str:
-    """What the page says of one file."""
+    """The page's section on one file."""
     return SECTIONS.get(results["grid"], tables)(results)
 
 
 def stored(results: Results) -> str:
-    """A results file: JSON with a line for each cell, times in four digits."""
-    cells = [cell | {"seconds": [float(f"{t:.4g}") for t in cell["seconds"]]} for cell in results["cells"]]
-    head = json.dumps(results | {"cells": []}, indent=1).removesuffix("[]\n}")
-    return head + "[\n" + ",\n".join(map(json.dumps, cells)) + "\n]\n}\n"
+    """A results file: JSON with a line for each cell, numbers of four digits there."""
+    fields = []
+    for name, value in results.items():
+        text = json.dumps(value, indent=1)
+        if isinstance(value, list):
+            text = "[\n" + ",\n".join(json.dumps(_rounded(row)) for row in value) + "\n]"
+        fields.append(f"{json.dumps(name)}: {text}")
+    return "{\n" + ",\n".join(fields) + "\n}\n"
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _rounded(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_rounded(each) for each in value]
+    return float(f"{value:.4g}") if isinstance(value, float) else value
 
 
 def tables(results: Results) -> str:
     """All tables of one grid."""
-    lines = [
-        f"## The {results['grid']} grid",
-        "",
-        f"{origin(results)}; the fastest product of square matrices beside it ran at {results['peak'] / 1e9:.0f} GF/s.",
-    ]
-    lines += [f"{name} was not there." for name in results["left_out"]]
+    lines = [f"## The {results['grid']} grid", "", f"{origin(results)}."]
+    lines += [f"{name} was not installed." for name in results["left_out"]]
+    if results["cells"]:
+        lines += [_peak(results), *_cells(results)]
+    if results["checks"]:
+        lines += ["", "### In turn with the others, divided by alone", "", *checks(results)]
+    return "\n".join([*lines, ""])
+
+
+def _peak(results: Results) -> str:
+    name, *others = sorted(results["peaks"], key=lambda name: -results["peaks"][name]["speed"])
+    each = {
+        name: f"{found['speed'] / 1e9:.0f} GF/s on {worked(found['threads'], found['cpu'])}"
+        for name, found in results["peaks"].items()
+    }
+    rest = f" (others: {', '.join(f'{other} {each[other]}' for other in others)})" if others else ""
+    return f"The peak is the fastest product of square matrices, {each[name]} threads, by {name}{rest}."
+
+
+def _cells(results: Results) -> list[str]:
+    lines = []
     for kind in KINDS:
         lines += ["", f"### {TITLES[kind]}", "", *times(results, kind), "", *summary(results, kind)]
-    for title, field, text in (
-        ("Compiling, from the Python function to the executable", "compile_seconds", race.seconds),
-        ("Temporary memory, as the compiler reports it", "temporary_bytes", memory),
+    for title, rows in (
+        ("Threads that worked, and the CPU seconds that they took in a second", figures(results, _used)),
+        (
+            "Compiling, from the Python function to the executable",
+            figures(results, partial(_relative, field="compile_seconds", text=race.seconds)),
+        ),
+        (
+            "Temporary memory, as the compiler reports it",
+            figures(results, partial(_relative, field="temporary_bytes", text=memory)),
+        ),
+        ("The largest difference from float64, as a part of the largest number", apart(results)),
     ):
-        lines += ["", f"### {title}", "", *figures(results, field, text)]
-    lines += ["", "### The largest difference from float64, as a part of the largest number", "", *apart(results), ""]
-    return "\n".join(lines)
+        lines += ["", f"### {title}", "", *rows]
+    return lines
 
 
 def times(results: Results, kind: str) -> list[str]:
     """A row for each shape: ours, its speed, and how many times as long each of the others takes."""
     names = [name for name in _names(results) if any(cell["peer"] == name for cell in _of(results, kind))]
     others = [name for name in names if name != OURS]
+    peak = max(found["speed"] for found in results["peaks"].values())
     rows = []
     for shape, cells in _shapes(results, kind).items():
         base = cells[OURS]["seconds"]
         speed = operations(shape, kind) / statistics.median(base)
         row = [sizes(shape), race.seconds(statistics.median(base))]
-        row.append(f"{speed / 1e9:.0f} GF/s, {speed / results['peak']:.0%}")
+        row.append(f"{speed / 1e9:.0f} GF/s, {speed / peak:.0%}")
         for name in others:
             middle, low, high = race.ratio(cells[name]["seconds"], base)
             row.append(f"{middle:.2f} ({low:.2f} to {high:.2f})")
@@ -113,20 +159,46 @@ def summary(results: Results, kind: str) -> list[str]:
     return lines
 
 
-def figures(results: Results, field: str, text: Any) -> list[str]:
-    """A row for each shape and kind, a column for each library that has such a figure."""
-    cells = [cell for cell in results["cells"] if cell[field] is not None]
-    names = [name for name in _names(results) if any(cell["peer"] == name for cell in cells)]
-    rows = []
+def figures(results: Results, text: Callable[[dict[str, Any], dict[str, Any]], str]) -> list[str]:
+    """A row for each shape and kind, and a column for each library with a `text(cell, our cell)`."""
+    rows = {}
     for kind in KINDS:
-        for shape, of in _shapes(results, kind).items():
-            base = of[OURS][field]
-            row = [f"{sizes(shape)}, {kind}", text(base)]
-            for name in names[1:]:
-                value = of[name][field]
-                row.append(f"{text(value)}, x {value / base:.2f}" if base else text(value))
-            rows.append(row)
-    return table(["B, T, inputs, units", *names], rows)
+        for shape, cells in _shapes(results, kind).items():
+            row = {name: text(cell, cells[OURS]) for name, cell in cells.items()}
+            rows[f"{sizes(shape)}, {kind}"] = row
+    names = [name for name in _names(results) if any(row.get(name) for row in rows.values())]
+    cells = [[head, *(row.get(name, "") for name in names)] for head, row in rows.items()]
+    return table(["B, T, inputs, units", *names], cells)
+
+
+def _used(cell: dict[str, Any], base: dict[str, Any]) -> str:
+    del base
+    return worked(cell["threads"], cell["cpu"])
+
+
+def _relative(cell: dict[str, Any], base: dict[str, Any], field: str, text: Callable[[float], str]) -> str:
+    """A figure, and how many times as large as ours; nothing where the library has none."""
+    if cell[field] is None:
+        return ""
+    ratio = f", x {cell[field] / base[field]:.2f}" if cell is not base and base[field] else ""
+    return text(cell[field]) + ratio
+
+
+def checks(results: Results) -> list[str]:
+    """A row for each library, shape and kind: times, their ratio, threads, and whether it is within the tolerance."""
+    rows = []
+    for check in results["checks"]:
+        each = [check["inside"], check["alone"]]
+        middle, low, high = check["ratio"]
+        row = [check["peer"], f"{sizes(check['shape'])}, {check['kind']}"]
+        row += [race.seconds(statistics.median(timing["seconds"])) for timing in each]
+        row += [f"{middle:.2f} ({low:.2f} to {high:.2f})", *(worked(t["threads"], t["cpu"]) for t in each)]
+        rows.append([*row, "yes" if check["holds"] else "**no**"])
+    failed = [check for check in results["checks"] if not check["holds"]]
+    named = "; ".join(f"{c['peer']} at {sizes(c['shape'])}, {c['kind']} (x {c['ratio'][0]:.2f})" for c in failed)
+    count = f"{len(rows) - len(failed)} of {len(rows)} agree within 7 %"
+    head = ["", "B, T, inputs, units", "in turn", "alone", "ratio", "threads (CPU) in turn", "alone", "within 7 %"]
+    return [*table(head, rows), "", f"- {count}; these do not: {named}." if named else f"- {count}."]
 
 
 def apart(results: Results) -> list[str]:
@@ -140,22 +212,6 @@ def apart(results: Results) -> list[str]:
             worst.append(f"{max(off):.1e}" if off else "")
         rows.append([array, *worst])
     return table(["", *names], rows)
-
-
-def compared(first: Results, second: Results) -> str:
-    """Two results side by side: median times of what both have, and their ratio."""
-    before = {_key(cell): statistics.median(cell["seconds"]) for cell in first["cells"]}
-    rows = []
-    for cell in second["cells"]:
-        if (was := before.get(_key(cell))) is not None:
-            now = statistics.median(cell["seconds"])
-            texts = race.seconds(was), race.seconds(now), f"x {now / was:.2f}"
-            rows.append([sizes(cell["shape"]), cell["kind"], cell["peer"], *texts])
-    return "\n".join(table(["B, T, inputs, units", "", "", "first", "second", "second / first"], rows))
-
-
-def _key(cell: dict[str, Any]) -> tuple:
-    return tuple(cell["shape"]), cell["kind"], cell["peer"]
 
 
 def _names(results: Results) -> list[str]:

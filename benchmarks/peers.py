@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import CORES
 from lstmjax import LSTMParams, interop
 
 KINDS = ("forward", "training")
@@ -192,7 +193,8 @@ def cudnn(kind: str, given: Problem) -> Prepared:
 
 def torch(kind: str, given: Problem) -> Prepared:
     torch: Any = importlib.import_module("torch")
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    torch.set_num_threads(CORES)
+    torch.backends.cudnn.allow_tf32 = False  # else cuDNN multiplies 11 bits of float32
     device = "cuda" if torch.cuda.is_available() else "cpu"
     module = torch.nn.LSTM(given.params.inputs, given.params.units, batch_first=True)
     module.load_state_dict(interop.to_torch(given.params))
@@ -231,7 +233,7 @@ def onnx_runtime(kind: str, given: Problem) -> Prepared | None:
 
     runtime: Any = importlib.import_module("onnxruntime")
     options = runtime.SessionOptions()
-    options.intra_op_num_threads = len(os.sched_getaffinity(0))
+    options.intra_op_num_threads = CORES
     model = export.onnx(given.params).SerializeToString()
     session = runtime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     return Prepared(lambda: session.run(["ys"], {"xs": given.xs})[0], lambda ys: {"ys": ys})
@@ -239,17 +241,15 @@ def onnx_runtime(kind: str, given: Problem) -> Prepared | None:
 
 @dataclasses.dataclass(frozen=True)
 class Peer:
-    """How a library is prepared, the distributions it needs, what its process is told, and where it runs."""
+    """How a library is prepared, the distributions it needs, and where it runs."""
 
     prepare: Callable[[str, Any], Prepared | None]
     distributions: tuple[str, ...]
-    environment: dict[str, str] = dataclasses.field(default_factory=dict)
     on: tuple[str, ...] = ("cpu", "gpu")
     on_jax: bool = True
 
 
 OURS = "lstmjax"
-PINNED = {"OMP_PROC_BIND": "true", "OMP_PLACES": "cores"}
 PEERS = {
     OURS: Peer(ours("auto"), ("lstmjax", "jax")),
     "lstmjax, scan": Peer(ours("scan"), ("lstmjax", "jax")),
@@ -259,7 +259,7 @@ PEERS = {
     "Haiku": Peer(haiku, ("dm-haiku",)),
     "Equinox": Peer(equinox, ("equinox",)),
     "cuDNN": Peer(cudnn, ("jax",), on=("gpu",)),
-    "PyTorch": Peer(torch, ("torch",), PINNED, on_jax=False),
+    "PyTorch": Peer(torch, ("torch",), on_jax=False),
     "ONNX Runtime": Peer(onnx_runtime, ("onnxruntime", "onnx"), on=("cpu",), on_jax=False),
 }
 ON_TPU = {

@@ -1,27 +1,36 @@
-"""Programs in processes of their own, timed in turn, and what can be said of such times.
+"""Programs in processes of their own, timed in turn, and statistics of their times.
 
-A process answers each line of its standard input with one line. Rounds are interleaved, each in another order, so that
-what slows the machine for a while slows all alike; a ratio is the median of ratios taken round by round, with its
-quartiles.
+A process answers each line of its standard input with one line, and is stopped while it has nothing to answer: after a
+call the threads of some libraries spin for a while, on cores that the next one needs. Rounds are interleaved, each in
+another order, so that what slows the machine for a while slows all alike; a ratio is the median of ratios taken round
+by round, with its quartiles.
 """
 
 import contextlib
+import ctypes
 import importlib.metadata
 import json
 import os
 import random
+import signal
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
+
+LONG = 0.1  # seconds
+PR_SET_PDEATHSIG = 1  # of Linux' prctl
+WORKED = 0.05  # of the CPU seconds of all threads: one that took less did not work
 
 
 class Process:
-    """One program at work: `ask` hands it a request, which becomes one line of JSON, and waits for what it answers."""
+    """One program: `ask` hands it a request, which becomes one line of JSON, and waits for its answer."""
 
-    def __init__(self, name: str, command: Sequence[str], environment: Mapping[str, str]):
+    def __init__(self, name: str, command: Sequence[str], environment: Mapping[str, str], folder: Path | None = None):
         self.name = name
         self._process = subprocess.Popen(
             [sys.executable, "-m", *command],
@@ -30,15 +39,18 @@ class Process:
             text=True,
             bufsize=1,
             env=os.environ | dict(environment),
+            cwd=folder,
         )
         self._answer()
 
     def ask(self, *request: Any) -> Any:
+        self._process.send_signal(signal.SIGCONT)
         print(json.dumps(request), file=self._process.stdin, flush=True)
         return self._answer()
 
     def close(self) -> None:
         """No more requests; wait until it has ended."""
+        self._process.send_signal(signal.SIGCONT)
         with self._process:
             pass
 
@@ -46,19 +58,22 @@ class Process:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            raise RuntimeError(f"the process of {self.name} ended; its own words stand above")
+            raise RuntimeError(f"the process of {self.name} ended; its message is above")
+        self._process.send_signal(signal.SIGSTOP)
         return json.loads(line)
 
 
 @contextlib.contextmanager
 def started(
-    commands: Mapping[str, Sequence[str]], environments: Mapping[str, Mapping[str, str]] | None = None
+    commands: Mapping[str, Sequence[str]],
+    environment: Mapping[str, str] | None = None,
+    folders: Mapping[str, Path] | None = None,
 ) -> Iterator[dict[str, Process]]:
-    """Processes by name, each `python -m` of its command, which end with the block."""
+    """Processes by name, each `python -m` of its command in its folder, which end with the block."""
     with contextlib.ExitStack() as stack:
         processes = {}
         for name, command in commands.items():
-            processes[name] = Process(name, command, (environments or {}).get(name, {}))
+            processes[name] = Process(name, command, environment or {}, (folders or {}).get(name))
             stack.callback(processes[name].close)
         yield processes
 
@@ -68,6 +83,7 @@ def serve(answers: Mapping[str, Callable[..., Any]]) -> None:
 
     Whatever else is printed goes to standard error.
     """
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # a stopped process would outlive a parent that is killed
     out, sys.stdout = sys.stdout, sys.stderr
     print(json.dumps("ready"), file=out, flush=True)
     for line in sys.stdin:
@@ -75,12 +91,62 @@ def serve(answers: Mapping[str, Callable[..., Any]]) -> None:
         print(json.dumps(answers[name](*arguments)), file=out, flush=True)
 
 
-def turns(timed: Mapping[str, Callable[[], Any]], count: int) -> dict[str, list[Any]]:
-    """What each gives, so many times, in turn; in another order each time.
+def timed(call: Callable[[], Any], warm: float, window: float) -> dict[str, Any]:
+    """Time a call, and measure the cores that it uses.
 
-    For a while after a call the threads of some libraries go on spinning, on the cores of whoever comes next.
+    Args:
+        call: returns when all is computed.
+        warm: seconds of calls ahead of the clock, which wake threads and fill caches.
+        window: seconds of timed calls, of which there is at least one.
+
+    Returns:
+        "seconds", the median of the timed calls; "cpu", the CPU seconds that the process took in a second of them; and
+        "threads", how many of its threads took more than `WORKED` of those.
     """
-    given: dict[str, list[Any]] = {name: [] for name in timed}
+    start = time.perf_counter()
+    while time.perf_counter() - start < warm:
+        call()
+    before, used, calls = _clocks(), time.process_time(), []
+    begun = start = time.perf_counter()
+    while start - begun < window or not calls:
+        call()
+        end = time.perf_counter()
+        calls.append(end - start)
+        start = end
+    used = time.process_time() - used
+    worked = [thread for thread, clock in _clocks().items() if clock - before.get(thread, 0.0) > WORKED * used]
+    return {"seconds": statistics.median(calls), "cpu": used / sum(calls), "threads": len(worked)}
+
+
+class Timer:
+    """A call to be timed in each round, in a window of seconds, after others ahead of the clock unless it is long."""
+
+    def __init__(self, call: Callable[[], Any], warm: float, window: float):
+        self._call, self._window = call, window
+        self._warm = 0.0 if timed(call, 0.0, 0.0)["seconds"] > LONG else warm
+
+    def __call__(self) -> dict[str, Any]:
+        return timed(self._call, self._warm, self._window)
+
+
+def summary(rounds: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The seconds of each round, and the medians of threads and CPU seconds."""
+    middle = {key: statistics.median(one[key] for one in rounds) for key in ("threads", "cpu")}
+    return {"seconds": [one["seconds"] for one in rounds]} | middle
+
+
+def _clocks() -> dict[int, float]:
+    """CPU seconds of each thread of this process, by the clock that Linux derives from a thread's number."""
+    clocks = {}
+    for thread in map(int, os.listdir("/proc/self/task")):
+        with contextlib.suppress(OSError):  # it ended after it was listed
+            clocks[thread] = time.clock_gettime(~thread << 3 | 0b110)
+    return clocks
+
+
+def turns(timed: Mapping[Any, Callable[[], Any]], count: int) -> dict[Any, list[Any]]:
+    """What each returns, so many times, in turn; in another order each time."""
+    given: dict[Any, list[Any]] = {name: [] for name in timed}
     orders = random.Random(0)
     for _ in range(count):
         for name in orders.sample(list(timed), len(timed)):
@@ -95,8 +161,12 @@ def rounds(processes: Mapping[str, Process], count: int, *request: Any) -> dict[
 
 def ratio(times: Sequence[float], base: Sequence[float]) -> tuple[float, float, float]:
     """The median of `times` over `base`, round by round, and its lower and upper quartile."""
-    ratios = [a / b for a, b in zip(times, base, strict=True)]
-    low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
+    return quartiles([a / b for a, b in zip(times, base, strict=True)])
+
+
+def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
+    """The median, and the lower and upper quartile."""
+    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
     return middle, low, high
 
 

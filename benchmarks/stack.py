@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from benchmarks import peers, race
-from benchmarks.markdown import origin, sizes, table
+from benchmarks.markdown import origin, sizes, table, threads
 from benchmarks.peers import OURS, Peer, Prepared, compiled
 from lstmjax import BidirectionalParams, bidirectional, interop, lstm, stack
 
@@ -175,7 +175,7 @@ def section(results: dict[str, Any]) -> str:
         [
             "## Two bidirectional layers with lengths",
             "",
-            f"{origin(results)}. {intro}",
+            f"{origin(results)}. {intro} {threads(results['cells'])}",
             "",
             *table(head, rows),
             "",

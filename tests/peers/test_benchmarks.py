@@ -1,16 +1,20 @@
-"""What is timed is right: each library's outputs and gradients, the loop they are held to, and the tables."""
+"""The programs that are timed are right and use all cores, and the tables show what was measured."""
 
+import hashlib
 import json
 import os
 import subprocess
 import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
-from benchmarks import grid, growth, overhead, page, peers, race, stack
+from benchmarks import CORES, against, grid, growth, markdown, overhead, page, peak, peers, race, stack, tree
 from lstmjax import lstm
 
 pytestmark = pytest.mark.slow
@@ -97,16 +101,32 @@ def test_operations_are_those_that_the_compiler_counts():
 
 def test_the_tables():
     def cell(peer, kind, seconds, **more):
-        figures = {"compile_seconds": 1.0, "temporary_bytes": 2**20, "off": {"ys": 1e-7}} | more
+        figures = {
+            "compile_seconds": 1.0,
+            "temporary_bytes": 2**20,
+            "off": {"ys": 1e-7},
+            "threads": 2,
+            "cpu": 1.5,
+        } | more
         return {"shape": [1, 2, 3, 4], "kind": kind, "peer": peer, "seconds": seconds} | figures
+
+    def check(peer, middle, holds):
+        inside = {"seconds": [middle, middle], "threads": 1, "cpu": 1.0}
+        alone = {"seconds": [1.0, 1.0], "threads": 2, "cpu": 2.0}
+        found = {"inside": inside, "alone": alone, "ratio": [middle, middle, middle], "holds": holds}
+        return {"shape": [1, 2, 3, 4], "kind": "forward", "peer": peer} | found
 
     results = {
         "grid": "quick",
         "machine": {"device": "cpu", "processor": "a processor", "cores": 2, "python": "3.11"},
         "versions": {"jax": "0.10.2"},
         "left_out": {"Haiku": "dm-haiku"},
-        "peak": 1e9,
+        "peaks": {
+            "JAX": {"speed": 1e9, "threads": 2, "cpu": 1.9},
+            "PyTorch": {"speed": 2e9, "threads": 2, "cpu": 2.0},
+        },
         "took_seconds": 60.0,
+        "checks": [check("Keras", 1.07, True), check("PyTorch", 2.0, False)],
         "cells": [
             cell(peers.OURS, "forward", [1.0, 1.0, 1.0]),
             cell("Keras", "forward", [2.0, 3.0, 4.0]),
@@ -124,11 +144,101 @@ def test_the_tables():
         in text
     )
     assert "JAX takes x 0.50 as long, the geometric mean of 1 shapes; faster than ours at 1, 2, 3, 4 (x 0.50)." in text
-    assert "Haiku was not there." in text
-    twice = json.loads(json.dumps(results))
-    for one in twice["cells"]:
-        one["seconds"] = [2 * taken for taken in one["seconds"]]
-    assert page.compared(results, twice).count("x 2.00") == len(results["cells"])
+    assert "Haiku was not installed." in text
+    assert "2 GF/s on 2 (2.00) threads, by PyTorch (others: JAX 1 GF/s on 2 (1.90))." in text
+    assert "| 1, 2, 3, 4, forward | 2 (1.50) | 2 (1.50) | 2 (1.50) |\n| 1, 2, 3, 4, training | 2 (1.50) |" in text
+    assert "| Keras | 1, 2, 3, 4, forward | 1.07 s | 1.00 s | 1.07 (1.07 to 1.07) | 1 (1.00) | 2 (2.00) | yes |" in text
+    assert "- 1 of 2 agree within 7 %; these do not: PyTorch at 1, 2, 3, 4, forward (x 2.00)." in text
+
+
+def test_the_threads_of_a_section():
+    cells = [{"peer": name, "threads": n, "cpu": n / 2} for name, n in (("a", 1), ("b", 2), ("a", 3), ("b", 1))]
+    assert markdown.threads(cells).endswith("at most: a 3 (1.50), b 2 (1.00).")
+    assert markdown.threads([*cells, {"peer": "a"}]) == "Threads were not counted."
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_threads_that_worked_are_counted(workers):
+    ready = threading.Barrier(workers)
+
+    def work(_):
+        ready.wait()  # one of the pool's threads each
+        hashlib.pbkdf2_hmac("sha256", b"", b"", 100_000)  # without the interpreter's lock
+
+    with ThreadPoolExecutor(3) as pool:
+        found = race.timed(lambda: list(pool.map(work, range(workers))), 0.0, 0.0)
+    assert found["threads"] == workers  # the main thread waits for them
+    assert 0 < found["cpu"] <= 1.1 * min(CORES, workers)
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory):
+    """Every library that is installed, in a process as in the grid."""
+    folder = tmp_path_factory.mktemp("arrays")
+    here = [name for name in grid.ON_CPU if race.missing(grid.ON_CPU[name].distributions) is None]
+    commands = {name: ["benchmarks.grid", "quick", name, str(folder / f"{n}.npz")] for n, name in enumerate(here)}
+    environment = grid.ENVIRONMENTS["cpu"] | {"PYTHONPATH": str(ROOT)}
+    with race.started(commands, environment) as processes:
+        yield processes
+
+
+def test_every_library_works_on_all_cores(loaded):
+    able, _ = grid._prepared(loaded, "forward", (64, 20, 256, 256))
+    assert able.keys() == loaded.keys()
+    for name, process in able.items():
+        timing = race.summary([process.ask("run") for _ in range(3)])
+        assert timing["threads"] >= CORES, name
+
+
+def test_a_process_is_stopped_while_it_has_nothing_to_answer(loaded):
+    def state(process):
+        os.waitid(os.P_PID, process._process.pid, os.WSTOPPED | os.WNOWAIT)
+        return Path(f"/proc/{process._process.pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+    assert {name: state(process) for name, process in loaded.items()} == dict.fromkeys(loaded, "T")
+
+
+def test_a_stopped_process_does_not_outlive_a_parent_that_is_killed():
+    serve = "from benchmarks import race; race.serve({})"
+    start = "from benchmarks import race; import os, signal; "
+    start += f"one = race.Process('a', ['timeit', '-n', '1', '-r', '1', {serve!r}], {{}}); "
+    start += "print(one._process.pid, flush=True); os.kill(os.getpid(), signal.SIGKILL)"
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    ran = subprocess.run([sys.executable, "-c", start], env=environment, capture_output=True, text=True, timeout=60)
+    child = Path(f"/proc/{int(ran.stdout)}/stat")
+    deadline = time.monotonic() + 10
+    while child.exists() and child.read_text().rpartition(")")[2].split()[0] != "Z":
+        assert time.monotonic() < deadline, "it lives"
+        time.sleep(0.05)
+
+
+@pytest.mark.skipif(CORES == 1, reason="one core cannot be reduced")
+def test_a_library_whose_threads_are_bound_is_refused(tmp_path):
+    if race.missing(["torch"]):
+        pytest.skip("torch is not installed: python -m pip install -e '.[peers]'")
+    commands = {"PyTorch": ["benchmarks.grid", "quick", "PyTorch", str(tmp_path / "arrays.npz")]}
+    refused = pytest.raises(RuntimeError, match=f"PyTorch may run on 1 of {CORES} cores: .*OMP_PROC_BIND.*unset them")
+    with race.started(commands, {"PYTHONPATH": str(ROOT), "OMP_PROC_BIND": "true"}) as processes, refused:
+        grid._prepared(processes, "forward", SHAPE)
+
+
+def test_the_peak_is_that_of_the_fastest_library(monkeypatch):
+    monkeypatch.setitem(peak.SIZES, "cpu", (64,))
+    for product, distributions, places in peak.PRODUCTS.values():
+        if "cpu" in places and race.missing(distributions) is None:
+            assert np.asarray(product(64)()).size in (1, 64 * 64)
+    times = {"a": [2.0, 1.0, 3.0], "b": [4.0, 4.0, 4.0]}
+
+    class Fixed:
+        def __init__(self, name):
+            self._times = iter(times[name])
+
+        def ask(self, *request):
+            assert request == ("product", 64)
+            return {"seconds": next(self._times), "threads": 2, "cpu": 2.0}
+
+    found = peak.measure({name: Fixed(name) for name in times}, "cpu", {"b": {"speed": 1e9}})
+    assert found == {"a": {"speed": 2 * 64**3, "threads": 2, "cpu": 2.0}, "b": {"speed": 1e9}}
 
 
 def results_of(grid, cells):
@@ -147,9 +257,9 @@ def test_the_section_on_growth():
     cells = [cell(s, k, p) for s in growth.SHAPES for k in peers.KINDS for p in (peers.OURS, "Flax nnx")]
     text = page.section(results_of("growth", cells))
     assert "| 100 | 0.052 GF | 11.59 s | 34.76 s | 50.0 MiB | 50.0 MiB | 11.59 s |" in text
-    for axis, (operations, time, size) in {"T": (1, 1, 1), "B": (1, 0.5, 1), "units": (2, 2, 1)}.items():
+    for axis, (operations, taken, size) in {"T": (1, 1, 1), "B": (1, 0.5, 1), "units": (2, 2, 1)}.items():
         *_, table = text.partition(f"### Against {axis}\n")
-        figures = " | ".join([f"{operations:.2f}", *2 * [*2 * [f"{time:.2f}"], *2 * [f"{size:.2f}"]]])
+        figures = " | ".join([f"{operations:.2f}", *2 * [*2 * [f"{taken:.2f}"], *2 * [f"{size:.2f}"]]])
         assert f"\n| slope | {figures} |\n| slope of the last {growth.LAST} | {figures} |" in table.split("###")[0]
 
 
@@ -178,9 +288,8 @@ def test_calls_from_python_are_timed_in_turn(monkeypatch):
 
 def test_processes_answer_in_turn_and_errors_are_not_swallowed():
     code = "from benchmarks import race; import itertools; c = itertools.count(); race.serve({'n': lambda: next(c)})"
-    environment = {"PYTHONPATH": str(ROOT)}
     script = ["timeit", "-n", "1", "-r", "1", code]
-    with race.started({"a": script, "b": script}, {"a": environment, "b": environment}) as processes:
+    with race.started({"a": script, "b": script}, {"PYTHONPATH": str(ROOT)}) as processes:
         assert race.rounds(processes, 3, "n") == {"a": [0, 1, 2], "b": [0, 1, 2]}
         with pytest.raises(RuntimeError, match="the process of a ended"):
             processes["a"].ask("nothing of that name")
@@ -192,10 +301,18 @@ def test_the_commands(tmp_path, monkeypatch):
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     small = "from benchmarks import grid, __main__ as m; import sys; "
     small += "ours = {n: p for n, p in grid.PEERS.items() if n.startswith('lstmjax')}; "
-    small += "grid.GRIDS['quick'] = grid.Grid([(2, 3, 4, 5)], ours); "
+    small += "grid.CHECKS, grid.TOLERANCE = 2, float(sys.argv[1]); "
+    small += "grid.GRIDS['quick'] = grid.Grid([(2, 3, 4, 5)], ours, checked=[(2, 3, 4, 5)]); "
     small += f"sys.exit(m.main(['quick', '--out', {str(path)!r}, '--budget', '0.01']))"
-    subprocess.run([sys.executable, "-c", small], check=True, env=environment, capture_output=True)
+    for tolerance, code in (("-1", 1), ("1e9", 0)):
+        ran = subprocess.run([sys.executable, "-c", small, tolerance], env=environment, capture_output=True, text=True)
+        assert ran.returncode == code, ran.stderr
+        assert f"- {4 * (1 - code)} of 4 agree within 7 %" in ran.stdout
     results = json.loads(path.read_text())
+    assert [(check["peer"], len(check["inside"]["seconds"])) for check in results["checks"]] == [
+        (name, 2) for _ in peers.KINDS for name in ("lstmjax", "lstmjax, scan")
+    ]
+    assert all(cell["threads"] >= 1 and cell["cpu"] > 0 for cell in results["cells"])
     assert [(cell["kind"], cell["peer"]) for cell in results["cells"]] == [
         (kind, name) for kind in peers.KINDS for name in ("lstmjax", "lstmjax, scan")
     ]
@@ -203,8 +320,28 @@ def test_the_commands(tmp_path, monkeypatch):
     shown = subprocess.run([*run, "page", str(path)], check=True, env=environment, capture_output=True, text=True)
     assert shown.stdout.startswith("# Speed\n")
     assert "\n## The quick grid\n" in shown.stdout
-    shown = subprocess.run([*run, "compare", path, path], check=True, env=environment, capture_output=True, text=True)
-    assert shown.stdout.count("x 1.00") == 4
+
+
+def test_two_trees_are_compared(tmp_path):
+    found = against.checkout("HEAD", tmp_path)
+    assert len(found) == 40
+    assert (tmp_path / "lstmjax" / "lstm.py").is_file()
+    with pytest.raises(subprocess.CalledProcessError):
+        against.checkout("no-commit-of-that-name", tmp_path)
+    results = against.run("HEAD", [(2, 3, 4, 5)], 2, lambda line: None)
+    assert [(cell["kind"], cell["peer"]) for cell in results["cells"]] == [
+        (kind, name) for kind in (tree.CALL, *peers.KINDS) for name in (against.NOW, against.THEN)
+    ]
+    for cell in results["cells"]:
+        cell["seconds"] = {"forward": [2.0, 4.0], "training": [0.5, 1.0]}.get(cell["kind"], [3e-5, 3e-5])
+        if cell["peer"] == against.THEN:
+            cell["seconds"] = [1.0, 1.0] if cell["kind"] in peers.KINDS else [6e-5, 6e-5]
+    text = page.section(json.loads(page.stored(results)))
+    assert f"| 1, 4, 8, 8 | {tree.CALL} | 60 µs | 30 µs | 0.500 (0.500 to 0.500) |" in text
+    assert "| 2, 3, 4, 5 | forward | 1.00 s | 3.00 s | 3.000 (2.500 to 3.500) |" in text
+    assert "- The geometric mean of now / then, forward: 3.000 (2.500 to 3.500)." in text
+    assert "- The geometric mean of now / then, training: 0.750 (0.625 to 0.875)." in text
+    assert "- The geometric mean of now / then, both: 1.500 (1.250 to 1.750)." in text
 
 
 def test_the_page_is_made_of_the_results():
