@@ -10,7 +10,6 @@ import importlib
 import platform
 import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -20,6 +19,7 @@ import jax
 import numpy as np
 
 from benchmarks import race
+from benchmarks.markdown import threads
 from lstmjax import export, stack
 
 SIZES = [(1, 1, 64, 128, 1, 1), (1, 50, 64, 128, 1, 1), (1, 200, 128, 256, 2, 2), (32, 50, 64, 128, 2, 1)]
@@ -52,27 +52,22 @@ def serve(name: str, size: tuple[int, ...], path: Path) -> None:
     call = MODELS[name](params)
     np.save(path, call(xs))
 
-    def run():
-        np.asarray(call(xs))  # it wakes threads and fills caches
-        start = time.perf_counter()
-        np.asarray(call(xs))
-        return time.perf_counter() - start
-
-    race.serve({"run": run})
+    race.serve({"run": race.Timer(lambda: np.asarray(call(xs)), *race.INSIDE)})
 
 
-def measure(size: tuple[int, ...], rounds: int) -> list[str]:
-    """A cell for each model, and the largest difference between their outputs."""
+def measure(size: tuple[int, ...], rounds: int) -> tuple[list[str], list[dict[str, Any]]]:
+    """A cell for each model and the largest difference between their outputs; and the threads of each."""
     with tempfile.TemporaryDirectory() as folder:
         paths = {name: Path(folder) / f"{number}.npy" for number, name in enumerate(MODELS)}
         told = ["--sizes", ",".join(map(str, size))]
         commands = {n: ["benchmarks.export", "--serve", n, "--path", str(path), *told] for n, path in paths.items()}
         with race.started(commands) as processes:
-            times = race.rounds(processes, rounds, "run")
+            found = {name: race.summary(each) for name, each in race.rounds(processes, rounds, "run").items()}
             outputs = [np.load(path) for path in paths.values()]
     off = max(np.abs(each - outputs[0]).max() for each in outputs)
-    first, *others = times.values()
-    return [race.seconds(statistics.median(first)), *(race.beside(taken, first) for taken in others), f"{off:.1e}"]
+    first, *others = (timing["seconds"] for timing in found.values())
+    cells = [race.seconds(statistics.median(first)), *(race.beside(taken, first) for taken in others), f"{off:.1e}"]
+    return cells, [timing | {"peer": name} for name, timing in found.items()]
 
 
 def main() -> None:
@@ -87,8 +82,12 @@ def main() -> None:
     libraries = ", ".join(f"{name} {version(name)}" for name in ("jax", "onnxruntime"))
     print(f"{libraries}, {platform.processor() or platform.machine()}\n")
     print(f"| {NAMES} | " + " | ".join([*MODELS, "outputs apart"]) + " |\n| --- |" + " --- |" * (len(MODELS) + 1))
+    timings = []
     for size in given.sizes:
-        print(f"| {', '.join(map(str, size))} | " + " | ".join(measure(size, given.rounds)) + " |", flush=True)
+        cells, found = measure(size, given.rounds)
+        timings += found
+        print(f"| {', '.join(map(str, size))} | " + " | ".join(cells) + " |", flush=True)
+    print(f"\n{threads(timings)}")
 
 
 def sizes(text: str) -> tuple[int, ...]:

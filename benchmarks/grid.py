@@ -59,8 +59,7 @@ ENVIRONMENTS = {
     "tpu": {},
 }
 ROUNDS = 5, 31  # the fewest and the most
-INSIDE = 0.02, 0.01  # seconds of calls ahead of the clock, and of timed ones
-ALONE = 0.2, 0.2
+ALONE = 0.2, 0.2  # seconds of calls ahead of the clock, and of timed ones
 CHECKS = 11  # rounds of the check
 TOLERANCE = 0.07
 LOAD = os.getloadavg()[0]  # of other programs, at the start
@@ -210,7 +209,7 @@ class Server:
         if prepared is None:
             return None
         np.savez(self._path, **prepared.arrays(prepared.run()))
-        self._inside, self._alone = (race.Timer(prepared.run, *seconds) for seconds in (INSIDE, ALONE))
+        self._inside, self._alone = (race.Timer(prepared.run, *seconds) for seconds in (race.INSIDE, ALONE))
         return {
             "cores": len(os.sched_getaffinity(0)),
             "compile_seconds": prepared.compile_seconds,

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import race
+from benchmarks.markdown import threads
 from lstmjax import BidirectionalParams, HierarchyParams, LevelParams, LSTMParams, dense, embedding, hierarchy
 
 SIZES = [(4, 32, 16, 64, 64), (8, 64, 24, 100, 100)]
@@ -230,10 +231,7 @@ def serve(name: str, size: tuple[int, ...], folder: Path) -> None:
         return time.perf_counter() - start
 
     def run(kind):
-        jax.block_until_ready(compiled[kind](params, inputs))  # it wakes threads and fills caches
-        start = time.perf_counter()
-        jax.block_until_ready(compiled[kind](params, inputs))
-        return time.perf_counter() - start
+        return race.timed(lambda: jax.block_until_ready(compiled[kind](params, inputs)), *race.INSIDE)
 
     def outputs():
         gradient = table(compiled["training"](params, inputs)[1])
@@ -242,8 +240,8 @@ def serve(name: str, size: tuple[int, ...], folder: Path) -> None:
     race.serve({"compile": build, "run": run, "outputs": outputs})
 
 
-def measure(size: tuple[int, ...], rounds: int, compiles: int) -> list[list[str]]:
-    """A row for each of what is measured and compared: a title, then a cell for each model."""
+def measure(size: tuple[int, ...], rounds: int, compiles: int) -> tuple[list[list[str]], list[dict[str, Any]]]:
+    """A row for each figure that is measured or compared: a title, then a cell for each model; and their threads."""
     with tempfile.TemporaryDirectory() as folder:
         told = ["--folder", folder, "--sizes", ",".join(map(str, size))]
         commands = {
@@ -253,10 +251,14 @@ def measure(size: tuple[int, ...], rounds: int, compiles: int) -> list[list[str]
         }
         with race.started(commands) as processes:
             times = {f"compile {kind}": race.rounds(processes, compiles, "compile", kind) for kind in KINDS}
-            times |= {kind: race.rounds(processes, rounds, "run", kind) for kind in KINDS}
+            timings = []
+            for kind in KINDS:
+                found = {n: race.summary(each) for n, each in race.rounds(processes, rounds, "run", kind).items()}
+                times[kind] = {name: timing["seconds"] for name, timing in found.items()}
+                timings += [timing | {"peer": name} for name, timing in found.items()]
             race.rounds(processes, 1, "outputs")
             outputs = {name: dict(np.load(Path(folder) / f"{name}.npz")) for name in processes}
-    return [[what, *cells(taken)] for what, taken in times.items()] + agreement(size, outputs)
+    return [[what, *cells(taken)] for what, taken in times.items()] + agreement(size, outputs), timings
 
 
 def cells(times: dict[str, list[float]]) -> list[str]:
@@ -305,8 +307,9 @@ def main() -> None:
     for size in given.sizes:
         print("\nconversations, utterances, words, embedding, units = " + ", ".join(map(str, size)))
         print("\n| | " + " | ".join(MODELS) + " |\n| --- |" + " --- |" * len(MODELS))
-        for row in measure(size, given.rounds, given.compiles):
-            print("| " + " | ".join(row) + " |", flush=True)
+        rows, timings = measure(size, given.rounds, given.compiles)
+        print("\n".join("| " + " | ".join(row) + " |" for row in rows), flush=True)
+        print(f"\n{threads(timings)}")
 
 
 def sizes(text: str) -> tuple[int, ...]:

@@ -22,7 +22,7 @@ def threads(cells: Iterable[dict[str, Any]]) -> str:
             return "Threads were not counted."
         count, cpu = most.get(cell["peer"], (0, 0.0))
         most[cell["peer"]] = max(count, cell["threads"]), max(cpu, cell["cpu"])
-    each = ", ".join(f"{name} {worked(count, cpu)}" for name, (count, cpu) in most.items())
+    each = "; ".join(f"{name} {worked(count, cpu)}" for name, (count, cpu) in most.items())
     return f"Threads that worked, and CPU seconds in a second, at most: {each}."
 
 

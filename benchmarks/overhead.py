@@ -1,4 +1,4 @@
-"""What a call from Python costs at a size where there is nothing to compute, beside an LSTM written by hand."""
+"""What a call from Python costs at a size where there is nothing to compute, and what an LSTM written by hand does."""
 
 import statistics
 import time
@@ -11,12 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import grid, race
-from benchmarks.markdown import origin, table
+from benchmarks.markdown import origin, table, threads
 from lstmjax import LSTMParams, LSTMState, lstm
 
 INPUTS = UNITS = 8
 CALLS = 300
 HAND, HAND_TUPLE = "by hand", "by hand, of a tuple"
+STREAM = "step, in a loop"
 JITTED, DIRECT = "lstmjax, jitted by the caller", "lstmjax"
 
 
@@ -26,18 +27,21 @@ def run(budget: float, say: Callable[[str], None]) -> dict[str, Any]:
     for case, variants in cases().items():
         say(case)
         race.turns(variants, 1)
-        round_seconds = CALLS * sum(times[0] for times in race.turns(variants, 1).values())
-        times = race.turns(variants, int(np.clip(budget / round_seconds, *grid.ROUNDS)))
-        cells += [{"case": case, "variant": name, "seconds": times[name]} for name in variants]
+        timers = {name: race.Timer(call, *race.INSIDE) for name, call in variants.items()}
+        rounds = int(np.clip(budget / (len(timers) * sum(race.INSIDE)), *grid.ROUNDS))
+        for name, times in race.turns(timers, rounds).items():
+            found = race.summary(times)
+            seconds = [taken / CALLS if case == STREAM else taken for taken in found["seconds"]]
+            cells.append({"case": case, "peer": name} | found | {"seconds": seconds})
     where = grid.where(jax.devices()[0].device_kind, ("jax", "lstmjax"))
     return {"grid": "overhead", **where, "took_seconds": time.perf_counter() - start, "cells": cells}
 
 
-def cases() -> dict[str, dict[str, Callable[[], float]]]:
-    """By name, variants to be timed; each gives the seconds of a call."""
+def cases() -> dict[str, dict[str, Callable[[], Any]]]:
+    """By name, variants to be timed: one call of `apply`, or `CALLS` of `step`."""
     params = lstm.init(jax.random.key(0), INPUTS, UNITS)
     weights = params.w_x, params.w_h, params.bias
-    made: dict[str, dict[str, Callable[[], float]]] = {}
+    made: dict[str, dict[str, Callable[[], Any]]] = {}
     for steps in (1, 4):
         xs = jnp.ones((1, steps, INPUTS))
         made[f"apply, T = {steps}, each call awaited"] = {
@@ -47,7 +51,7 @@ def cases() -> dict[str, dict[str, Callable[[], float]]]:
             DIRECT: partial(called, lstm.apply, params, xs),
         }
     xs, state = [jnp.ones((1, INPUTS))] * CALLS, lstm.initial_state(params, (1,))
-    made["step, in a loop"] = {
+    made[STREAM] = {
         HAND: partial(streamed, jax.jit(step_params), params, xs, state),
         HAND_TUPLE: partial(streamed, jax.jit(step), weights, xs, (state.h, state.c)),
         JITTED: partial(streamed, jax.jit(lstm.step), params, xs, state),
@@ -56,19 +60,14 @@ def cases() -> dict[str, dict[str, Callable[[], float]]]:
     return made
 
 
-def called(apply: Callable, params: Any, xs: jax.Array) -> float:
-    start = time.perf_counter()
-    for _ in range(CALLS):
-        apply(params, xs)[0].block_until_ready()
-    return (time.perf_counter() - start) / CALLS
+def called(apply: Callable, params: Any, xs: jax.Array) -> None:
+    apply(params, xs)[0].block_until_ready()
 
 
-def streamed(step: Callable, params: Any, xs: Iterable[jax.Array], state: Any) -> float:
-    start = time.perf_counter()
+def streamed(step: Callable, params: Any, xs: Iterable[jax.Array], state: Any) -> None:
     for x in xs:
         _, state = step(params, x, state)
     jax.block_until_ready(state)
-    return (time.perf_counter() - start) / CALLS
 
 
 def step(weights: Any, x: jax.Array, state: Any) -> Any:
@@ -104,7 +103,7 @@ def section(results: dict[str, Any]) -> str:
     """A row for each case: by hand, and how many times as long each of the others takes."""
     made: dict[str, dict[str, list[float]]] = {}
     for cell in results["cells"]:
-        made.setdefault(cell["case"], {})[cell["variant"]] = cell["seconds"]
+        made.setdefault(cell["case"], {})[cell["peer"]] = cell["seconds"]
     rows = []
     for case, times in made.items():
         base = times[HAND]
@@ -117,4 +116,5 @@ def section(results: dict[str, Any]) -> str:
         f"that of one {HAND}."
     )
     lines = table(["", HAND, *(f"{name} /" for name in (HAND_TUPLE, JITTED, DIRECT))], rows)
-    return "\n".join(["## Calls from Python", "", f"{origin(results)}. {intro}", "", *lines, ""])
+    head = f"{origin(results)}. {intro} {threads(results['cells'])}"
+    return "\n".join(["## Calls from Python", "", head, "", *lines, ""])

@@ -22,6 +22,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+INSIDE = 0.02, 0.01  # seconds of calls ahead of the clock, and of timed ones
 LONG = 0.1  # seconds
 PR_SET_PDEATHSIG = 1  # of Linux' prctl
 WORKED = 0.05  # of the CPU seconds of all threads: one that took less did not work
