@@ -59,7 +59,7 @@ ENVIRONMENTS = {
     "tpu": {},
 }
 ROUNDS = 5, 31  # the fewest and the most
-ALONE = 0.2, 0.2  # seconds of calls ahead of the clock, and of timed ones
+ALONE = 0.1, 0.1  # seconds of calls ahead of the clock, and of timed ones
 CHECKS = 11  # rounds of the check
 TOLERANCE = 0.07
 LOAD = os.getloadavg()[0]  # of other programs, at the start

@@ -13,6 +13,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from jax.experimental import rnn
 
 from benchmarks import CORES, against, grid, growth, markdown, overhead, page, peak, peers, race, stack, tree
 from lstmjax import lstm
@@ -57,6 +58,20 @@ def test_every_library_computes_the_same(name, kind):
     for array, values in found.items():
         assert np.abs(values - expected[array]).max() <= 3e-6 * np.abs(expected[array]).max(), array
     assert (prepared.compile_seconds is None) == (not peers.PEERS[name].on_jax)
+
+
+@pytest.mark.parametrize("name", [name for name, peer in peers.PEERS.items() if peer.on_jax and "cpu" in peer.on])
+def test_every_library_in_jax_multiplies_in_the_precision_of_the_gpu_grid(name, monkeypatch):
+    if (distribution := race.missing(peers.PEERS[name].distributions)) is not None:
+        pytest.skip(f"{distribution} is not installed: python -m pip install -e '.[peers,flax]'")
+    monkeypatch.setattr(
+        peers, "compiled", lambda _, function, *arguments: jax.jit(function).lower(*arguments).as_text()
+    )
+    precision = grid.ENVIRONMENTS["gpu"]["JAX_DEFAULT_MATMUL_PRECISION"]
+    with jax.numpy_rank_promotion("allow"), jax.default_matmul_precision(precision):
+        text = peers.PEERS[name].prepare("training", peers.problem(*SHAPE))
+        assert not rnn._lstm_cudnn_allow_tf32(None)
+    assert text.count("stablehlo.dot_general") == text.count("precision = [HIGHEST, HIGHEST]") > 0
 
 
 @pytest.mark.parametrize("kind", peers.KINDS)
