@@ -9,6 +9,8 @@ t runs over the valid steps alone: padding reaches no value and no gradient, wha
 all each of them is 0.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -137,6 +139,7 @@ def last(
     return jnp.sum(jnp.where(here, xs, 0), axis=-2, dtype=xs.dtype)
 
 
+@partial(jax.jit, static_argnames="window")
 def _over_windows(xs: Array, window: int) -> Array:
     """The maximum over the window that starts at each step, of no more steps than there are.
 

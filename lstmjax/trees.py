@@ -149,7 +149,9 @@ def fitted(found: Any, like: Any, where: tuple[str, ...] = ()) -> Any:
         [*_], tree = jax.tree_util.tree_flatten(like, is_leaf=lambda node: node is not like)
         return tree.unflatten([children[key] for key in wanted])
     kind = type(found)
-    return kind(children.values()) if kind in (tuple, list) else kind(**children) if kind is not dict else children
+    if kind in (tuple, list):
+        return kind(children.values())
+    return children if kind is dict else kind(**children, **_static(found))
 
 
 def describe_options(options: Any) -> Any:
