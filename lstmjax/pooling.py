@@ -13,7 +13,6 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int, Integer
 
 from lstmjax import checks, keywords, padding
@@ -157,7 +156,7 @@ def _over_windows(xs: Array, window: int) -> Array:
         after = jnp.pad(ys, ends, constant_values=-jnp.inf)
         return jnp.maximum(ys, jax.lax.dynamic_slice_in_dim(after, shift, ys.shape[-2], ys.ndim - 2)), None
 
-    return jax.lax.scan(widened, xs, np.array(shifts, np.int32))[0]
+    return jax.lax.scan(widened, xs, jnp.array(shifts, jnp.int32))[0]
 
 
 def _check(xs, lengths) -> tuple[Array, Array | None]:

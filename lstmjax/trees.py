@@ -384,4 +384,4 @@ def _told(value: Any) -> str:
 
 
 def _named(root: str, where: tuple[str, ...]) -> str:
-    return cut("/".join((root, *map(cut, where))))
+    return cut("/".join((root, *map(cut, where))), 150)

@@ -113,7 +113,8 @@ def _key(function: Any, given: Any) -> tuple[Any, Any]:
         else:
             function = vars(function)["__wrapped__"]
     leaves, tree = jax.tree.flatten(trees)
-    told, places = [str(jax.dtypes.canonicalize_dtype(float))], {id(leaf): place for place, leaf in enumerate(leaves)}
+    told: list[Any] = [str(jax.dtypes.canonicalize_dtype(float))]
+    places = {id(leaf): place for place, leaf in enumerate(leaves)}
     for leaf in leaves:
         if hasattr(leaf, "shape") and hasattr(leaf, "dtype"):
             told.append((tuple(leaf.shape), leaf.dtype, places[id(leaf)]))  # params in two places count once
