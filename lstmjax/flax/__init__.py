@@ -88,7 +88,7 @@ With linen the same:
 True
 """
 
-from lstmjax.flax import state_dicts as state_dicts
+from lstmjax.flax import state_dicts
 from lstmjax.flax.linen import RNN as RNN
 from lstmjax.flax.linen import LSTMCell as LSTMCell
 from lstmjax.flax.nnx import CRF as CRF
@@ -96,3 +96,5 @@ from lstmjax.flax.nnx import LSTM as LSTM
 from lstmjax.flax.nnx import Bidirectional as Bidirectional
 from lstmjax.flax.nnx import Offset as Offset
 from lstmjax.flax.nnx import Stack as Stack
+
+state_dicts.register()

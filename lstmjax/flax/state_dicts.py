@@ -8,6 +8,12 @@ from flax import serialization
 from lstmjax import pytrees
 
 
+def register() -> None:
+    """Let `flax.serialization` take all params and states."""
+    for kind in pytrees.CONTAINERS:
+        serialization.register_serialization_state(kind, _to_state_dict, _from_state_dict)
+
+
 def _to_state_dict(given: Any) -> dict[str, Any]:
     return {field.name: serialization.to_state_dict(getattr(given, field.name)) for field in dataclasses.fields(given)}
 
@@ -26,7 +32,3 @@ def _from_state_dict(target: Any, state: Any) -> Any:
     return type(target)(
         **{name: serialization.from_state_dict(getattr(target, name), state[name], name=name) for name in names}
     )
-
-
-for _kind in pytrees.CONTAINERS:
-    serialization.register_serialization_state(_kind, _to_state_dict, _from_state_dict)
