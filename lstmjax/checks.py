@@ -362,9 +362,11 @@ def asarray(name: str, value: Any) -> jax.Array:
     """Return `value` as a JAX array of any dtype, or raise."""
     if isinstance(value, np.ndarray) and not value.dtype.isnative:
         raise TypeError(f"{name} must have the byte order of this machine, as .astype({value.dtype.name!r}) gives it.")
+    if isinstance(value, jax.Array) and value.dtype == jax.dtypes.canonicalize_dtype(value.dtype):
+        return value
     try:
-        # A copy is no computation, and what holds NaN may be padding.
-        with jax.debug_nans(False) if isinstance(value, np.ndarray) and jax.config.jax_debug_nans else _AS_IT_IS:
+        # A copy is no computation, and the NaN that it holds may be padding.
+        with jax.debug_nans(False) if jax.config.jax_debug_nans else _AS_IT_IS:
             return jnp.asarray(value)
     except OverflowError as error:
         raise ValueError(f"{name} must hold numbers that fit: {error}.") from error

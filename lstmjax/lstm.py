@@ -247,6 +247,9 @@ def _read(params, xs, state, clock, masks, *, dropout, return_sequences, options
     options = dataclasses.replace(options, units_axis=placement.units_axis(options.units_axis))
     initial = initial_state(params)
     params, xs, state = promoted(params, xs, state, options)
+    if xs.shape[-2] == 0:  # a loop of no steps is one that JAX does not run where jit is disabled
+        ys, *_ = placement.varying_alike((jnp.zeros((*xs.shape[:-1], params.outputs), xs.dtype), xs, state))
+        return ys if return_sequences else state.h, state
     if implementation == "auto":
         call = params, xs, options, dropout, masks
         implementation = next(name for name in IMPLEMENTATIONS if _refusal(name, *call) is None)

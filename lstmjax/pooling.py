@@ -107,7 +107,7 @@ def global_mean(
     """
     xs, lengths = _check(xs, lengths)
     total = jnp.sum(padding.fill(xs, lengths), axis=-2, dtype=checks.at_least_float32(xs.dtype))
-    return (total / jnp.maximum(_count(xs, lengths), 1)).astype(xs.dtype)
+    return (total / jnp.maximum(_count(xs, lengths), 1).astype(total.dtype)).astype(xs.dtype)
 
 
 @keywords.explained("pooling.last")
@@ -150,7 +150,9 @@ def _over_windows(xs: Array, window: int) -> Array:
     while reach < window:
         shifts.append(min(reach, window - reach))  # the last two halves may overlap
         reach += shifts[-1]
-    ends = [(0, 0)] * (xs.ndim - 2) + [(0, max(shifts, default=0)), (0, 0)]
+    if not shifts:
+        return xs
+    ends = [(0, 0)] * (xs.ndim - 2) + [(0, max(shifts)), (0, 0)]
 
     def widened(ys: Array, shift: Array) -> tuple[Array, None]:
         after = jnp.pad(ys, ends, constant_values=-jnp.inf)

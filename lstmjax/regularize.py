@@ -8,7 +8,8 @@ import dataclasses
 from typing import Any
 
 import jax
-from jaxtyping import Array, Float
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
 
 from lstmjax import checks, keywords, pytrees
 
@@ -114,7 +115,7 @@ def draw(dropout: Dropout, key: Array | None, params: Any, batch: tuple[int, ...
         return factors(keys[name], rate, shape) if rate else None
 
     def held(name, rate, *shape):
-        return jax.random.bernoulli(keys[name], rate, (time, *batch, *shape)) if rate else None
+        return _drawn(keys[name], rate, (time, *batch, *shape)) if rate else None
 
     return Masks(
         inputs=kept("inputs", dropout.inputs, (*batch, params.inputs)),
@@ -129,4 +130,10 @@ def draw(dropout: Dropout, key: Array | None, params: Any, batch: tuple[int, ...
 
 def factors(key: Array, rate: float, shape: tuple[int, ...]) -> Float[Array, "*shape"]:
     """0 with probability `rate`, else 1 / (1 - rate)."""
-    return jax.random.bernoulli(key, 1 - rate, shape) / ((1 - rate) or 1)  # a rate of 1 keeps nothing: not 0 / 0
+    kept = _drawn(key, 1 - rate, shape)
+    return kept.astype(float) / ((1 - rate) or 1)  # a rate of 1 keeps nothing: not 0 / 0
+
+
+def _drawn(key: Array, rate: float, shape: tuple[int, ...]) -> Bool[Array, "*shape"]:
+    """True with probability `rate`: drawn from float32, so that masks are the same where JAX has 64 bits."""
+    return jax.random.bernoulli(key, jnp.float32(rate), shape)

@@ -10,9 +10,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Integer, Shaped
 
-from lstmjax import checks, keywords
+from lstmjax import checks, keywords, padding
 from lstmjax.bidirectional import BidirectionalState
 
 
@@ -156,54 +157,73 @@ def truncated(apply: Callable[..., tuple[Array, Any]], steps: int) -> Callable[.
         return_sequences = checks.boolean("return_sequences", return_sequences)
         if xs.ndim < 2:
             raise ValueError(f"xs must have axes [*batch, time, inputs], at least 2 of them; got shape {xs.shape}.")
-        batch, time = xs.shape[:-2], xs.shape[-2]
+        *batch, time, _ = xs.shape
+        batch = tuple(batch)
         lengths = None if lengths is None else checks.lengths(lengths, batch, time)
         resets = None if resets is None else checks.resets(resets, batch, time)
-        options |= {"reverse": True} if reverse else {}
-        options |= {} if return_sequences else {"return_sequences": False}
-
-        def read(carry, piece):
-            state, last = carry
-            start, xs, resets = piece
-            span, given = xs.shape[-2], {}
-            boundary = start + span if reverse else start
-            goes_on = boundary < (time if lengths is None else lengths)
-            state = jax.tree.map(partial(_stopped, (boundary > 0) & goes_on), state)
-            if lengths is not None:
-                given["lengths"] = jnp.clip(lengths - start, 0, span)
-            if resets is not None:
-                given["resets"] = resets
-            ys, state = apply(params, xs, state, **given, **options)
-            if return_sequences:
-                return (state, last), ys
-            if lengths is not None:  # a sequence of which this piece has nothing has said its last before
-                ys = jnp.where(jnp.expand_dims(given["lengths"] > 0, -1), ys, last)
-            return (state, ys), None
-
-        # Reading no step gives the state to begin with, in the dtype and on the devices in which it will be carried.
-        ys, state = apply(params, xs[..., :0, :], state, **options)
-        if any(map(_reads_back, jax.tree.leaves(state, is_leaf=_reads_back))):
-            raise ValueError(
-                "apply must read in one direction, so that its state can be carried from piece to piece; its state is "
-                f"{type(state).__name__} with a half that reads backward. A bidirectional layer cannot be cut."
-            )
-        whole = time - time % steps
-        parts = [part for part in ((0, whole, steps), (whole, time, time - whole)) if part[0] < part[1]]
-        carry, outputs = (state, ys), [ys]
-        for first, last, span in reversed(parts) if reverse else parts:
-            pieces = (
-                jnp.arange(first, last, span),
-                _cut(xs[..., first:last, :], span, -2),
-                None if resets is None else _cut(resets[..., first:last], span, -1),
-            )
-            carry, ys = jax.lax.scan(read, carry, pieces, reverse=reverse)
-            outputs += [] if ys is None else [_joined(ys)]
-        state, last = carry
-        if not return_sequences:
-            return last, state
-        return jnp.concatenate(outputs[::-1] if reverse else outputs, axis=-2), state
+        arrays = {name: value for name, value in options.items() if any(map(_is_array, jax.tree.leaves(value)))}
+        static = tuple(sorted((name, value) for name, value in options.items() if name not in arrays))
+        return _in_pieces(
+            (params, padding.fill(xs, lengths), state, lengths, resets, arrays),
+            apply=apply,
+            steps=steps,
+            reverse=reverse,
+            return_sequences=return_sequences,
+            static=static,
+        )
 
     return apply_in_pieces
+
+
+@partial(jax.jit, static_argnames=("apply", "steps", "reverse", "return_sequences", "static"))
+def _in_pieces(given, *, apply, steps, reverse, return_sequences, static):
+    """What `truncated` returns, as one program, since a loop compiles anew at each call outside of one."""
+    params, xs, state, lengths, resets, arrays = given
+    time = xs.shape[-2]
+    options = arrays | dict(static)
+    options |= {"reverse": True} if reverse else {}
+    options |= {} if return_sequences else {"return_sequences": False}
+
+    def read(carry, piece):
+        state, last = carry
+        start, xs, resets = piece
+        span, timed = xs.shape[-2], {}
+        boundary = start + span if reverse else start
+        goes_on = boundary < (time if lengths is None else lengths)
+        state = jax.tree.map(partial(_stopped, (boundary > 0) & goes_on), state)
+        if lengths is not None:
+            timed["lengths"] = jnp.clip(lengths - start, 0, span)
+        if resets is not None:
+            timed["resets"] = resets
+        ys, state = apply(params, xs, state, **timed, **options)
+        if return_sequences:
+            return (state, last), ys
+        if lengths is not None:  # a sequence of which this piece has nothing has said its last before
+            ys = jnp.where(jnp.expand_dims(timed["lengths"] > 0, -1), ys, last)
+        return (state, ys), None
+
+    # Reading no step gives the state to begin with, in the dtype and on the devices in which it will be carried.
+    ys, state = apply(params, xs[..., :0, :], state, **options)
+    if any(map(_reads_back, jax.tree.leaves(state, is_leaf=_reads_back))):
+        raise ValueError(
+            "apply must read in one direction, so that its state can be carried from piece to piece; its state is "
+            f"{type(state).__name__} with a half that reads backward. A bidirectional layer cannot be cut."
+        )
+    whole = time - time % steps
+    parts = [part for part in ((0, whole, steps), (whole, time, time - whole)) if part[0] < part[1]]
+    carry, outputs = (state, ys), [ys]
+    for first, last, span in reversed(parts) if reverse else parts:
+        pieces = (
+            jnp.arange(first, last, span),
+            _cut(xs[..., first:last, :], span, -2),
+            None if resets is None else _cut(resets[..., first:last], span, -1),
+        )
+        carry, ys = jax.lax.scan(read, carry, pieces, reverse=reverse)
+        outputs += [] if ys is None else [_joined(ys)]
+    state, last = carry
+    if not return_sequences:
+        return last, state
+    return jnp.concatenate(outputs[::-1] if reverse else outputs, axis=-2), state
 
 
 def _cut(array: Array, span: int, axis: int) -> Array:
@@ -216,6 +236,10 @@ def _joined(pieces: Float[Array, "pieces *batch span units"]) -> Float[Array, "*
     pieces = jnp.moveaxis(pieces, 0, -3)
     *batch, count, span, units = pieces.shape
     return pieces.reshape(*batch, count * span, units)
+
+
+def _is_array(leaf: Any) -> bool:
+    return isinstance(leaf, jax.Array | np.ndarray)
 
 
 def _reads_back(state: Any) -> bool:
