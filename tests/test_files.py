@@ -776,7 +776,7 @@ def test_long_names_are_not_made_for_every_node(path):
     with pytest.raises(FileError, match="is not in like"):
         files.load(path, like={key: {}})
     with pytest.raises(ValueError, match="a header of at most"):
-        files.save(path, {"k" * files.LONGEST_HEADER: np.ones(1)})
+        files.save(path, {"k" * files.LONGEST_HEADER: np.ones(1, np.float32)})
 
 
 @pytest.mark.parametrize(("content", "reason"), HOSTILE.values(), ids=HOSTILE)

@@ -37,7 +37,8 @@ Layout = tuple[Names, Names]
 def from_flax(source: Any, *, options: LSTMOptions = LSTMOptions()) -> gates.RECURRENT:
     """Take the weights of an LSTM of Flax.
 
-    What a call of Flax's is told, such as reverse, time_major or merge_fn, is no part of the weights: tell `apply`.
+    What a call of Flax's is told, such as reverse or time_major, is no part of the weights: tell `apply`. An nnx module
+    that was made with reverse, time_major or a merge_fn is refused; its state, `nnx.state(module)`, has the weights.
 
     Args:
         source: an nnx module, its state or pure dict; or the variables of a linen module, with or without "params".
@@ -125,7 +126,22 @@ def _tree(name: str, given: Any, options: LSTMOptions | None = None) -> Mapping[
             raise ValueError(f"{_name(name, *path)} has functions among its layers: convert each layer by itself.")
         if options is not None and isinstance(module, nnx.LSTMCell | nnx.OptimizedLSTMCell):
             _check_functions(_name(name, *path), module, options)
+        if options is not None and isinstance(module, nnx.RNN | nnx.Bidirectional):
+            _check_reading(_name(name, *path), module, is_backward=path[-1:] == ("backward_rnn",))
     return nnx.state(given)
+
+
+def _check_reading(name: str, module: Any, is_backward: bool) -> None:
+    """Raise where a module reads or merges otherwise than `apply` does unless it is told."""
+    alone = f"The weights alone are in nnx.state({name.partition('/')[0]})."
+    if getattr(module, "time_major", False):
+        raise ValueError(f"{name} has time_major=True, where apply has time second to last: move axes. {alone}")
+    if getattr(module, "reverse", False) and not is_backward:  # which Bidirectional tells itself
+        order = "" if module.keep_order else ", whose outputs are in the order of keep_order=True"
+        raise ValueError(f"{name} has reverse=True: give apply reverse=True{order}. {alone}")
+    merge = getattr(module, "merge_fn", None)
+    if merge is not None and not np.array_equal(merge(PROBES, -PROBES), np.concatenate([PROBES, -PROBES])):
+        raise ValueError(f"{name} has a merge_fn other than its default: give apply merge=, where it has one. {alone}")
 
 
 def _check_functions(name: str, cell: Any, options: LSTMOptions) -> None:

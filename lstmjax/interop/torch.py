@@ -19,7 +19,8 @@ def from_torch(source: Any, *, prefix: str = "") -> gates.RECURRENT:
     """Take the weights of a `torch.nn.LSTM`, or of a `torch.nn.LSTMCell`.
 
     Args:
-        source: the module, or a state dict of it, whose values may be NumPy's too.
+        source: the module, or a state dict of it, whose values may be NumPy's too. Axes are ours, [*batch, time,
+            features], with `batch_first` or without.
         prefix: what the names in the state dict of a larger model begin with, such as "encoder.lstm."; names that
             begin otherwise are left alone.
 
@@ -28,7 +29,8 @@ def from_torch(source: Any, *, prefix: str = "") -> gates.RECURRENT:
         kept, `bias` and `bias_h`, since each is learned: with one, the same optimiser takes other steps.
 
     Raises:
-        ValueError: a name that is none of an LSTM's, one that is missing, shapes that do not fit each other;
+        ValueError: a name that is none of an LSTM's, one that is missing, shapes that do not fit each other, a module
+            in training that has dropout;
         TypeError: another kind of source, or a dtype that is not floating.
 
     >>> import numpy as np
@@ -121,6 +123,11 @@ def _weights(source: Any, prefix: str) -> dict[str, Any]:
             raise TypeError(f"source must be a torch.nn.LSTM, got a torch.nn.{kind}.")
         if kind == "Linear":
             raise TypeError(f"source must be a torch.nn.LSTM, got a torch.nn.Linear: {gates.DENSE}.")
+        if getattr(source, "dropout", 0) and source.training:
+            raise ValueError(
+                f"source has dropout={source.dropout} and is in training, where apply without dropout does not do what "
+                "it does: call source.eval() first, and to train here give apply Dropout(between_layers=...)."
+            )
         source = source.state_dict()
     source = gates.named("source", source, "a torch.nn.LSTM or its state dict")
     return {name.removeprefix(prefix): value for name, value in source.items() if name.startswith(prefix)}

@@ -880,3 +880,77 @@ def test_all_biases_are_summed_where_there_is_one_place():
     flat = interop.from_cudnn(interop.to_cudnn(params), INPUTS, UNITS)
     np.testing.assert_allclose(flat.bias, total, **close)
     assert not flat.bias_h.any()
+
+
+def nnx_of(make):
+    nnx = pytest.importorskip("flax.nnx", reason="flax is not installed: python -m pip install -e '.[peers]'")
+
+    def rnn(**options):
+        return nnx.RNN(nnx.LSTMCell(INPUTS, UNITS, rngs=nnx.Rngs(0)), **options)
+
+    return interop.from_flax(make(nnx, rnn))
+
+
+def torch_of(**options):
+    torch = pytest.importorskip("torch")
+    return interop.from_torch(torch.nn.LSTM(INPUTS, UNITS, num_layers=2, **options))
+
+
+def onnx_of(**attributes):
+    onnx = pytest.importorskip("onnx", reason="onnx is not installed: python -m pip install -e '.[peers]'")
+    node = onnx.helper.make_node("LSTM", ["X", "W", "R"], ["Y"], hidden_size=UNITS, **attributes)
+    weights = {"W": drawn(1, 4 * UNITS, INPUTS), "R": drawn(1, 4 * UNITS, UNITS)}
+    return interop.from_onnx(node, initializers=weights)
+
+
+SAID = {  # what a source says beside its weights, which params do not carry
+    "PyTorch, dropout": (lambda: torch_of(dropout=0.5), r"source has dropout=0\.5 and is in training.*source\.eval"),
+    "Flax, reverse": (
+        lambda: nnx_of(lambda nnx, rnn: rnn(reverse=True)),
+        "source has reverse=True: give apply reverse",
+    ),
+    "Flax, time_major": (lambda: nnx_of(lambda nnx, rnn: rnn(time_major=True)), "source has time_major=True"),
+    "Flax, forward half in reverse": (
+        lambda: nnx_of(lambda nnx, rnn: nnx.Bidirectional(rnn(reverse=True), rnn())),
+        "source/forward_rnn has reverse=True",
+    ),
+    "Flax, merge_fn": (
+        lambda: nnx_of(lambda nnx, rnn: nnx.Bidirectional(rnn(), rnn(), merge_fn=lambda a, b: a + b)),
+        "source has a merge_fn other than its default",
+    ),
+    "Flax, time_major within": (
+        lambda: nnx_of(lambda nnx, rnn: nnx.Bidirectional(rnn(), rnn(time_major=True))),
+        "source/backward_rnn has time_major=True",
+    ),
+    "ONNX, direction": (lambda: onnx_of(direction="reverse"), "has direction 'reverse', and reverse is False"),
+    "ONNX, activations": (
+        lambda: onnx_of(activations=["Sigmoid", "ThresholdedRelu", "Tanh"]),
+        "has activation ThresholdedRelu",
+    ),
+    "ONNX, unknown": (lambda: onnx_of(residual=1), "has residual, which is no attribute of LSTM"),
+}
+
+
+@pytest.mark.parametrize(("convert", "words"), SAID.values(), ids=SAID)
+def test_what_params_do_not_carry_is_refused_by_name(convert, words):
+    with pytest.raises(ValueError, match=words):
+        convert()
+
+
+def test_what_changes_no_output_is_taken(torch):
+    module = torch.nn.LSTM(INPUTS, UNITS, num_layers=2, dropout=0.5).eval()
+    same_bits(interop.from_torch(module).layers[0].w_x, module.weight_ih_l0.detach().numpy().T)
+    assert nnx_of(lambda nnx, rnn: rnn(return_carry=True, unroll=2)).units == UNITS
+    assert isinstance(nnx_of(lambda nnx, rnn: nnx.Bidirectional(rnn(), rnn(reverse=True))), BidirectionalParams)
+    assert onnx_of(layout=1, clip=2.0)[1] == LSTMOptions(preactivation_clip=2.0)
+
+
+@pytest.mark.parametrize("kind", ["LSTMCell", "OptimizedLSTMCell"])
+def test_cells_of_nnx_by_themselves(kind):
+    nnx = pytest.importorskip("flax.nnx")
+    cell = getattr(nnx, kind)(INPUTS, UNITS, rngs=nnx.Rngs(0))
+    x, h, c = drawn(BATCH, INPUTS), drawn(BATCH, UNITS, seed=1), drawn(BATCH, UNITS, seed=2)
+    _, state = lstm.step(interop.from_flax(cell), x, LSTMState(h, c))
+    with jax.numpy_rank_promotion("allow"):
+        (after, _), _ = cell((c, h), x)
+    equal(state.c, after)
