@@ -55,8 +55,15 @@ def max_over_windows(
     window = checks.positive_int("window", window)
     stride = window if stride is None else checks.positive_int("stride", stride)
     time = xs.shape[-2]
-    ys = _over_windows(padding.fill(xs, lengths, -jnp.inf), min(window, max(time, 1)))
-    ys = jax.lax.slice_in_dim(ys, 0, time, min(stride, max(time, 1)), axis=xs.ndim - 2)
+    filled = padding.fill(xs, lengths, -jnp.inf)
+    window, step = min(window, max(time, 1)), min(stride, max(time, 1))  # beyond the end there is nothing
+    if window <= step:
+        steps, axis = -(-time // step), xs.ndim - 2
+        ends = [(0, 0)] * axis + [(0, steps * step - time), (0, 0)]
+        apart = jnp.pad(filled, ends, constant_values=-jnp.inf).reshape(*xs.shape[:-2], steps, step, xs.shape[-1])
+        ys = jnp.max(apart[..., :window, :], axis=-2)
+    else:
+        ys = jax.lax.slice_in_dim(_over_windows(filled, window), 0, time, step, axis=xs.ndim - 2)
     return padding.fill(ys, None if lengths is None else output_lengths(lengths, stride))
 
 
@@ -140,7 +147,7 @@ def last(
 
 @partial(jax.jit, static_argnames="window")
 def _over_windows(xs: Array, window: int) -> Array:
-    """The maximum over the window that starts at each step, of no more steps than there are.
+    """The maximum over the window that starts at each step, of no more steps than there are, for windows that overlap.
 
     Windows double in a scan, so that neither the program nor its memory grows with their length as a maximum over so
     many shifted copies would. Its derivative is that of `jnp.maximum`, unlike that of `lax.reduce_window`, which gives

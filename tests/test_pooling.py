@@ -292,7 +292,7 @@ def test_operations_do_not_grow_with_the_window_or_time(stride):
     assert count(7, 30) == count(300, 1000) == count(700, 3000)
 
 
-@pytest.mark.parametrize("window", [2, 5, 7, 8, 50])
+@pytest.mark.parametrize("window", [1, 2, 5, 7, 8, 50])
 def test_long_windows_share_gradients_as_short_ones(window):
     """Each window gives its whole gradient to the steps that share its maximum, and to no other step."""
     xs = np.random.default_rng(0).integers(0, 4, (2, 40, FEATURES)).astype(np.float32)
