@@ -263,7 +263,7 @@ PEERS = {
     "ONNX Runtime": Peer(onnx_runtime, ("onnxruntime", "onnx"), on=("cpu",), on_jax=False),
 }
 ON_TPU = {
-    OURS: Peer(ours("auto", "bfloat16"), ("lstmjax", "jax")),
+    OURS: Peer(ours("pallas_tpu", "bfloat16"), ("lstmjax", "jax")),
     "lstmjax, fused": Peer(ours("fused", "bfloat16"), ("lstmjax", "jax")),
     "lstmjax, scan": Peer(ours("scan", "bfloat16"), ("lstmjax", "jax")),
 }

@@ -105,6 +105,7 @@ def last(
         options=_options(model),
         dropout=_dropout(model),
         key=key,
+        deterministic=key is None,
     )
     return dense.apply(params["dense"], h)
 
@@ -122,13 +123,19 @@ def every(
         if key is not None:
             key, inputs_key = jax.random.split(key)
             xs = xs * regularize.factors(inputs_key, model.inputs_dropout, xs.shape)
-        rates = {"dropout": model.dropout, "dropout_kind": model.dropout_kind}
+        rates = {"dropout": model.dropout, "dropout_kind": model.dropout_kind, "deterministic": key is None}
         ys = residual.apply(params["tcn"], xs, lengths=lengths, key=key, **rates)
     elif isinstance(model, RNN):
         ys = rnn.apply(params["rnn"], xs, lengths)
     else:
         ys, _ = lstm.apply(
-            params["lstm"], xs, lengths=lengths, options=_options(model), dropout=_dropout(model), key=key
+            params["lstm"],
+            xs,
+            lengths=lengths,
+            options=_options(model),
+            dropout=_dropout(model),
+            key=key,
+            deterministic=key is None,
         )
     return dense.apply(params["dense"], ys)
 

@@ -115,7 +115,8 @@ def apply(
         merge: "concat", "sum", "mul", "ave", or None for the pair of both halves' outputs.
         dropout: Dropout; the halves draw masks of their own.
         key: a JAX random key, in training.
-        arguments: lengths, resets, options, implementation, unroll and checkpoint, as `lstm.apply` takes them.
+        arguments: lengths, resets, options, deterministic, implementation, unroll and checkpoint, as `lstm.apply` takes
+            them.
 
     Returns:
         ys [*batch, time, 2*units] with "concat", else [*batch, time, units], without the time axis where there are no

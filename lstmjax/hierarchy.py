@@ -23,7 +23,7 @@ from lstmjax.regularize import Dropout
 from lstmjax.stack import StackParams
 
 MERGES = [name for name in two_ways.MERGES if name]  # a code is one vector, never a pair
-ARGUMENTS = ("options", "implementation", "unroll", "checkpoint")  # which every encoder takes alike
+ARGUMENTS = ("options", "deterministic", "implementation", "unroll", "checkpoint")  # which every encoder takes alike
 CODES = {"final": None, "last": pooling.last, "max": pooling.global_max, "mean": pooling.global_mean}
 
 
@@ -143,7 +143,7 @@ def apply(
         merge: how two directions become one output: "concat", "sum", "mul" or "ave".
         dropout: Dropout, for all levels or for each.
         key: a JAX random key, in training.
-        arguments: options, implementation, unroll and checkpoint, as `lstm.apply` takes them.
+        arguments: options, deterministic, implementation, unroll and checkpoint, as `lstm.apply` takes them.
 
     Returns:
         [*batch, time of the highest level, outputs], exactly 0 on padding; [*batch, outputs] without sequences.
@@ -208,7 +208,8 @@ def encode(
         lengths: valid steps of each sequence, integers [*batch].
         code: "final", "last", "max" or "mean", as in `apply`.
         merge: how two directions become one output, as in `apply`.
-        arguments: dropout, key, options, implementation, unroll and checkpoint, as `stack.apply` takes them.
+        arguments: dropout, key, deterministic, options, implementation, unroll and checkpoint, as `stack.apply` takes
+            them.
 
     Returns:
         [*batch, outputs].

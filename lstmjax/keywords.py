@@ -83,7 +83,7 @@ ADVICE = {
     "mask masks padding_mask input_mask attention_mask": "padding is told by lengths; of a mask lengths=mask.sum(-1)",
     "mask_zero padding_idx": "padding is told by the lengths that the layers above get",
     "rate p dropout dropout_rate prob keep_prob": "rates have names here, such as Dropout(inputs=0.2, recurrent=0.2)",
-    "train training is_training": "training is a call with dropout= and key=",
+    "train training is_training": "training is a call with key=, evaluation one with deterministic=True",
     "padding": "causal= says where a kernel looks, lengths= what is padding",
 }
 _THEIRS: dict[str, list[str]] = {}

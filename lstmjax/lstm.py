@@ -41,6 +41,8 @@ def step(
     *,
     options: LSTMOptions = LSTMOptions(),
     dropout: Dropout | None = None,
+    key: Array | None = None,
+    deterministic: bool = False,
 ) -> tuple[Float[Array, "*batch outputs"], LSTMState]:
     """Compute one step, the module's equations, as a stream or an agent needs it.
 
@@ -49,10 +51,13 @@ def step(
         x: one input [*batch, inputs], floating.
         state: LSTMState of [*batch, units].
         options: LSTMOptions.
-        dropout: what the LSTM was trained with: zoneout counts by its expectation, all else is off.
+        dropout: as in `apply`, which draws the same masks for one step.
+        key: a JAX random key, in training: the same at each step of a sequence for the masks that all its steps share;
+            zoneout is drawn anew with another key alone.
+        deterministic: True in evaluation, as in `apply`.
 
     Returns:
-        y [*batch, units], equal to h, and the new LSTMState.
+        y [*batch, units], equal to h but for what is dropped from it, and the new LSTMState.
 
     Raises:
         ValueError: shapes that do not fit; TypeError: x is not floating, or params or state is something else.
@@ -62,6 +67,10 @@ def step(
     >>> y.shape
     (8, 3)
     """
+    key = regularize.key_of(dropout, key, deterministic)
+    if key is not None:
+        one = checks.floating("x", x)[..., None, :]
+        return apply(params, one, state, return_sequences=False, options=options, dropout=dropout, key=key)
     if not _are_arrays(params, x, state):
         x, state, _ = _checked_step(params, x, state, options, dropout)
     try:
@@ -85,6 +94,7 @@ def apply(
     options: LSTMOptions = LSTMOptions(),
     dropout: Dropout | None = None,
     key: Array | None = None,
+    deterministic: bool = False,
     implementation: str = "auto",
     unroll: int | None = None,
     checkpoint: bool | int = False,
@@ -105,11 +115,13 @@ def apply(
         reverse: read valid steps last to first; each output still stands at its own step.
         return_sequences: False returns the final h as ys and stacks nothing over time.
         options: LSTMOptions.
-        dropout: Dropout, of which nothing but the expectation of zoneout counts without a key.
+        dropout: Dropout; None for neither dropout nor zoneout.
         key: a JAX random key, in training; one key gives the same masks on every implementation, and to every example
             of `jax.vmap` and every shard of `jax.shard_map` that is given it: split it for those.
+        deterministic: True in evaluation: no key is needed, zoneout counts by its expectation, nothing is dropped.
         implementation: "scan", "fused" (with derivatives of its own), "pallas_tpu" (a kernel for the standard cell,
-            which a CPU interprets, slowly) or "auto"; `explain` tells which one runs.
+            never timed on a TPU yet, which a CPU interprets, slowly) or "auto", the fastest of the others; `explain`
+            tells which one runs.
         unroll: steps in one iteration of the compiled loop; None for 1, but several on the fused path off CPU. The
             kernel has a number of its own.
         checkpoint: True cuts time into about sqrt(6 * time) segments, a number into that many, of which the gradient
@@ -121,7 +133,8 @@ def apply(
 
     Raises:
         ValueError: shapes or values that do not fit, an unknown implementation or one that cannot run, a key
-            without dropout, checkpoint where the number of steps is symbolic.
+            without dropout, dropout with neither a key nor deterministic=True, checkpoint where the number of steps
+            is symbolic.
         TypeError: xs not floating, lengths not integers, resets not bool, params or state something else.
 
     >>> params = init(jax.random.key(0), inputs=1, units=3)
@@ -132,6 +145,7 @@ def apply(
     """
     reverse = checks.boolean("reverse", reverse)
     return_sequences = checks.boolean("return_sequences", return_sequences)
+    key = regularize.key_of(dropout, key, deterministic)
     unroll = None if unroll is None else checks.positive_int("unroll", unroll)
     segments = 0
     if checkpoint is not False or not _are_arrays(params, xs, state, lengths, resets) or not _fit(lengths, xs):
@@ -170,7 +184,8 @@ def explain(
     fused does not: implementation='scan' was asked for
     """
     jax.eval_shape(lambda: apply(params, xs, state, implementation=implementation, **arguments))
-    options, key = arguments.get("options", LSTMOptions()), arguments.get("key")
+    options = arguments.get("options", LSTMOptions())
+    key = None if arguments.get("deterministic") else arguments.get("key")
     dropout = _check_dropout(arguments.get("dropout"), key)
     *batch, time, _ = jnp.shape(xs)
 
@@ -179,12 +194,14 @@ def explain(
         masks = regularize.draw(dropout, key, params, tuple(batch), time)
         return *promoted(params, inputs, start, options)[:2], masks
 
-    params, xs, masks = jax.eval_shape(prepared)
-    whys = {name: _refusal(name, params, xs, options, dropout, masks) for name in IMPLEMENTATIONS}
-    chosen = implementation if implementation != "auto" else next(name for name, why in whys.items() if why is None)
-    asked = None if implementation == "auto" else f"implementation={implementation!r} was asked for"
-    faster = takewhile(lambda name: name != chosen, IMPLEMENTATIONS)
-    return "\n".join([f"{chosen} runs", *(f"{name} does not: {asked or whys[name]}" for name in faster)])
+    if implementation != "auto":
+        faster = takewhile(lambda name: name != implementation, IMPLEMENTATIONS)
+        whys = {name: f"implementation={implementation!r} was asked for" for name in faster}
+    else:
+        params, xs, masks = jax.eval_shape(prepared)
+        whys = {"pallas_tpu": _why_no_kernel(params, xs, options, dropout, masks)}
+    chosen = AUTO if implementation == "auto" else implementation
+    return "\n".join([f"{chosen} runs", *(f"{name} does not: {why}" for name, why in whys.items())])
 
 
 @partial(jax.jit, static_argnames=("options", "dropout"))
@@ -250,9 +267,7 @@ def _read(params, xs, state, clock, masks, *, dropout, return_sequences, options
     if xs.shape[-2] == 0:  # a loop of no steps is one that JAX does not run where jit is disabled
         ys, *_ = placement.varying_alike((jnp.zeros((*xs.shape[:-1], params.outputs), xs.dtype), xs, state))
         return ys if return_sequences else state.h, state
-    if implementation == "auto":
-        call = params, xs, options, dropout, masks
-        implementation = next(name for name in IMPLEMENTATIONS if _refusal(name, *call) is None)
+    implementation = AUTO if implementation == "auto" else implementation
     initial = LSTMState(h=initial.h.astype(xs.dtype).astype(state.c.dtype), c=initial.c.astype(state.c.dtype))
     # Wide again where a gradient adds up over segments or steps, and narrowed in them, as widely as c is kept.
     wide = cell.merged(jax.tree.map(lambda leaf: leaf.astype(state.c.dtype), params))
@@ -304,22 +319,19 @@ def _pallas_tpu(*arguments):
     return run.run(*arguments)
 
 
-# Fastest first: "auto" takes the first that nothing refuses.
+# The kernel has never run on its hardware, so that "auto" leaves it to those who name it.
+AUTO = "fused"
 IMPLEMENTATIONS = {"pallas_tpu": _pallas_tpu, "fused": fused.run, "scan": _scan}
 
 
-def _refusal(name: str, params: Any, xs: Any, options: LSTMOptions, dropout: Dropout, masks: Masks) -> str | None:
-    """Why "auto" passes by; None where it does not."""
-    if name != "pallas_tpu":
-        return None
+def _why_no_kernel(params: Any, xs: Any, options: LSTMOptions, dropout: Dropout, masks: Masks) -> str:
+    """Why "auto" does not take the kernel."""
     if jax.default_backend() != "tpu":
         return "there is no TPU here"
-    mesh = jax.sharding.get_abstract_mesh()
-    if jax.device_count() > 1 and not (mesh.manual_axes and set(mesh.manual_axes) == set(mesh.axis_names)):
-        return "with several devices it needs jax.shard_map around it, over all axes of the mesh"
     from lstmjax.kernels import run
 
-    return run.refusal(params, xs, options, dropout, masks)
+    refused = run.refusal(params, xs, options, dropout, masks)
+    return refused or "nobody has timed it on a TPU; implementation='pallas_tpu' runs it"
 
 
 def _check(params: Any, name: str, x: Any, axes: str, options: Any) -> Array:

@@ -14,12 +14,13 @@ from jaxtyping import Array, Bool, Float
 from lstmjax import checks, keywords, pytrees
 
 RECURRENT_KINDS = ("tied", "per_gate", "candidate")
+BETWEEN_LAYERS_KINDS = ("sequence", "step")
 
 
 @keywords.explained("Dropout")
 @pytrees.static
 class Dropout:
-    """Rates, from 0 to 1, of what is dropped or kept back while training; used where `apply` gets a key.
+    """Dropout and zoneout rates in [0, 1], drawn from the key that `apply` gets in training.
 
     Args:
         inputs: features of x, the same at every step of a sequence (Gal & Ghahramani, "A theoretically grounded
@@ -29,9 +30,12 @@ class Dropout:
             "candidate", units of the candidate g instead, so that c is never dropped (Semeniuta, Severyn & Barth,
             "Recurrent dropout without memory loss", 2016).
         outputs: units of the outputs, the same at every step of a sequence; the state is not touched.
-        between_layers: units of each layer's outputs on their way into the next layer of a stack, likewise.
+        between_layers: units of each layer's outputs on their way into the next layer of a stack; see
+            between_layers_kind.
+        between_layers_kind: "sequence", the same at every step of a sequence; "step", drawn anew at every step, as
+            PyTorch's LSTM does.
         zoneout_h: units whose h stays what it was, drawn anew at every step (Krueger et al., "Zoneout", 2017).
-            Without a key h is the expectation, zoneout_h * h_{t-1} + (1 - zoneout_h) * h_t.
+            With deterministic=True h is the expectation, zoneout_h * h_{t-1} + (1 - zoneout_h) * h_t.
         zoneout_c: units whose c stays what it was, likewise; h_t is computed from the c that would have been.
         recurrent_weights: single weights of W_h, the same for all sequences and steps (DropConnect; Merity, Keskar &
             Socher, "Regularizing and optimizing LSTM language models", 2018).
@@ -51,11 +55,39 @@ class Dropout:
     zoneout_c: float | int = 0
     recurrent_weights: float | int = 0
     recurrent_kind: str = "tied"
+    between_layers_kind: str = "sequence"
 
     def __post_init__(self):
-        for name in (field.name for field in dataclasses.fields(self) if field.name != "recurrent_kind"):
+        for name in RATES:
             object.__setattr__(self, name, checks.probability(name, getattr(self, name)))
         checks.one_of("recurrent_kind", self.recurrent_kind, RECURRENT_KINDS)
+        checks.one_of("between_layers_kind", self.between_layers_kind, BETWEEN_LAYERS_KINDS)
+
+    @property
+    def drops(self) -> bool:
+        """Whether any rate is above 0."""
+        return any(getattr(self, name) for name in RATES)
+
+
+RATES = tuple(field.name for field in dataclasses.fields(Dropout) if not field.name.endswith("_kind"))
+
+
+def key_of(dropout: Any, key: Array | None, deterministic: bool) -> Array | None:
+    """Return the key to draw masks from, None for none, or raise unless a call says which of the two it means.
+
+    Args:
+        dropout: Dropout or None; or whether there is any.
+        key: a JAX random key, or None.
+        deterministic: True for no key, given or not.
+    """
+    deterministic = checks.boolean("deterministic", deterministic)
+    drops = dropout.drops if isinstance(dropout, Dropout) else dropout is True
+    if drops and key is None and not deterministic:
+        raise ValueError(
+            "dropout needs key=, a JAX random key, in training; or deterministic=True in evaluation, where zoneout "
+            "counts by its expectation and nothing is dropped."
+        )
+    return None if deterministic and dropout is not None else key
 
 
 @pytrees.container

@@ -106,6 +106,7 @@ def apply(
     dropout: float = 0.0,
     dropout_kind: str = "spatial",
     key: Array | None = None,
+    deterministic: bool = False,
     lengths: Integer[ArrayLike, "*batch"] | None = None,
 ) -> Float[Array, "*batch steps units"]:
     """Run the blocks one after another, the module's equations.
@@ -123,7 +124,8 @@ def apply(
             kept are divided by 1 - dropout.
         dropout_kind: "spatial", the same units at every step of a sequence (Tompson et al., "Efficient object
             localization using convolutional networks", 2015); "elementwise", anew at each step, as Bai's code does.
-        key: a JAX random key for dropout; None drops nothing.
+        key: a JAX random key for dropout, in training.
+        deterministic: True in evaluation: nothing is dropped, and no key is needed.
         lengths: valid steps of each sequence, integers [*batch] from 0 to time; None where all are valid. Those
             of the outputs are `conv1d.output_lengths(lengths, math.prod(strides))`.
 
@@ -131,7 +133,8 @@ def apply(
         [*batch, ceil(time / product of strides), units], in the common dtype of params and xs.
 
     Raises:
-        ValueError: shapes or values that do not fit, or an unknown activation or dropout_kind.
+        ValueError: shapes or values that do not fit, an unknown activation or dropout_kind, dropout with neither a key
+            nor deterministic=True.
         TypeError: xs not floating, lengths not integers, dropout no number, params something else.
 
     >>> params = init(jax.random.key(0), inputs=1, units=(25,) * 8, kernel=7)
@@ -158,6 +161,7 @@ def apply(
     lengths = None if lengths is None else checks.lengths(lengths, tuple(batch), time)
     if key is not None:
         checks.key(key)
+    key = regularize.key_of(bool(dropout), key, deterministic)
 
     def run(params, xs, lengths, key):
         # Causal, so that what is computed on padding reaches no valid step: zeros at both ends are enough.

@@ -88,6 +88,8 @@ def step(
     residual_from: int | None = None,
     options: LSTMOptions = LSTMOptions(),
     dropout: Dropout | None = None,
+    key: Array | None = None,
+    deterministic: bool = False,
 ) -> tuple[Float[Array, "*batch outputs"], tuple[Any, ...]]:
     """Compute one step of every layer, none of which may be bidirectional.
 
@@ -98,6 +100,8 @@ def step(
         residual_from: as in `apply`.
         options: LSTMOptions.
         dropout: as in `lstm.step`.
+        key: as in `lstm.step`.
+        deterministic: as in `lstm.step`.
 
     Returns:
         y [*batch, units of the last layer], and the new state.
@@ -118,11 +122,22 @@ def step(
     _check_state(params, state)
     _check_residual(params, residual_from, "concat", True)
     _check_dropout(params, dropout)
-    y = checks.floating("x", x)
-    dropout = _of_layer(dropout, first=False, last=False)
+    key = regularize.key_of(dropout, key, deterministic)
+    y, count = checks.floating("x", x), len(params.layers)
     states = []
-    for number, (layer, layer_state) in enumerate(zip(params.layers, state, strict=True)):
-        x, (y, after) = y, lstm.step(layer, y, layer_state, options=options, dropout=dropout)
+    for number, (layer, layer_state, (layer_key, between)) in enumerate(
+        zip(params.layers, state, _keys(key, count), strict=True)
+    ):
+        x, dropped = y, _dropped(y[..., None, :], dropout, between)[..., 0, :] if number else y
+        y, after = lstm.step(
+            layer,
+            dropped,
+            layer_state,
+            options=options,
+            dropout=_of_layer(dropout, first=number == 0, last=number == count - 1),
+            key=layer_key,
+            deterministic=deterministic,
+        )
         y = y + x.astype(y.dtype) if _is_residual(number, residual_from) else y
         states.append(after)
     return y, tuple(states)
@@ -141,6 +156,7 @@ def apply(
     merge: str | None = "concat",
     dropout: Dropout | None = None,
     key: Array | None = None,
+    deterministic: bool = False,
     **arguments: Any,
 ) -> tuple[Any, Any]:
     """Run the layers one after another over whole sequences.
@@ -161,6 +177,7 @@ def apply(
         dropout: Dropout; `inputs` drops from xs, `outputs` from the last layer's outputs before a residual is
             added, `between_layers` from what goes from one layer into the next, all else in every layer.
         key: a JAX random key, in training.
+        deterministic: True in evaluation, as in `lstm.apply`.
         arguments: resets, options, implementation, unroll and checkpoint, as `lstm.apply` takes them.
 
     Returns:
@@ -180,6 +197,7 @@ def apply(
         checks.one_of("merge", merge, [name for name in two_ways.MERGES if name])
     if not isinstance(params, StackParams):
         arguments |= {"return_sequences": return_sequences, "dropout": dropout, "key": key}
+        arguments |= {"deterministic": deterministic}
         if residual_from is not None:
             raise ValueError(f"residual_from={residual_from!r} needs StackParams, as stack.init makes them.")
         return _apply_layer(params, xs, state, merge, **arguments)
@@ -193,8 +211,8 @@ def apply(
     if residual_from == 0 and lengths is not None:
         below = padding.fill(below, checks.lengths(lengths, below.shape[:-2], below.shape[-2]))
     count = len(params.layers)
-    keys = [(None, None)] * count if key is None else jax.random.split(checks.key(key), (count, 2))
-    last = count - 1
+    key = regularize.key_of(dropout, key, deterministic)
+    keys, last = _keys(key, count), count - 1
     states = []
     for number, (layer, layer_state, (layer_key, between)) in enumerate(zip(params.layers, state, keys, strict=True)):
         sequences = return_sequences or number < last
@@ -206,6 +224,7 @@ def apply(
             return_sequences=sequences,
             dropout=_of_layer(dropout, first=number == 0, last=number == last),
             key=layer_key,
+            deterministic=deterministic,
             **arguments,
         )
         if _is_residual(number, residual_from):
@@ -276,10 +295,16 @@ def _of_layer(dropout, *, first, last):
     )
 
 
+def _keys(key, count):
+    """Of each layer, and of what goes into it from the one below."""
+    return [(None, None)] * count if key is None else jax.random.split(checks.key(key), (count, 2))
+
+
 def _dropped(xs, dropout, key):
     if dropout is None or key is None or not dropout.between_layers:
         return xs
-    kept = regularize.factors(key, dropout.between_layers, (*xs.shape[:-2], 1, xs.shape[-1]))
+    steps = xs.shape[-2] if dropout.between_layers_kind == "step" else 1
+    kept = regularize.factors(key, dropout.between_layers, (*xs.shape[:-2], steps, xs.shape[-1]))
     return xs * kept.astype(xs.dtype)
 
 

@@ -61,8 +61,8 @@ MUTANTS = (
     Mutant(
         "stack: layers from the second on share one dropout key",
         "lstmjax/stack.py",
-        "            key=layer_key,",
-        "            key=keys[min(number, 1)][0],",
+        "            key=layer_key,\n            deterministic=deterministic,\n            **arguments,",
+        "            key=keys[min(number, 1)][0],\n            deterministic=deterministic,\n            **arguments,",
         ("tests/test_stack.py::test_every_layer_and_boundary_of_four_drops_by_itself",),
     ),
     Mutant(
@@ -75,8 +75,8 @@ MUTANTS = (
     Mutant(
         "chunked scan: the remainder after the last whole chunk starts one step early",
         "lstmjax/recurrence.py",
-        "run(time - time % size, time % size, state, rest)",
-        "run(time - time % size - 1, time % size, state, rest)",
+        "run(time % size)(time - time % size, state, rest)",
+        "run(time % size)(time - time % size - 1, state, rest)",
         ("tests/test_blocks.py::test_values_and_gradients_of_chunks_and_a_remainder[forward]",),
     ),
     Mutant(
@@ -96,8 +96,8 @@ MUTANTS = (
     Mutant(
         "cell: the peephole of f uses p_i",
         "lstmjax/cell.py",
-        "seen(1, p_f[0], c)",
-        "seen(1, p_i, c)",
+        "enumerate((p_i, *p_f)))",
+        "enumerate((p_i, *[p_i] * len(p_f))))",
         ("tests/test_variants.py::test_values_and_gradients[peepholes-fused-True]",),
     ),
     Mutant(
@@ -152,8 +152,8 @@ MUTANTS = (
     Mutant(
         "hierarchy: lengths of padded utterances are not ignored",
         "lstmjax/hierarchy.py",
-        "_filled(steps, alive), 0, time",
-        "steps, 0, time",
+        "steps, batch, time, *told, real=alive)",
+        "steps, batch, time, *told)",
         ("tests/test_hierarchy.py::test_padding_reaches_nothing_be_it_nan_or_a_wrong_token[final]",),
     ),
     Mutant(
@@ -215,7 +215,7 @@ MUTANTS = (
     Mutant(
         "global_mean: divides by time",
         "lstmjax/pooling.py",
-        "(total / jnp.maximum(_count(xs, lengths), 1))",
+        "(total / jnp.maximum(_count(xs, lengths), 1).astype(total.dtype))",
         "(total / max(xs.shape[-2], 1))",
         ("tests/test_pooling.py::test_of_the_valid_steps_alone",),
     ),

@@ -274,7 +274,7 @@ class TestRefusals:
             ({"key": KEY}, ValueError, r"key has no use without dropout: pass dropout=Dropout\(\.\.\.\), or no key"),
             ({"dropout": 0.5}, TypeError, r"dropout must be Dropout, as Dropout\(\.\.\.\) makes it; got float"),
             (
-                {"dropout": Dropout(between_layers=0.5)},
+                {"dropout": Dropout(between_layers=0.5), "deterministic": True},
                 ValueError,
                 r"Dropout\(between_layers=0\.5\) needs layers: use stack\.apply",
             ),

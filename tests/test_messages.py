@@ -85,7 +85,11 @@ KEYWORDS = [
     (lstm.apply, "mask", "lengths=mask.sum(-1)"),
     (lstm.apply, "go_backwards", "lstm.apply calls it reverse"),
     (lstm.apply, "time_major", "arrays are [*batch, time, features]"),
-    (lstm.apply, "training", "training is a call with dropout= and key="),
+    (
+        lstm.apply,
+        "training",
+        "training is a call with key=, evaluation one with deterministic=True",
+    ),
     (lstm.apply, "rate", "Dropout(inputs=0.2"),
     (lstm.apply, "peepholes", "lstm.init takes peepholes"),
     (lstm.apply, "cell_clip", "apply takes options=LSTMOptions(cell_clip=...)"),

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import reference
 
-from lstmjax import Dropout, bidirectional, lstm, regularize, stack
+from lstmjax import Dropout, bidirectional, hierarchy, lstm, regularize, residual, stack, windows
 
 KEY = jax.random.key(3)
 EVERY_CELL = ["fused", "scan"]  # the kernel computes the standard one
@@ -110,7 +110,7 @@ def test_values_and_gradients(kind, way, x64):
     assert any(np.abs(a - b).max() > 1e-3 for a, b in zip(*map(jax.tree.leaves, (actual, plain)), strict=True))
 
 
-RATES = [field.name for field in dataclasses.fields(Dropout) if field.name != "recurrent_kind"]
+RATES = regularize.RATES
 
 
 @pytest.mark.parametrize("recurrent_kind", regularize.RECURRENT_KINDS)
@@ -205,9 +205,9 @@ def test_one_key_drops_the_same_on_every_implementation(dropout):
 
 
 @every_kind
-def test_without_a_key_nothing_is_dropped_but_zoneout_expected(dropout):
+def test_deterministic_drops_nothing_and_zoneout_is_expected(dropout):
     params, xs, state = single_precision()
-    ys, end = lstm.apply(params, xs, state, dropout=dropout)
+    ys, end = lstm.apply(params, xs, state, dropout=dropout, deterministic=True)
     rates = {name: getattr(dropout, name) for name in ("zoneout_h", "zoneout_c")}
     expected = reference.lstm(*jax.tree.map(np.float64, (params, xs, state)), **rates)
     np.testing.assert_allclose(ys, expected[0], rtol=0, atol=2e-6)
@@ -215,7 +215,7 @@ def test_without_a_key_nothing_is_dropped_but_zoneout_expected(dropout):
     if not any(rates.values()):
         jax.tree.map(np.testing.assert_array_equal, (ys, end), lstm.apply(params, xs, state))
     for t in range(TIME):
-        _, state = lstm.step(params, xs[..., t, :], state, dropout=dropout)
+        _, state = lstm.step(params, xs[..., t, :], state, dropout=dropout, deterministic=True)
     np.testing.assert_allclose(state.h, end.h, rtol=0, atol=1e-6)
 
 
@@ -227,7 +227,8 @@ def test_zoneout_is_right_on_average():
     state = lstm.LSTMState(*np.split(start, 2, axis=-1))
     dropout = Dropout(zoneout_h=0.3, zoneout_c=0.6)
     _, drawn = lstm.apply(params, xs, state, dropout=dropout, key=KEY)
-    _, expected = lstm.apply(params, xs[0], jax.tree.map(lambda leaf: leaf[0], state), dropout=dropout)
+    first = jax.tree.map(lambda leaf: leaf[0], state)
+    _, expected = lstm.apply(params, xs[0], first, dropout=dropout, deterministic=True)
     jax.tree.map(lambda d, e: np.testing.assert_allclose(np.mean(d, axis=0), e, atol=0.02), drawn, expected)
 
 
@@ -269,7 +270,8 @@ def test_layers_of_a_stack():
         middle, first_state = lstm.apply(params.layers[0], xs, dropout=first, key=first_key)
         kept = regularize.factors(between_key, 0.5, (3, 1, 5))
         ys, last_state = lstm.apply(params.layers[1], middle * kept, dropout=last, key=last_key)
-        without_key = stack.apply(params, xs), stack.apply(params, xs, dropout=Dropout(between_layers=0.9))
+        still = stack.apply(params, xs, dropout=Dropout(between_layers=0.9), key=key, deterministic=True)
+        without_key = stack.apply(params, xs), still
         return stack.apply(params, xs, dropout=dropout, key=key), (ys, (first_state, last_state)), kept, without_key
 
     dropped, expected, kept, without_key = run(params, xs, KEY)
@@ -313,3 +315,70 @@ def test_old_style_keys_and_dtypes():
 def test_refusals(arguments, error, text):
     with pytest.raises(error, match=text):
         Dropout(**arguments)
+
+
+RUNS = {
+    "lstm.apply": (lstm.apply, shapes(2, 3), (4, 2), Dropout(inputs=0.5)),
+    "lstm.apply, zoneout": (lstm.apply, shapes(2, 3), (4, 2), Dropout(zoneout_c=0.5)),
+    "bidirectional.apply": (bidirectional.apply, shapes(2, 3, bidirectional.init), (4, 2), Dropout(outputs=0.5)),
+    "stack.apply": (stack.apply, shapes(2, (3, 3), stack.init), (4, 2), Dropout(between_layers=0.5)),
+    "hierarchy.apply": (hierarchy.apply, shapes(2, (3, 3), hierarchy.init), (4, 5, 2), Dropout(inputs=0.5)),
+    "hierarchy.encode": (hierarchy.encode, shapes(2, 3), (4, 2), Dropout(recurrent=0.5)),
+    "residual.apply": (residual.apply, shapes(2, (3,), residual.init), (4, 2), 0.5),
+    "windows.truncated": (windows.truncated(lstm.apply, 2), shapes(2, 3), (4, 2), Dropout(inputs=0.5)),
+}
+
+
+@pytest.mark.usefixtures("untyped")
+@pytest.mark.parametrize(("run", "params", "shape", "dropout"), RUNS.values(), ids=RUNS)
+def test_dropout_without_a_key_is_refused_unless_deterministic(run, params, shape, dropout):
+    params, xs = jax.tree.map(lambda leaf: np.ones(leaf.shape, np.float32), (params, np.empty(shape)))
+    with pytest.raises(ValueError, match="dropout needs key=, a JAX random key, in training; or deterministic=True"):
+        run(params, xs, dropout=dropout)
+    with pytest.raises(TypeError, match="deterministic must be True or False"):
+        run(params, xs, dropout=dropout, deterministic=1)
+    still, with_key = (run(params, xs, dropout=dropout, deterministic=True, **key) for key in ({}, {"key": KEY}))
+    jax.tree.map(np.testing.assert_array_equal, still, with_key)
+    if dropout != Dropout(zoneout_c=0.5):
+        jax.tree.map(np.testing.assert_array_equal, still, run(params, xs))
+
+
+def test_no_rate_needs_no_key():
+    params, xs = jax.tree.map(lambda leaf: np.ones(leaf.shape, np.float32), (shapes(2, 3), np.empty((4, 2))))
+    jax.tree.map(np.testing.assert_array_equal, lstm.apply(params, xs, dropout=Dropout()), lstm.apply(params, xs))
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_a_step_with_a_key_is_a_sequence_of_one_step(layers):
+    """And so a sequence of steps with one key has the masks of `apply`, but for zoneout."""
+    params = lstm.init(KEY, 3, 4) if layers == 1 else stack.init(KEY, 3, (4, 4))
+    module = lstm if layers == 1 else stack
+    dropout = Dropout(inputs=0.3, recurrent=0.3, outputs=0.3, recurrent_weights=0.3, between_layers=0.4 * (layers - 1))
+    xs, state = np.ones((2, 3, 3), np.float32), module.initial_state(params, 2)
+    ys, end = module.apply(params, xs, dropout=dropout, key=KEY)
+    for t in range(3):
+        y, state = module.step(params, xs[:, t], state, dropout=dropout, key=KEY)
+        np.testing.assert_allclose(y, ys[:, t], atol=1e-6)
+    jax.tree.map(partial(np.testing.assert_allclose, atol=1e-6), state, end)
+    with pytest.raises(ValueError, match="dropout needs key="):
+        module.step(params, xs[:, 0], state, dropout=dropout)
+    zoneout, first = Dropout(zoneout_h=0.5, inputs=0.2), module.initial_state(params, 2)
+    one = module.apply(params, xs[:, :1], dropout=zoneout, key=KEY, return_sequences=False)
+    jax.tree.map(np.testing.assert_array_equal, one, module.step(params, xs[:, 0], first, dropout=zoneout, key=KEY))
+
+
+def test_dropout_between_layers_at_every_step_as_pytorch_draws_it():
+    params, xs = stack.init(KEY, 3, (16, 16)), np.ones((2, 6, 3), np.float32)
+    last = lambda xs, **rest: lstm.apply(params.layers[1], xs, **rest)[0]  # noqa: E731
+    below, _ = lstm.apply(params.layers[0], xs)
+    (_, _), (_, between) = jax.random.split(KEY, (2, 2))
+    found = {}
+    for kind, steps in (("sequence", 1), ("step", 6)):
+        dropout = Dropout(between_layers=0.5, between_layers_kind=kind)
+        found[kind], _ = stack.apply(params, xs, dropout=dropout, key=KEY)
+        kept = np.asarray(regularize.factors(between, 0.5, (2, steps, 16)))
+        assert (kept != kept[:, :1]).any() == (kind == "step")
+        np.testing.assert_allclose(found[kind], last(below * kept), atol=1e-6)
+    assert not np.allclose(found["sequence"], found["step"])
+    with pytest.raises(ValueError, match="between_layers_kind must be one of 'sequence', 'step'"):
+        Dropout(between_layers_kind="batch")

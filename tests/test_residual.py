@@ -209,16 +209,16 @@ def test_dropout_draws_anew_behind_every_convolution():
     assert (products[0] != products[1])[seen_in_both].any()
 
 
-def test_no_dropout_without_a_key_or_a_rate():
+def test_no_dropout_where_deterministic_or_without_a_rate():
     params, xs = example(5, 2, 9)
 
     @jax.jit
     def outputs(params, xs, key):
         call = partial(residual.apply, params, xs, strides=STRIDES)
-        return call(), call(dropout=0.5), call(key=key)
+        return call(), call(dropout=0.5, key=key, deterministic=True), call(key=key)
 
-    expected, without_key, without_rate = outputs(params, xs, KEY)
-    np.testing.assert_array_equal(without_key, expected)
+    expected, deterministic, without_rate = outputs(params, xs, KEY)
+    np.testing.assert_array_equal(deterministic, expected)
     np.testing.assert_array_equal(without_rate, expected)
 
 
@@ -251,7 +251,7 @@ def test_batch_axes_are_vmap(batch):
 def test_half_precision(dtype, tolerance):
     params, xs = example(8, 13, dtype=dtype)
     call = jax.jit(partial(residual.apply, strides=STRIDES, dropout=0.5))
-    ys = call(params, xs)
+    ys = jax.jit(partial(residual.apply, strides=STRIDES, dropout=0.5, deterministic=True))(params, xs)
     assert ys.dtype == jax.eval_shape(call, params, xs, key=KEY).dtype == dtype
     expected = loop(params, np.float64(xs), (1, 2, 4))
     error = np.linalg.norm(np.float64(ys) - expected) / np.linalg.norm(expected)

@@ -128,10 +128,11 @@ def test_one_layer_runs_as_its_own_module_runs_it(layer):
 
 @pytest.mark.parametrize("residual_from", [None, 0, 1])
 def test_steps_equal_apply(residual_from):
-    ys, end = stack.apply(PARAMS, XS, STATE, residual_from=residual_from, dropout=ZONEOUT)
+    ys, end = stack.apply(PARAMS, XS, STATE, residual_from=residual_from, dropout=ZONEOUT, deterministic=True)
     state = STATE
     for t in range(TIME):
-        y, state = stack.step(PARAMS, XS[:, t], state, residual_from=residual_from, dropout=ZONEOUT)
+        arguments = {"residual_from": residual_from, "dropout": ZONEOUT, "deterministic": True}
+        y, state = stack.step(PARAMS, XS[:, t], state, **arguments)
         same(y, ys[:, t])
     same(state, end)
     assert np.abs(end[0].h - stack.apply(PARAMS, XS, STATE)[1][0].h).max() > 1e-3

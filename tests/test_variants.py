@@ -35,7 +35,7 @@ class Variant:
         return dataclasses.replace(params, **dict.fromkeys(self.biases, jnp.zeros(params.w_x.shape[1])))
 
     def arguments(self):
-        return {"options": LSTMOptions(**self.options), "dropout": Dropout(**self.zoneout)}
+        return {"options": LSTMOptions(**self.options), "dropout": Dropout(**self.zoneout), "deterministic": True}
 
 
 VARIANTS = {

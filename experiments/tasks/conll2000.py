@@ -241,8 +241,15 @@ def emissions(model: Tagger, params: Params, batch: Columns) -> Float[Array, "ba
         tokens, lengths = (batch["characters"], *tokens), (batch["letters"], *lengths)
     rates = [Dropout(inputs=model.dropout)] * len(tokens)
     rates[-1] = Dropout(inputs=model.dropout, outputs=model.dropout)
-    options = mesh.lstm_options()
-    ys = hierarchy.apply(params["hierarchy"], tokens, lengths=lengths, dropout=rates, key=levels_key, options=options)
+    ys = hierarchy.apply(
+        params["hierarchy"],
+        tokens,
+        lengths=lengths,
+        dropout=rates,
+        key=levels_key,
+        deterministic=levels_key is None,
+        options=mesh.lstm_options(),
+    )
     return dense.apply(params["dense"], ys)
 
 

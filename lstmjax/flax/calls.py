@@ -32,9 +32,10 @@ def run(
     reverse,
     keep_order,
     return_sequences,
+    key,
     **arguments,
 ) -> Any:
-    """Call a function of ours in the manner of Flax."""
+    """Call a function of ours in the manner of Flax, whose modules draw no key where they are deterministic."""
     if lengths is not None and seq_lengths is not None:
         raise ValueError("seq_lengths is Flax's name of lengths: give one of them.")
     lengths = seq_lengths if lengths is None else lengths
@@ -48,6 +49,8 @@ def run(
         resets=resets,
         reverse=reverse,
         return_sequences=return_sequences,
+        key=key,
+        deterministic=key is None,
         **arguments,
     )
     if return_sequences and reverse and not keep_order:

@@ -91,24 +91,19 @@ def trace(
     True
     """
     arguments = {"lengths": lengths, "resets": resets, "reverse": reverse, "options": options}
-    stack.apply(params, xs, state, residual_from=residual_from, merge=merge, dropout=dropout, **arguments)  # checks
+    run = partial(stack.apply, deterministic=True, merge=merge, **arguments)
+    run(params, xs, state, residual_from=residual_from, dropout=dropout)  # checks
     dropout = dropout or Dropout()
-    arguments["dropout"] = Dropout(zoneout_h=dropout.zoneout_h, zoneout_c=dropout.zoneout_c)
+    zoneout = Dropout(zoneout_h=dropout.zoneout_h, zoneout_c=dropout.zoneout_c)
     if not isinstance(params, StackParams):
-        return _of_layer(params, xs, state, **arguments)
+        return _of_layer(params, xs, state, dropout=zoneout, **arguments)
     traces = []
     for number, layer in enumerate(params.layers):
         start = None if state is None else state[number]
-        traces.append(_of_layer(layer, xs, start, **arguments))
+        traces.append(_of_layer(layer, xs, start, dropout=zoneout, **arguments))
         one, residual = StackParams((layer,)), residual_from is not None and number >= residual_from
-        xs, _ = stack.apply(
-            one,
-            xs,
-            None if start is None else (start,),
-            residual_from=0 if residual else None,
-            merge=merge,
-            **arguments,
-        )
+        start = None if start is None else (start,)
+        xs, _ = run(one, xs, start, residual_from=0 if residual else None, dropout=zoneout)
     return tuple(traces)
 
 

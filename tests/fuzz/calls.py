@@ -110,7 +110,7 @@ def recurrent(run):
 
     def expected(params, xs, state=None, *, lengths=None, resets=None, return_sequences=True, options=DEFAULT, **rest):
         given = arguments_of(options, rest.pop("dropout", None))
-        for name in ("key", "implementation", "unroll", "checkpoint"):
+        for name in ("key", "deterministic", "implementation", "unroll", "checkpoint"):
             rest.pop(name, None)
         xs = array(xs)
         if lengths is not None:
@@ -167,12 +167,12 @@ def _traced(params, xs, state, reverse, lengths=None, resets=None, **rest):
     return Trace(i=None, f=None, g=None, o=None, c=c, h=h)
 
 
-def stepped(params, x, state, *, options=DEFAULT, dropout=None):
+def stepped(params, x, state, *, options=DEFAULT, dropout=None, deterministic=True):
     ys, ends = recurrent(reference.lstm)(params, array(x)[..., None, :], wide(state), options=options, dropout=dropout)
     return ys[..., 0, :], ends
 
 
-def stepped_stack(params, x, state, *, residual_from=None, options=DEFAULT, dropout=None):
+def stepped_stack(params, x, state, *, residual_from=None, options=DEFAULT, dropout=None, deterministic=True):
     y, ends = array(x), []
     for number, (layer, before) in enumerate(zip(params.layers, state, strict=True)):
         below, (y, end) = y, stepped(layer, y, before, options=options, dropout=dropout)
@@ -382,6 +382,7 @@ RUN = {
     "options": LSTMOptions(),
     "dropout": None,
     "key": None,
+    "deterministic": True,
     "implementation": "auto",
     "unroll": None,
     "checkpoint": False,
@@ -416,6 +417,7 @@ CALLS = {
             "state": state(BATCH),
             "options": LSTMOptions(),
             "dropout": None,
+            "deterministic": True,
         },
         stepped,
     ),
@@ -445,6 +447,7 @@ CALLS = {
             "residual_from": 1,
             "options": LSTMOptions(),
             "dropout": None,
+            "deterministic": True,
         },
         stepped_stack,
     ),
@@ -474,6 +477,7 @@ CALLS = {
             "merge": "concat",
             "dropout": None,
             "key": None,
+            "deterministic": True,
             "options": LSTMOptions(),
         },
         climbed,

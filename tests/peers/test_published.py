@@ -591,7 +591,7 @@ def test_haste(layer_norm, zoneout, x64):
     elif zoneout == "inference":
         theirs["zoneout"] = 0.3
     expected, c = haste(*arguments, **theirs)
-    ys, end = lstm.apply(params, xs, state, dropout=dropout, key=key)
+    ys, end = lstm.apply(params, xs, state, dropout=dropout, key=key, deterministic=key is None)
     np.testing.assert_allclose(ys, np.moveaxis(expected, 0, 1), rtol=0, atol=1e-12)
     np.testing.assert_allclose(end.h, expected[-1], rtol=0, atol=1e-12)
     np.testing.assert_allclose(end.c, c, rtol=0, atol=1e-12)
