@@ -213,7 +213,7 @@ def floating(name: str, array: Any) -> jax.Array:
         dtype = "a dtype of at least 16 bits" if jnp.issubdtype(array.dtype, jnp.floating) else "a floating dtype"
         raise TypeError(
             f"{name} must have {dtype}, got {array.dtype.name} {array.shape}. Convert it with .astype(jnp.float32)"
-            f"{'; tokens become vectors by embedding.apply' if array.dtype.kind in 'iu' else ''}."
+            f"{'; tokens become vectors by embedding.apply' if jnp.issubdtype(array.dtype, jnp.integer) else ''}."
         )
     return array
 
@@ -362,7 +362,7 @@ def asarray(name: str, value: Any) -> jax.Array:
     """Return `value` as a JAX array of any dtype, or raise."""
     if isinstance(value, np.ndarray) and not value.dtype.isnative:
         raise TypeError(f"{name} must have the byte order of this machine, as .astype({value.dtype.name!r}) gives it.")
-    if isinstance(value, jax.Array) and value.dtype == jax.dtypes.canonicalize_dtype(value.dtype):
+    if isinstance(value, jax.Array) and _is_canonical(value.dtype):
         return value
     try:
         # A copy is no computation, and the NaN that it holds may be padding.
@@ -372,6 +372,11 @@ def asarray(name: str, value: Any) -> jax.Array:
         raise ValueError(f"{name} must hold numbers that fit: {error}.") from error
     except (TypeError, ValueError) as error:
         raise TypeError(f"{name} must be an array, got {_told(value)}.") from error
+
+
+def _is_canonical(dtype: Any) -> bool:
+    """Whether JAX keeps this dtype, as it does not where 64 bits are off."""
+    return jax.dtypes.canonicalize_dtype(dtype, allow_extended_dtype=True) == dtype
 
 
 def _is_known(value: Any) -> bool:

@@ -148,7 +148,9 @@ def initial_state(
     check_matrices("params", params)
     checks.instance("options", options, LSTMOptions, "LSTMOptions(...)")
     batch = checks.batch(batch)
-    dtype = jnp.dtype(options.precision or jnp.result_type(*jax.tree.leaves(params)))
+    named = jax.tree_util.tree_leaves_with_path(params)
+    leaves = [checks.floating(f"params{jax.tree_util.keystr(path)}", leaf) for path, leaf in named]
+    dtype = jnp.dtype(options.precision or jnp.result_type(*leaves))
     wide = checks.at_least_float32(dtype)
     if params.initial is None:
         return LSTMState(h=jnp.zeros((*batch, params.outputs), dtype), c=jnp.zeros((*batch, params.units), wide))

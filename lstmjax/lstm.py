@@ -439,7 +439,7 @@ def _fit(lengths: Any, xs: Any) -> bool:
     if lengths is None or isinstance(lengths, jax.core.Tracer) or not getattr(lengths, "is_fully_addressable", True):
         return True
     values = np.asarray(lengths)
-    if xs.ndim < 2 or values.dtype.kind not in "iu":
+    if getattr(xs, "ndim", 0) < 2 or values.dtype.kind not in "iu":
         return False
     return not values.size or bool(values.min() >= 0 and values.max() <= xs.shape[-2])
 

@@ -163,14 +163,13 @@ def truncated(apply: Callable[..., tuple[Array, Any]], steps: int) -> Callable[.
         resets = None if resets is None else checks.resets(resets, batch, time)
         arrays = {name: value for name, value in options.items() if any(map(_is_array, jax.tree.leaves(value)))}
         static = tuple(sorted((name, value) for name, value in options.items() if name not in arrays))
-        return _in_pieces(
-            (params, padding.fill(xs, lengths), state, lengths, resets, arrays),
-            apply=apply,
-            steps=steps,
-            reverse=reverse,
-            return_sequences=return_sequences,
-            static=static,
-        )
+        given = params, padding.fill(xs, lengths), state, lengths, resets, arrays
+        how = {"apply": apply, "steps": steps, "reverse": reverse, "return_sequences": return_sequences}
+        try:
+            return _in_pieces(given, **how, static=static)
+        except (TypeError, ValueError, OverflowError):
+            apply(params, xs[..., :0, :], state, **options)  # which names the argument at fault, if jit met it first
+            raise
 
     return apply_in_pieces
 

@@ -114,9 +114,13 @@ def _of_layer(params, xs, state, *, reverse, **arguments):
     return BidirectionalTrace(*(_of_lstm(half, xs, at, reverse=way, **arguments) for half, at, way in halves))
 
 
-@partial(jax.jit, static_argnames=("reverse", "options", "dropout"))
 def _of_lstm(params, xs, state, *, lengths, resets, reverse, options, dropout):
-    xs, state, lengths, resets = lstm.checked(params, xs, state, lengths, resets, None, options, dropout, "scan")
+    arrays = lstm.checked(params, xs, state, lengths, resets, None, options, dropout, "scan")
+    return _run(params, *arrays, reverse=reverse, options=options, dropout=dropout)
+
+
+@partial(jax.jit, static_argnames=("reverse", "options", "dropout"))
+def _run(params, xs, state, lengths, resets, *, reverse, options, dropout):
     options = dataclasses.replace(options, units_axis=None)
     initial = lstm.initial_state(params)
     params, xs, state = lstm.promoted(params, padding.fill(xs, lengths), state, options)
