@@ -366,7 +366,8 @@ def asarray(name: str, value: Any) -> jax.Array:
         return value
     try:
         # A copy is no computation, and the NaN that it holds may be padding.
-        with jax.debug_nans(False) if jax.config.jax_debug_nans else _AS_IT_IS:
+        dirty = jax.config.jax_debug_nans  # pyright: ignore - set as JAX is imported
+        with jax.debug_nans(False) if dirty else _AS_IT_IS:
             return jnp.asarray(value)
     except OverflowError as error:
         raise ValueError(f"{name} must hold numbers that fit: {error}.") from error
