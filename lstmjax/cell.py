@@ -26,7 +26,6 @@ between them what works unit by unit (`pointwise`).
 """
 
 import dataclasses
-from functools import partial
 from typing import Any
 
 import jax
@@ -259,30 +258,15 @@ def gates(
     return i, f, g, recurrent_activation(seen(-1, p_o, c)) if o is None else o, c
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(1,))
 def standard_activations(z: Float[Array, " gates"], units: int) -> tuple[Float[Array, " units"], ...]:
     """Activate the gates i, f, g, o (coupled: i, g, o): sigmoid(z), and tanh(z) for g.
 
     One sigmoid serves all, a pass over z that compilers vectorise as they do not vectorise it for a part of z. It is as
-    accurate, relative to its value, for a closed gate as for an open one, which (1 + tanh(z / 2)) / 2 is not. The
-    candidate gets a tanh of its own, since 2 * sigmoid(2 * z) - 1 would lose small values.
+    accurate, relative to its value, for a closed gate as for an open one, which (1 + tanh(z / 2)) / 2 is not.
     """
-    *gates, _, o = jnp.split(_sigmoids(z, units), z.size // units)
-    candidate = z[-2 * units : -units]
-    return *gates, jnp.tanh(candidate), o
-
-
-@standard_activations.defjvp
-def _standard_activations_jvp(units, primals, tangents):
-    (z,), (d_z,) = primals, tangents
-    # As tanh(z) = 2 * sigmoid(2 * z) - 1, its derivative is 4 times that of the sigmoid: one pass here too.
-    s = _sigmoids(z, units)
-    d_gates = d_z * s * (1 - s) * _factors(z, units, 1, 4)
-    return standard_activations(z, units), tuple(jnp.split(d_gates, z.size // units))
-
-
-def _sigmoids(z, units):
-    return jax.nn.sigmoid(z * _factors(z, units, 1, 2))
+    *gates, g, o = jnp.split(jax.nn.sigmoid(z * _factors(z, units, 1, 2)), z.size // units)
+    g = 2 * g - 1  # tanh(z), whose derivative so comes from that of the sigmoid; of small values too little is left
+    return *gates, g + jax.lax.stop_gradient(jnp.tanh(z[-2 * units : -units]) - g), o
 
 
 def _factors(z, units, gate, candidate):

@@ -277,12 +277,12 @@ def integers(name: str, value: Any, low: int, high: int, meaning: str) -> jax.Ar
             f"{name} must be integers, got {array.dtype.name} {array.shape}. Convert with .astype(jnp.int32)."
         )
     message = f"{name} must lie between {low} and {high} ({meaning})"
-    if _is_known(value):
+    if is_known(value):
         values = np.asarray(value)  # before JAX narrowed them to 32 bits
         if values.size and (values.min() < low or values.max() > high):
             raise ValueError(f"{message}; got values from {values.min()} to {values.max()}.")
         return array.astype(jnp.int32)
-    array = saturated(array)
+    array = jnp.asarray(saturated(value if isinstance(value, np.ndarray) else array))
     if _CHECKED.value:
         checkify.debug_check(jnp.all(_of_any((array >= low) & (array <= high))), f"{message}.")
     return array
@@ -317,7 +317,7 @@ def steps(
     shape(name, array, batch, of_batch)
     value = blank(value, real)
     array = integers(name, value, 0, time, of_time)
-    return array if _is_known(value) else jnp.clip(array, 0, time).astype(jnp.int32)
+    return array if is_known(value) else jnp.clip(array, 0, time).astype(jnp.int32)
 
 
 def blank(integers: Any, real: Any) -> Any:
@@ -380,9 +380,10 @@ def _is_canonical(dtype: Any) -> bool:
     return jax.dtypes.canonicalize_dtype(dtype, allow_extended_dtype=True) == dtype
 
 
-def _is_known(value: Any) -> bool:
-    """Whether values can be read: they are concrete, and all on this process."""
-    return not isinstance(value, jax.core.Tracer) and getattr(value, "is_fully_addressable", True)
+def is_known(value: Any) -> bool:
+    """Whether values are read at once: they are concrete, all on this process, and not to be reported by `checked`."""
+    concrete = not isinstance(value, jax.core.Tracer) and getattr(value, "is_fully_addressable", True)
+    return concrete and not _CHECKED.value
 
 
 def _told(value: Any) -> str:

@@ -239,8 +239,8 @@ def _convolve(w, bias, xs, stride, dilation, groups, causal):
         if groups == 1:
             weights = w.reshape(-1, w.shape[-1])
             return jnp.matmul(jnp.concatenate(columns, axis=-1), weights, preferred_element_type=wide)
-        columns = jnp.stack([column.reshape(*column.shape[:-1], groups, -1) for column in columns], axis=-2)
-        weights = w.reshape(*w.shape[:2], groups, -1)
+        columns = jnp.stack([column.reshape(*column.shape[:-1], groups, w.shape[1]) for column in columns], axis=-2)
+        weights = w.reshape(*w.shape[:2], groups, w.shape[2] // groups)
         ys = jnp.einsum("btgki,kigu->btgu", columns, weights, preferred_element_type=wide)
         return ys.reshape(*ys.shape[:2], w.shape[-1])
 

@@ -264,8 +264,13 @@ def decode(
     >>> tags.tolist(), scores.tolist()
     ([[1, 0], [0, 0], [1, 1]], [6.0, 5.0, 5.0])
     """
-    several = chain.decode if k is None else partial(chain.decode_several, checks.positive_int("k", k))
-    return _map(several, _checked(params, emissions, lengths, allowed))
+    arrays = _checked(params, emissions, lengths, allowed)
+    if k is None:
+        return _map(chain.decode, arrays)
+    most = checks.LARGEST // len(arrays[0])
+    if checks.positive_int("k", k) > most:
+        raise ValueError(f"k must be at most {most} with {len(arrays[0])} tags, got {k!r}.")
+    return _map(_bound(chain.decode_several, int(k)), arrays)
 
 
 @keywords.explained("crf.sample")

@@ -436,8 +436,10 @@ def _are_arrays(params: Any, xs: Any, state: Any, *others: Any) -> bool:
 
 def _fit(lengths: Any, xs: Any) -> bool:
     """Whether lengths lie within time, if their values can be read; all else is checked while tracing."""
-    if lengths is None or isinstance(lengths, jax.core.Tracer) or not getattr(lengths, "is_fully_addressable", True):
+    if lengths is None or isinstance(lengths, jax.core.Tracer):
         return True
+    if not checks.is_known(lengths):
+        return False
     values = np.asarray(lengths)
     if getattr(xs, "ndim", 0) < 2 or values.dtype.kind not in "iu":
         return False

@@ -126,8 +126,10 @@ def truncated(apply: Callable[..., tuple[Array, Any]], steps: int) -> Callable[.
         steps: time steps of one piece.
 
     Returns:
-        A function of the same arguments and results as `apply`; call it under `jax.jit`. Options, a key for dropout
-        among them, reach every piece alike: masks of a whole sequence stay, those of single steps come again.
+        A function of the same arguments and results as `apply`. It is compiled once for each `apply`, which must be
+        hashable, and for the values of those arguments that are no arrays: make `apply` once, not at each call.
+        Options, a key for dropout among them, reach every piece alike: masks of a whole sequence stay, those of single
+        steps come again.
 
     Raises:
         ValueError: steps is not a positive integer, or `apply` is bidirectional; and what `apply` raises.

@@ -337,6 +337,17 @@ class TestRefusals:
             error, _ = checked(jnp.array([0, 5]))
             error.throw()
 
+    @pytest.mark.parametrize("lengths", [jnp.array([9, 5]), np.array([2**32 + 1, 5]), [9, 5], [-1, 5]])
+    def test_checked_reports_values_that_are_known_too(self, lengths):
+        """Of a function that is not jitted, of its gradient, and of constants in it."""
+        call = lambda xs: lstm.apply(self.params, xs, lengths=lengths)[0].sum()  # noqa: E731
+        for run in (call, jax.grad(call), jax.value_and_grad(call)):
+            error, _ = lstmjax.checked(run)(XS)
+            with pytest.raises(ValueError, match=r"lengths must lie between 0 and 5"):
+                error.throw()
+        with pytest.raises(ValueError, match=r"lengths must lie between 0 and 5"):
+            call(XS)
+
 
 def test_calls_alike_are_checked_once(monkeypatch):
     params, xs = lstm.init(jax.random.key(0), 5, 7), jnp.ones((3, 4, 5))

@@ -1,4 +1,4 @@
-"""Every public function beneath JAX: exported, dispatched, called again, and under JAX's modes."""
+"""A table of functions beneath JAX: exported, dispatched, called again, under JAX's modes, and at their edges."""
 
 import contextlib
 import dataclasses

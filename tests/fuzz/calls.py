@@ -38,6 +38,7 @@ from lstmjax.conv1d import Conv1DParams
 from lstmjax.dense import DenseParams
 from lstmjax.embedding import EmbeddingParams
 from lstmjax.inspect import Trace, trace
+from lstmjax.lstm import LSTMNorm
 from lstmjax.residual import ResidualParams
 
 RNG = np.random.default_rng(0)
@@ -345,6 +346,16 @@ def decoded(params, emissions, *, lengths=None, allowed=None):
     return None, Paths(params, emissions, lengths, allowed).each(lambda b, paths, scores: scores.max())
 
 
+@within_float32
+def decoded_several(params, emissions, *, k, lengths=None, allowed=None):
+    """Scores alone, likewise."""
+
+    def best(b, paths, scores):
+        return np.pad(np.sort(scores)[::-1][:k], (0, max(0, k - len(scores))), constant_values=-np.inf)
+
+    return None, Paths(params, emissions, lengths, allowed).each(best, k)
+
+
 def encoded(params, xs, *, lengths=None, code="final", merge="concat", **rest):
     run = {LSTMParams: reference.lstm, BidirectionalParams: reference.bidirectional, StackParams: reference.stack}
     merged = {} if isinstance(params, LSTMParams) else {"merge": merge}
@@ -424,11 +435,27 @@ CALLS = {
     "lstm.apply": Call(
         lstm.apply, {"params": lstm_params(), "xs": XS, "state": state(BATCH), **RUN}, recurrent(reference.lstm)
     ),
+    "lstm.apply with layer norm": Call(
+        lstm.apply,
+        {
+            "params": dataclasses.replace(
+                lstm_params(),
+                norm=LSTMNorm(
+                    c_scale=normal(UNITS), c_bias=normal(UNITS), z_scale=normal(4 * UNITS), kind="per_gate_cell"
+                ),
+            ),
+            "xs": XS,
+            "lengths": LENGTHS,
+        },
+    ),
     "lstm.apply with dropout": Call(lstm.apply, {"params": lstm_params(), "xs": XS, "lengths": LENGTHS, **DROPOUT}),
     "bidirectional.apply": Call(
         bidirectional.apply,
         {"params": both(), "xs": XS, "state": BOTH_STATES, **RUN, "merge": "concat"},
         recurrent(reference.bidirectional),
+    ),
+    "bidirectional.apply with dropout": Call(
+        bidirectional.apply, {"params": both(), "xs": XS, "lengths": LENGTHS, **DROPOUT}
     ),
     "stack.apply": Call(
         stack.apply,
@@ -500,8 +527,19 @@ CALLS = {
     "crf.log_partition": Call(crf.log_partition, {**EMISSIONS, **CHAIN, "implementation": "auto"}, partitioned),
     "crf.marginals": Call(crf.marginals, {**EMISSIONS, **CHAIN, "implementation": "auto"}, marginal),
     "crf.decode": Call(crf.decode, {**EMISSIONS, **CHAIN}, decoded),
+    "crf.decode of several": Call(crf.decode, {**EMISSIONS, **CHAIN, "k": 3}, decoded_several),
     "crf.sample": Call(crf.sample, {**EMISSIONS, "key": jax.random.key(0), **CHAIN}),
     "dense.apply": Call(dense.apply, {"params": DenseParams(normal(INPUTS, UNITS), normal(UNITS)), "xs": XS}, densely),
+    "dense.apply without bias": Call(
+        dense.apply,
+        {"params": DenseParams(normal(INPUTS, UNITS)), "xs": XS},
+        lambda params, xs: array(xs) @ array(params.w),
+    ),
+    "embedding.attend": Call(
+        embedding.attend,
+        {"params": EmbeddingParams(normal(6, INPUTS)), "xs": XS},
+        lambda params, xs: array(xs) @ array(params.table).T,
+    ),
     "embedding.apply": Call(
         embedding.apply,
         {"params": EmbeddingParams(normal(6, INPUTS)), "tokens": np.array([[0, 5, 1], [2, 3, 4]], np.int32)},
@@ -518,6 +556,10 @@ CALLS = {
             "lengths": LENGTHS,
         },
         convolved,
+    ),
+    "conv1d.apply in groups": Call(
+        conv1d.apply,
+        {"params": Conv1DParams(normal(2, 1, 2 * INPUTS)), "xs": XS, "groups": INPUTS, "lengths": LENGTHS},
     ),
     "residual.apply": Call(
         residual.apply,
