@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import json
 import math
 import signal
@@ -97,12 +98,10 @@ def resume(folder: str, overrides: list[str], data_changed: bool = False) -> int
     if result and "baselines" in result:
         console.print(f"{run.folder} is finished: nothing to resume. Its result is in {run.result}")
         return 0
-    found, differing = _data(run, config, data_changed and not result)  # baselines are of the data of the result
+    found, differing = _data(run, config, data_changed, result=bool(result))
     task = _task(config, found)
     over = _over(config, task)
     with _interrupt(run) as asked, _alone(run):
-        if differing:
-            mesh.by_leader(lambda: kept.accept(run, found, differing))
         if differing or "changed" in found:
             task = dataclasses.replace(task, published=())  # those are of one data set
         if result:
@@ -111,11 +110,17 @@ def resume(folder: str, overrides: list[str], data_changed: bool = False) -> int
             return 0
         checkpoints = Checkpoints(run.checkpoints)
         state = _restored(run, config, task, checkpoints, over) or initial_state(task, config.train, over)
+
+        @functools.cache
+        def accept() -> None:
+            if differing:
+                mesh.by_leader(lambda: kept.accept(run, found, differing, task))
+
         mesh.by_leader(lambda: _go_back(run, checkpoints, int(state.step)))
         for key, (then, now) in runs.differences(run).items():
             console.print(f"{key} was {then} when the run began and is {now}: the end need not be the same bit for bit")
         console.print(f"{run.folder}: on from step {int(state.step)}")
-        return _train(run, config, task, checkpoints, state, over, asked)
+        return _train(run, config, task, checkpoints, state, over, asked, accept)
 
 
 def _go_back(run: Run, checkpoints: Checkpoints, step: int) -> None:
@@ -190,7 +195,8 @@ def _standing(run: Run) -> tuple[str, str]:
         test = result["test"]
     except (ValueError, KeyError) as error:
         return "", f"cannot be read: {error!r}"
-    return steps, "  ".join(f"{name} {report.number(value)}" for name, value in test.items())
+    figures = [f"{name} {report.number(value)}" for name, value in test.items()]
+    return steps, "  ".join([*figures, *["(the data changed)"] * ("data_changed" in result)])
 
 
 def _trained(run: Run, config: Config, task: Task) -> TrainState:
@@ -233,17 +239,17 @@ def _begun(config: Config, task: Task) -> Run:
     """A new folder, in which what the run keeps is written down."""
 
     def create() -> Path:
-        return runs.create(config.out, config.name, dumps(config), kept.described(config, task)).folder
+        return runs.create(config.out, config.name, dumps(config), kept.first(config, task)).folder
 
     return Run(Path(mesh.by_leader(create)))
 
 
-def _data(run: Run, config: Config, data_changed: bool) -> tuple[dict[str, Any], list[str]]:
+def _data(run: Run, config: Config, data_changed: bool, result: bool = False) -> tuple[dict[str, Any], list[str]]:
     """What the run keeps, and what of its data differs now, which must have been accepted."""
     found = kept.load(run, config)
-    differing = kept.check(run, config, found, data_changed)
+    differing = kept.check(run, config, found, data_changed, result)
     if differing:
-        console.print(f"the data is not what the run began with:{kept.listed(differing)}")
+        console.print(f"the data is not what the run was trained on:{kept.listed(differing)}")
     return found, differing
 
 
@@ -269,14 +275,21 @@ def _train(
     state: TrainState,
     over: Mesh,
     asked: Callable[[], int],
+    accept: Callable[[], None] = lambda: None,
 ) -> int:
+    """Calls `accept` before anything is kept that was made with the data there is now."""
+
+    def save(state: TrainState) -> None:
+        accept()
+        checkpoints.save(state)
+
     with report.progress(config.train.steps, int(state.step)) as shown:
 
         def log(line: dict, rate: float) -> None:
             mesh.by_leader(lambda: runs.append(run.metrics, line))
             shown(line, rate)
 
-        hooks = Hooks(log=log, save=checkpoints.save, stop=lambda: bool(mesh.greatest(asked())))
+        hooks = Hooks(log=log, save=save, stop=lambda: bool(mesh.greatest(asked())))
         try:
             outcome = train(task, config.train, state, hooks, over)
         except NonFiniteLoss as error:
@@ -294,6 +307,7 @@ def _train(
         return mesh.greatest(asked())
     test = _test(task, outcome.state, over)
     _check_finite(run, test)
+    accept()
     mesh.by_leader(lambda: _finish(run, config, task, outcome, test))
     return 0
 
@@ -316,6 +330,8 @@ def _finish(run: Run, config: Config, task: Task, outcome: Outcome, test: dict[s
     result |= {"published": {who: dict(figures) for who, figures in task.published}, "epoch": task.epoch}
     if task.criterion:
         result["criterion_met"] = bool(criterion_met(task, state))
+    if changed := kept.load(run, config).get("changed"):
+        result["data_changed"] = changed
     runs.write(run.result, _json(result))
     _compare(run, config, task, result)
     seconds, steps = outcome.train_seconds, outcome.steps
@@ -357,10 +373,11 @@ def _task(config: Config, found: Mapping[str, Any] | None = None) -> Task:
     _, _, test_key = keys(config.train.seed)
     known = {"kept": found["kept"]} if found and found["kept"] else {}
     try:
-        task = TASKS[config.task].build(config.data, config.model, config.train.batch, test_key, **known)
+        with files.noted() as read:
+            task = TASKS[config.task].build(config.data, config.model, config.train.batch, test_key, **known)
         if kept.reads(config):
             _check_numbers(config, task)
-        return task
+        return dataclasses.replace(task, read=read)
     except DataError as error:
         raise RunError(str(error)) from None
     except ValueError as error:

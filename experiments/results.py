@@ -66,6 +66,11 @@ def collect(found: Iterable[Run], configs: Path, records: Path, named: bool = Tr
             left.append(f"{run.folder}: no config in {configs} is that of this run, whatever the seed")
         elif twin := members.setdefault(name, {}).get(config.train.seed):
             raise RunError(f"{twin.folder} and {run.folder} are both {name} with seed {config.train.seed}; name one")
+        elif "changed" in _kept(run, config):
+            raise RunError(
+                f"{run.folder} was resumed on other data than it began with: its figures are of neither, and in no "
+                f"mean. Train it again, or name the other runs"
+            )
         else:
             members[name][config.train.seed] = run
     if left and named:
@@ -114,11 +119,16 @@ def _unseeded(config: Config) -> str:
     return dumps(dataclasses.replace(config, train=dataclasses.replace(config.train, seed=0), name="run", out="runs"))
 
 
+def _kept(run: Run, config: Config) -> dict[str, Any]:
+    """What a run keeps of its data; nothing of a run from before that was kept."""
+    return kept.load(run, config) if run.data.exists() else {}
+
+
 def _run_record(run: Run, seed: int) -> Record:
     result, environment = (json.loads(path.read_text()) for path in (run.result, run.environment))
     times = runs.read(run.timings)
     machine = {key: environment[key] for key in ("python", "device", "devices", "cpus", "git")}
-    files = kept.load(run, load(run.config)).get("files") if run.data.exists() else None
+    files = _kept(run, load(run.config)).get("files")
     return result | {
         "seed": seed,
         "data": digest(files) if files else None,

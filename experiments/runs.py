@@ -66,7 +66,7 @@ class Run:
         return self.folder / "lock"
 
 
-def create(out: str, name: str, config: str, data: dict | None = None) -> Run:
+def create(out: str, name: str, config: str, data: str | None = None) -> Run:
     """A new folder `out/name-NNN` with the resolved config, the environment and what is kept of the data in it."""
     parent, described = Path(out), {"config_sha256": _sha256(config.encode())} | environment()
     try:
@@ -76,7 +76,7 @@ def create(out: str, name: str, config: str, data: dict | None = None) -> Run:
         raise RunError(f"no folder for the run can be made in {out}: {error}") from None
     write(run.environment, json.dumps(described, indent=2) + "\n")
     if data is not None:
-        write(run.data, json.dumps(data, indent=1) + "\n")
+        write(run.data, data)
     write(run.config, config)  # last: a folder that has it has all
     return run
 

@@ -86,7 +86,8 @@ class Task:
     shown, `metric` among them: a figure each, where a task does not say otherwise. `baselines` computes the same
     figures of the test split for predictors that need no LSTM; that may take a minute, so it is called where they are
     shown, once. `label`, where lines of a text can be labelled, takes a file of them. `kept` is what a run must keep to
-    read other data in the same way, as JSON: vocabulary, tags, scaling.
+    read other data in the same way, as JSON: vocabulary, tags, scaling. `read` is what `files.described` says of each
+    file that the task was made from.
     """
 
     init: Callable[[Array], Params]
@@ -100,6 +101,7 @@ class Task:
     score: Callable[[Mapping[str, Array], Any], dict[str, float]] = figures  # (what `evaluate` returned, split)
     label: Callable[[Params, Path], list[Labelled]] | None = None
     kept: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    read: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     counted: Callable[[Batch], Bool[Array, " batch"]] | None = None
     carried: Callable[[Params], Carried] = lambda params: None  # what the first batch is given
     watch: tuple[str, ...] = ()  # splits evaluated while training

@@ -1,6 +1,7 @@
 """Where data files are looked for: the folder that LSTMJAX_DATA names, then the user's cache."""
 
 import codecs
+import contextlib
 import hashlib
 import json
 import os
@@ -10,8 +11,10 @@ from typing import Any
 
 import numpy as np
 
+Prints = dict[str, dict[str, Any]]
 LONGEST = 200  # characters of a line in an error
-SPACES = " \t"  # what parts columns and is cut off their ends; any other space, such as U+00A0, is part of a token
+SPACES = " \t"  # what parts columns and is cut off their ends; any other space, such as U+00A0, is part of a column
+_noting: list[Prints] = []  # what is being noted of the files that are read
 
 
 class DataError(RuntimeError):
@@ -24,8 +27,11 @@ def cache() -> Path:
 
 def locate(name: str, found: Callable[[Path], bool] = Path.is_file) -> Path | None:
     """The file `name`, such as "mnist/mnist.pkl.gz", or None where it is in neither folder."""
-    folders = [Path(os.environ["LSTMJAX_DATA"])] if "LSTMJAX_DATA" in os.environ else []
-    return next((folder / name for folder in [*folders, cache()] if found(folder / name)), None)
+    return next((folder / name for folder in _folders() if found(folder / name)), None)
+
+
+def _folders() -> list[Path]:
+    return [*([Path(os.environ["LSTMJAX_DATA"])] if "LSTMJAX_DATA" in os.environ else []), cache()]
 
 
 def required(name: str, source: str, found: Callable[[Path], bool] = Path.is_file) -> Path:
@@ -42,11 +48,46 @@ def required(name: str, source: str, found: Callable[[Path], bool] = Path.is_fil
 
 
 def content(path: Path) -> bytes:
-    """What a file holds."""
+    """What a file holds, which `noted` tells of."""
     try:
-        return path.read_bytes()
+        found = path.read_bytes()
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}") from None
+    name = next((path.relative_to(of) for of in _folders() if path.is_relative_to(of)), path).as_posix()
+    if _noting:
+        note({name: described(name, found)})
+    return found
+
+
+@contextlib.contextmanager
+def noted() -> Iterator[Prints]:
+    """What `described` says of each file that is read within, by its name: of the very bytes that were read."""
+    prints: Prints = {}
+    _noting.append(prints)
+    try:
+        yield prints
+    finally:
+        _noting.pop()
+
+
+def note(prints: Prints) -> None:
+    """Tells `noted` of what was read before, or is no file."""
+    for of in _noting:
+        of.update(prints)
+
+
+def described(name: str, content: bytes) -> dict[str, Any]:
+    """Size and sha256 of a file; those of a text are of it as it is read, see `unified`, and it has lines too."""
+    lines = {}
+    if name.endswith(".txt"):
+        content = unified(content)
+        lines = {"lines": content.count(b"\n") + (content[-1:] not in (b"", b"\n"))}
+    return {"bytes": len(content)} | lines | {"sha256": hashlib.sha256(content).hexdigest()}
+
+
+def unified(content: bytes) -> bytes:
+    """A text without its byte order mark, with \\n at the end of each line: with other ones it is the same text."""
+    return content.removeprefix(codecs.BOM_UTF8).replace(b"\r\n", b"\n").replace(b"\r", b"\n")
 
 
 def contents(names: Iterable[str], source: str) -> Iterator[tuple[str, bytes]]:
@@ -81,12 +122,11 @@ def known(content: bytes, name: str, sha256: str, remedy: str) -> bytes:
 
 
 def text(path: Path, encoding: str = "utf-8") -> str:
-    """The text of a file without its byte order mark, with \\n at the end of each line."""
+    """The text of a file, see `unified`."""
     try:
-        decoded = content(path).removeprefix(codecs.BOM_UTF8).decode(encoding)
+        return unified(content(path)).decode(encoding)
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is no text in {encoding.upper()}: {error}") from None
-    return decoded.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def lines(path: Path) -> list[str]:

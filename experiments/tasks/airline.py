@@ -58,6 +58,7 @@ def build(
 ) -> Task:
     models.check_whole(model)
     del key  # nothing is drawn
+    files.note({name: files.described(name, content) for name, content in sources(options)})
     fit = TRAIN - options.validation
     first = options.look_back + (SEASON if options.seasonal_difference else 0)
     if fit - first < batch:

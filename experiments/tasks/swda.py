@@ -23,7 +23,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from experiments import linear, mesh, tagger
-from experiments.data import cooccurrence, dialogues, vocabulary
+from experiments.data import cooccurrence, dialogues, files, vocabulary
 from experiments.data.dialogues import Conversation
 from experiments.data.order import shuffled
 from experiments.data.vocabulary import Kinds
@@ -116,9 +116,17 @@ def _init(model: Tagger, found: Kinds, words: Float[Array, "words length"]) -> C
     )
 
 
-@functools.lru_cache(maxsize=1)
 def _corpus(options: Options) -> dict[str, list[Conversation]]:
-    return dialogues.load(options.corpus, options.column)
+    corpus, prints = _read(options)
+    files.note(prints)
+    return corpus
+
+
+@functools.lru_cache(maxsize=1)
+def _read(options: Options) -> tuple[dict[str, list[Conversation]], files.Prints]:
+    """The corpus, and what is noted of its files, which may be others when the next run of a sweep begins."""
+    with files.noted() as prints:
+        return dialogues.load(options.corpus, options.column), prints
 
 
 @functools.lru_cache(maxsize=1)

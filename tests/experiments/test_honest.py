@@ -40,7 +40,7 @@ def place(tmp_path, monkeypatch):
 @pytest.fixture
 def forget():
     def clear():
-        for made in (swda._corpus, swda._splits, swda._vectors, swda._baselines):
+        for made in (swda._read, swda._splits, swda._vectors, swda._baselines):
             made.cache_clear()
 
     clear()

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from experiments import commands, kept, runs
 from experiments.__main__ import main
 from experiments.config import load
-from experiments.data import chorales, chunks, dialogues, fashion, mnist, shakespeare, treebank
+from experiments.data import chorales, chunks, dialogues, fashion, files, mnist, shakespeare, treebank
 from experiments.runs import RunError
 from experiments.tasks import TASKS, airline
 
@@ -322,7 +322,152 @@ def test_run_that_was_trained_on_other_data_has_no_published_figures(accepted, r
         assert main(["resume", "runs/a-001"]) == 1
         assert main(["resume", "runs/a-001", "--data-changed"]) == 0, capsys.readouterr().err
     else:
-        kept.accept(run, json.loads(run.data.read_text()), ["a file had other bytes"])
+        config = load(run.config)
+        found = kept.load(run, config)
+        kept.accept(run, found, ["a file had other bytes"], commands._task(config, found))
         assert main(["resume", "runs/a-001"]) == 0, capsys.readouterr().err
     assert len(json.loads(run.data.read_text())["changed"]) == 1
     assert runs.result(run)["published"] == {}
+    assert len(runs.result(run)["data_changed"]) == 1
+    capsys.readouterr()
+    assert main(["list"]) == 0
+    assert "(the data changed)" in capsys.readouterr().out
+
+
+def stopped_run(root, monkeypatch, name="a"):
+    """A run of airline that ended at its first step, by SIGTERM."""
+    (root.parent / f"{name}.toml").write_text(CONFIGS["airline"] + SHORT)
+    with monkeypatch.context() as patch:
+        patch.setattr(commands, "_interrupt", lambda run: contextlib.nullcontext(lambda: 143))
+        assert main(["run", f"{name}.toml"]) == 143
+    return runs.Run(root.parent / f"runs/{name}-001")
+
+
+def other_passengers(monkeypatch, add=1):
+    other = airline.PASSENGERS.copy()
+    other[100] += add
+    monkeypatch.setattr(airline, "PASSENGERS", other)
+
+
+@pytest.mark.training
+def test_run_on_changed_data_is_in_no_mean(root, monkeypatch, capsys):
+    """Although it began with the same data as the others."""
+    (root.parent / "configs").mkdir()
+    (root.parent / "docs").mkdir()
+    run = stopped_run(root, monkeypatch)
+    (root.parent / "configs/a.toml").write_text((root.parent / "a.toml").read_text())
+    assert main(["run", "a.toml", "--train.seed=1"]) == 0
+    assert main(["report"]) == 0
+    before = (root.parent / "docs/results/a.json").read_bytes()
+    other_passengers(monkeypatch)
+    assert main(["resume", str(run.folder), "--data-changed"]) == 0
+    for folders in ([], ["runs/a-001", "runs/a-002"], ["runs/a-001"]):
+        capsys.readouterr()
+        assert main(["report", *folders]) == 1
+        assert "runs/a-001 was resumed on other data than it began with" in capsys.readouterr().err
+    assert (root.parent / "docs/results/a.json").read_bytes() == before
+    assert main(["report", "runs/a-002"]) == 0
+
+
+@pytest.mark.training
+def test_missing_baselines_are_of_the_data_that_the_result_is_of(root, monkeypatch, capsys):
+    def stop(series, train):
+        raise KeyboardInterrupt
+
+    run, old = stopped_run(root, monkeypatch), airline.PASSENGERS
+    other_passengers(monkeypatch)
+    with monkeypatch.context() as patch:
+        patch.setattr(airline, "baselines", stop)
+        assert main(["resume", str(run.folder), "--data-changed"]) == 130
+    assert "baselines" not in runs.result(run)
+    new = airline.PASSENGERS
+    monkeypatch.setattr(airline, "PASSENGERS", old)
+    for flags in ([], ["--data-changed"]):
+        capsys.readouterr()
+        assert main(["resume", str(run.folder), *flags]) == 1
+        said = capsys.readouterr().err
+        assert "the data is not what the run was resumed with" in said
+        assert "Put that data back" in said
+        assert "--data-changed" not in said
+    assert "baselines" not in runs.result(run)
+    monkeypatch.setattr(airline, "PASSENGERS", new)
+    assert main(["evaluate", str(run.folder)]) == 0, capsys.readouterr().err
+    assert main(["resume", str(run.folder)]) == 0, capsys.readouterr().err
+    expected = {name: dict(figures) for name, figures in airline.baselines(new, airline.TRAIN).items()}
+    assert runs.result(run)["baselines"] == expected
+    assert len(runs.result(run)["data_changed"]) == len(json.loads(run.data.read_text())["changed"]) == 1
+
+
+@pytest.mark.training
+def test_data_that_nothing_was_made_with_is_not_accepted_for_good(root, monkeypatch, capsys):
+    """A damaged checkpoint ends the command before anything is trained."""
+    run = stopped_run(root, monkeypatch)
+    before = run.data.read_bytes()
+    other_passengers(monkeypatch)
+    for path in run.checkpoints.glob("*/SHA256SUMS"):
+        path.write_text("0" * 64 + "  nothing\n")
+    assert main(["resume", str(run.folder), "--data-changed"]) == 1
+    assert "no checkpoint" in capsys.readouterr().err
+    assert run.data.read_bytes() == before
+
+
+WRONG = {
+    "tags reversed": lambda found: found["kept"]["tags"].reverse(),
+    "nothing kept": lambda found: found["kept"].clear(),
+    "no tags": lambda found: found["kept"].pop("tags"),
+    "no kept": lambda found: found.pop("kept"),
+    "no files": lambda found: found.pop("files"),
+    "other files": lambda found: found["files"].clear(),
+    "changed no more": lambda found: found.update(changed=[]),
+    "no sum": lambda found: found.pop("sha256"),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_kept_data_that_was_changed_is_refused(wrong, root, monkeypatch, capsys):
+    run, _, _ = begin("swda", root, monkeypatch)
+    found = json.loads(run.data.read_text())
+    WRONG[wrong](found)
+    run.data.write_text(json.dumps(found))
+    (root / "talk.txt").write_text(TALK)
+    for command in (["evaluate"], ["resume"], ["resume", "--data-changed"], ["predict", str(root / "talk.txt")]):
+        assert main([command[0], str(run.folder), *command[1:]]) == 1
+        said = capsys.readouterr().err
+        reason = "cannot be read: it has no 'sha256'" if wrong == "no sum" else "is not as the run wrote it"
+        assert f"{run.data} {reason}" in said
+        assert f"run {run.config}" in said
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_sums_are_of_what_was_read(name, root, monkeypatch):
+    """Not of what is there when the run is written down, a moment or a sweep's first runs later."""
+    run, _, change = begin(name, root, monkeypatch)
+    config = load(run.config)
+    read = commands._task(config)
+    before = kept.prints(config)
+    change()
+    again = commands._task(config) if name == "swda" else read  # as the next run of a sweep, which shares the corpus
+    found = kept.load(commands._begun(config, again), config)
+    assert found["files"] == before
+    assert found["files"] != kept.prints(config)
+
+
+@pytest.mark.parametrize("name", ["swda", "conll2000", "chars"])
+def test_other_ends_of_lines_are_the_same_data(name, root, monkeypatch):
+    """As they are where published figures stand beside it."""
+    run, _, _ = begin(name, root, monkeypatch)
+    config, before = load(run.config), kept.load(run, load(run.config))
+    for path in root.rglob("*.txt"):
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
+    forget()
+    assert kept.check(run, config, before, accepted=False) == []
+    assert commands._task(config).read == before["files"]
+
+
+@pytest.mark.parametrize(
+    ("content", "lines"), [("", 0), ("a", 1), ("a\n", 1), ("a\nb", 2), ("a\r\nb\r\n", 2), ("a\rb", 2), ("\n\n", 2)]
+)
+def test_lines_are_counted_with_and_without_a_last_end(content, lines, tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_bytes(content.encode())
+    assert files.described("a.txt", path.read_bytes())["lines"] == lines == len(files.lines(path))

@@ -52,7 +52,7 @@ def corpus():
 
 
 def forget():
-    for made in (swda._corpus, swda._splits, swda._vectors, swda._baselines):
+    for made in (swda._read, swda._splits, swda._vectors, swda._baselines):
         made.cache_clear()
 
 
