@@ -25,7 +25,7 @@ from experiments.data import files
 from experiments.data.files import DataError
 from experiments.report import console
 from experiments.runs import Run, RunError
-from experiments.task import FAILED, Task, each
+from experiments.task import FAILED, Task, attempted, each
 from experiments.tasks import TASKS
 from experiments.train import (
     Hooks,
@@ -418,14 +418,15 @@ def _test(task: Task, state: TrainState, over: Mesh | None = None) -> dict[str, 
 def _baselines(task: Task) -> report.Rows:
     """Figures of each baseline, or the reason why there are none."""
     console.print("baselines   are computed, which may take minutes")
-    found = each({"baselines": task.baselines})
-    rows = found if FAILED in found["baselines"] else found["baselines"]
-    return {name: _finite(figures) for name, figures in rows.items()}
+    found = attempted(task.baselines)
+    rows = {"baselines": found} if FAILED in found else found
+    return each({name: functools.partial(_finite, figures) for name, figures in rows.items()})
 
 
-def _finite(figures: Mapping[str, Any]) -> dict[str, Any]:
-    if FAILED in figures:
-        return dict(figures)
+def _finite(figures: Any) -> Any:
+    """These figures as numbers, if all of them are finite; the reason of a baseline that failed, as it is."""
+    if not isinstance(figures, Mapping) or FAILED in figures:
+        return figures
     numbers = {name: float(value) for name, value in figures.items()}
     wrong = [f"{name} is {value}" for name, value in numbers.items() if not math.isfinite(value)]
     return {FAILED: ", ".join(wrong)} if wrong else numbers

@@ -6,8 +6,40 @@ h is the k-1 symbols before x, h' all of them but the first, and kinds(h) how ma
 training: the more of them, the likelier yet another. Witten & Bell, The Zero-Frequency Problem, 1991.
 """
 
+from collections.abc import Callable, Mapping
+from typing import Any
+
 import numpy as np
 from jaxtyping import Float, Int
+
+from experiments.task import each
+
+Figures = Mapping[str, Any]
+
+
+def baselines(
+    parts: Mapping[str, Int[np.ndarray, " _"]],
+    symbols: int,
+    longest: int,
+    figures: Callable[[Float[np.ndarray, " _"]], Figures],
+) -> dict[str, Figures]:
+    """Unigrams, and the n-grams that did best on the validation text: their `figures` on the test text.
+
+    These are of the probabilities of all symbols but the first.
+    """
+    best: list[int] = []
+
+    def told(name: str, order: int) -> list[Float[np.ndarray, " _"]]:
+        return [*probabilities(parts["train"], parts[name], symbols, order)[:, 1:]]
+
+    def longer() -> Figures:
+        losses = [-np.log(found).mean() for found in told("validation", longest)]
+        best.append(int(np.argmin(losses)))
+        return figures(told("test", longest)[best[0]])
+
+    rows = each({"unigram": lambda: figures(told("test", 1)[0]), "n-gram": longer})
+    order = best[0] + 1 if best else "n"
+    return {"unigram": rows["unigram"], f"{order}-gram, Witten-Bell": rows["n-gram"]}
 
 
 def probabilities(

@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from experiments.task import FAILED, Task
 
@@ -16,7 +17,9 @@ Rows = Mapping[str, Mapping[str, Any]]
 """Figures by their names, of each row of a table; of a baseline that failed the reason, as `FAILED`."""
 SHARES = ("accuracy", "f1", "exact match")  # drawn as they are, other figures by their logarithms
 
-console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 160)
+console = Console(
+    highlight=False, markup=False, emoji=False, soft_wrap=True, width=None if sys.stdout.isatty() else 160
+)
 
 
 @contextlib.contextmanager
@@ -47,14 +50,14 @@ def progress(steps: int, first: int) -> Iterator[Callable[[dict, float], None]]:
 
 
 def table(rows: Rows, baselines: Rows, title: str) -> Table:
-    """Measured figures beside those of the baselines, on the test split."""
+    """Measured figures beside those of the baselines, on the test split; what errors say is no markup."""
     names = list(next(iter(rows.values())))
-    shown = Table("test", *names, title=title, title_justify="left")
+    shown = Table("test", *names, title=Text(title), title_justify="left")
     for row, figures in rows.items():
         shown.add_row(row, *(number(figures.get(name)) for name in names), style="bold")
     for row, figures in baselines.items():
-        failed = [f"{FAILED}: {figures[FAILED]}"] if FAILED in figures else []
-        shown.add_row(row, *failed, *(number(figures.get(name)) for name in names[len(failed) :]))
+        failed = [Text(f"{FAILED}: {figures[FAILED]}")] if FAILED in figures else []
+        shown.add_row(Text(row), *failed, *(number(figures.get(name)) for name in names[len(failed) :]))
     return shown
 
 
@@ -78,7 +81,7 @@ def curve(path: Path, task: Task, lines: list[dict], rows: Rows, baselines: Rows
     beside = task.metric if task.metric != "loss" else task.measure
     for axes, metric in ((left, "loss"), (right, beside)):
         _lines(axes, task, lines, rows, baselines, metric)
-    figure.suptitle(title)
+    figure.suptitle(title, parse_math=False)
     figure.savefig(path, dpi=120)
 
 

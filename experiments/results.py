@@ -173,7 +173,8 @@ def _overview(found: dict[str, Record]) -> list[str]:
             shown = f"{metric} {_spread(own[metric])} {first['unit']}".strip()
         else:
             shown = _to_criterion(record)
-        rows.append(f"| [{name}](#{first['task']}) | {len(record['runs'])} | {shown} | {published} | {beside} |")
+        cells = (f"[{name}](#{first['task']})", str(len(record["runs"])), shown, published, beside)
+        rows.append(f"| {' | '.join(map(_cell, cells))} |")
     return rows
 
 
@@ -193,7 +194,7 @@ def _section(task: str, members: dict[str, Record], configs: Path, records: Path
             failed = {columns[0]: f"{FAILED}: {figures[FAILED]}"} if FAILED in figures else {}
             shown = failed or {name: number(value) for name, value in figures.items()}
             lines.append(_row(f"{kind}: {who}", shown, columns))
-    if cited := getattr(TASKS.get(task), "CITED", ()):
+    if (cited := getattr(TASKS.get(task), "CITED", ())) and any(figures for _, figures in published):
         lines += ["", f"Published in: {' '.join(cited)}"]
     for name, record in members.items():
         lines += ["", *_told(name, record, configs)]
@@ -278,7 +279,12 @@ def _took(members: list[Record]) -> str:
 
 
 def _row(name: str, shown: dict[str, str], columns: list[str]) -> str:
-    return f"| {name} | {' | '.join(shown.get(column, '') for column in columns)} |"
+    return f"| {' | '.join(map(_cell, (name, *(shown.get(column, '') for column in columns))))} |"
+
+
+def _cell(text: str) -> str:
+    """A text that does not end the cell of a table."""
+    return text.replace("|", "\\|")
 
 
 def _figures(record: Record) -> dict[str, list[float]]:

@@ -45,15 +45,20 @@ def figures(evaluated: Mapping[str, Array], split: Any) -> dict[str, float]:
 FAILED = "failed"
 
 
-def each(baselines: Mapping[str, Callable[[], Mapping[str, Any]]]) -> dict[str, Mapping[str, Any]]:
-    """The figures of each baseline; of one that raises, the reason as `FAILED`, so that the others are shown."""
-    rows: dict[str, Mapping[str, Any]] = {}
-    for name, compute in baselines.items():
-        try:
-            rows[name] = compute()
-        except Exception as error:
-            rows[name] = {FAILED: f"{type(error).__name__}: {error}".partition("\n")[0]}
-    return rows
+def each(baselines: Mapping[str, Callable[[], Any]]) -> dict[str, Mapping[str, Any]]:
+    """The figures of each baseline; of one that fails, the reason as `FAILED`, so that the others are shown."""
+    return {name: attempted(compute) for name, compute in baselines.items()}
+
+
+def attempted(compute: Callable[[], Any]) -> Mapping[str, Any]:
+    """What is computed, figures or rows of them by their names; else the reason why it is not, as `FAILED`."""
+    try:
+        found = compute()
+        if not isinstance(found, Mapping):
+            raise TypeError(f"it gave {found!r}; it must give figures by their names")
+        return found
+    except Exception as error:
+        return {FAILED: f"{type(error).__name__}: {error}".partition("\n")[0]}
 
 
 class Labelled(NamedTuple):

@@ -76,14 +76,8 @@ def split(tokens: np.ndarray) -> dict[str, np.ndarray]:
     return dict(zip(("train", "validation", "test"), np.split(tokens, cuts), strict=True))
 
 
-def baselines(parts: dict[str, np.ndarray], symbols: int) -> dict[str, dict[str, float]]:
-    """Unigrams, and the n-grams that did best on the validation text, over all test characters but the first."""
-    validation, test = (
-        -np.log2(ngram.probabilities(parts["train"], parts[name], symbols, LONGEST)[:, 1:]).mean(axis=1)
-        for name in ("validation", "test")
-    )
-    best = int(validation.argmin())
-    return {"unigram": {"loss": float(test[0])}, f"{best + 1}-gram, Witten-Bell": {"loss": float(test[best])}}
+def baselines(parts: Mapping[str, np.ndarray], symbols: int) -> dict[str, ngram.Figures]:
+    return ngram.baselines(parts, symbols, LONGEST, lambda found: {"loss": float(-np.log2(found).mean())})
 
 
 def _say(model: models.Model, symbols: int, params: models.Params, tokens: Array, state: LSTMState, key: Array | None):

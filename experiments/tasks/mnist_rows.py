@@ -97,8 +97,6 @@ def _evaluate(model: models.Model | models.RNN, params: models.Params, split: di
 
 def _baselines(splits: dict[str, dict[str, Array]]) -> Mapping[str, Mapping[str, Any]]:
     """Always the commonest; the one whose mean training image is nearest; and logistic regression of all pixels."""
-    from sklearn.linear_model import LogisticRegression  # takes a second
-
     (pixels, digits), (tested, truth) = (
         (np.asarray(split["rows"]).reshape(len(split["rows"]), -1), np.asarray(split["digit"]))
         for split in (splits["train"], splits["test"])
@@ -109,6 +107,8 @@ def _baselines(splits: dict[str, dict[str, Array]]) -> Mapping[str, Mapping[str,
         return ((means**2).sum(axis=1)[None, :] - 2 * tested @ means.T).argmin(axis=1)
 
     def linear():
+        from sklearn.linear_model import LogisticRegression  # takes a second
+
         return LogisticRegression(C=PENALTY, tol=TOLERANCE, max_iter=1000).fit(pixels, digits).predict(tested)
 
     def accuracy(said):

@@ -79,12 +79,9 @@ def score(evaluated: Mapping[str, Array], split: Any) -> dict[str, float]:
         return {"perplexity": float(np.exp(found["loss"]))} | found
 
 
-def baselines(parts: dict[str, np.ndarray], vocabulary: int) -> dict[str, dict[str, float]]:
-    """Unigrams, and the n-grams that did best on the validation text, over all test words but the first."""
-    validation, test = (
-        -np.log(ngram.probabilities(parts["train"], parts[name], vocabulary, LONGEST)[:, 1:]).mean(axis=1)
-        for name in ("validation", "test")
-    )
-    best = int(validation.argmin())
-    named = {"unigram": test[0], f"{best + 1}-gram, Witten-Bell": test[best]}
-    return {name: {"perplexity": math.exp(loss), "loss": float(loss)} for name, loss in named.items()}
+def baselines(parts: Mapping[str, np.ndarray], vocabulary: int) -> dict[str, ngram.Figures]:
+    def figures(found: np.ndarray) -> dict[str, float]:
+        loss = float(-np.log(found).mean())
+        return {"perplexity": math.exp(loss), "loss": loss}
+
+    return ngram.baselines(parts, vocabulary, LONGEST, figures)

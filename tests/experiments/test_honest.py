@@ -3,9 +3,11 @@
 import dataclasses
 import gzip
 import hashlib
+import io
 import json
 import math
 import pickle
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +15,9 @@ import numpy as np
 import pytest
 import scipy.io
 from matplotlib.figure import Figure
+from rich.console import Console
 
-from experiments import commands, linear, results, runs
+from experiments import commands, linear, ngram, report, results, runs
 from experiments.__main__ import main
 from experiments.data import chorales, chunks, dialogues, files, mnist, shakespeare
 from experiments.data.chunks import Sentence
@@ -22,7 +25,7 @@ from experiments.data.dialogues import Conversation
 from experiments.models import Model
 from experiments.tagger import Tagger
 from experiments.task import FAILED, each
-from experiments.tasks import airline, chars, conll2000, jsb, mnist_rows, recall, swda
+from experiments.tasks import airline, chars, conll2000, jsb, mnist_rows, ptb, recall, swda
 from experiments.train import Hooks, Train, initial_state, train
 
 KEY = jax.random.key(0)
@@ -254,6 +257,76 @@ def test_baseline_that_is_no_number_is_a_row_with_its_reason(value, monkeypatch)
     assert commands._baselines(task) == {"a": {FAILED: f"mae is {value}"}, "b": {"mae": 2.0}}
 
 
+@pytest.mark.parametrize("given", [None, 1.0, {"mae": None}, {"mae": "much"}])
+def test_baseline_that_gives_no_figures_leaves_the_others(given):
+    task = dataclasses.replace(of_airline(None), baselines=lambda: {"a": given, "b": {"mae": 2}})
+    rows = commands._baselines(task)
+    assert rows["b"] == {"mae": 2.0}
+    assert rows["a"][FAILED].startswith(("TypeError: ", "ValueError: "))
+    assert FAILED in each({"a": lambda: None})["a"]
+    assert FAILED in commands._baselines(dataclasses.replace(task, baselines=lambda: None))["baselines"]
+
+
+@pytest.mark.parametrize("module", [chars, ptb])
+def test_ngrams_that_fail_leave_the_unigram(module, monkeypatch):
+    whole = module.baselines(of_text(), 7)
+    monkeypatch.setattr(ngram, "probabilities", orders(ngram.probabilities))
+    rows = module.baselines(of_text(), 7)
+    assert rows["unigram"] == whole["unigram"]
+    assert rows["n-gram, Witten-Bell"] == {FAILED: "RuntimeError: no such luck"}
+    assert len(rows) == len(whole) == 2
+
+
+def test_digits_have_their_other_baselines_where_there_is_no_scikit_learn(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn.linear_model", None)
+    rows = of_images()
+    assert "sklearn" in rows["linear, all pixels"][FAILED]
+    assert FAILED not in rows["commonest"] | rows["nearest mean image"]
+
+
+REASON = "shapes of q[batch, time] and [/red] differ: a | b :warning: [bold]"
+
+
+@pytest.mark.training
+def test_reasons_are_shown_as_they_are(place, monkeypatch, capsys):
+    """Brackets are no markup, and a bar ends no cell of a table."""
+    (place / "configs").mkdir()
+    (place / "docs").mkdir()
+    (place / "configs/a.toml").write_text(RUN)
+
+    def wrong(*arguments, **options):
+        raise ValueError(REASON)
+
+    monkeypatch.setattr(airline, "_autoregression", wrong)
+    monkeypatch.setattr(report.console, "width", 200)
+    assert main(["run", "a.toml"]) == 0
+    assert f"failed: ValueError: {REASON}" in capsys.readouterr().out
+    assert (place / "runs/a-001/curve.png").exists()
+    assert main(["evaluate", "runs/a-001"]) == 0
+    assert f"failed: ValueError: {REASON}" in capsys.readouterr().out
+    assert main(["report"]) == 0
+    (line,) = (line for line in (place / "docs/results.md").read_text().splitlines() if "[/red]" in line)
+    assert REASON.replace("|", "\\|") in line
+    assert line.replace("\\|", "").count("|") == 4  # a name and two figures
+
+
+def test_tables_of_other_consoles_take_no_markup_either():
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(report.table({"LSTM": {"rmse": 1.0}}, {"a [b]": {FAILED: REASON}}, "runs/a[b]-001"))
+    said = console.export_text()
+    for words in (REASON, "a [b]", "runs/a[b]-001"):
+        assert words in said
+
+
+@pytest.mark.parametrize("name", ["a[batch, time]", "[/red]a", "a$x^$ b", ":warning:"])
+def test_names_are_shown_as_they_are(name, capsys, tmp_path, monkeypatch):
+    monkeypatch.undo()
+    report.console.print(name)
+    assert capsys.readouterr().out == f"{name}\n"
+    lines = [{"step": 1, "sequences": 8, "loss": 1.0, "rmse": 2.0}]
+    report.curve(tmp_path / "c.png", of_airline(None), lines, {}, {}, name)
+
+
 def of_sentences():
     found = [Sentence(("a", "b"), ("D", "N"), ("B-NP", "I-NP"))] * 3
     return conll2000.baselines(found, found)
@@ -272,6 +345,15 @@ def of_rolls():
 def of_images():
     split = {"rows": jnp.asarray(np.random.default_rng(0).random((20, 28, 28))), "digit": jnp.arange(20) % 10}
     return mnist_rows._baselines({"train": split, "test": split})
+
+
+def of_text(symbols=7):
+    return {name: np.arange(60) % symbols for name in ("train", "validation", "test")}
+
+
+def orders(real):
+    """The n-grams of more than one symbol fail."""
+    return lambda train, text, symbols, longest: real(train, text, symbols, 1) if longest == 1 else fail()
 
 
 ROWS = {

@@ -173,6 +173,14 @@ def test_a_task_without_a_criterion_shows_its_metric_and_unit(place):
     assert cells(page(place, [run]), "[little]")[2:4] == ["error 0.01 mm", "0.5, paper: reached"]
 
 
+def test_papers_are_cited_where_a_published_row_is(place):
+    run = finished(place, 0, 1000)
+    assert "Published in: " in page(place, [run])
+    run.result.write_text(json.dumps(json.loads(run.result.read_text()) | {"published": {}}))
+    (place / "results/little.json").unlink()
+    assert "Published in: " not in page(place, [run])
+
+
 def test_a_rising_figure_is_missed_from_below(place):
     assert results._verdict({"accuracy": [0.5, 0.7]}, {"accuracy": 0.7}, "accuracy") == "missed by 0.1"
     assert results._verdict({"exact match": [0.75]}, {"exact match": 0.7}, "exact match") == "reached"
