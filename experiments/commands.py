@@ -45,6 +45,14 @@ SEED = "train.seed"
 RESULTS = Path("docs/results")
 
 
+class Stopped(KeyboardInterrupt):
+    """By a signal, while nothing had to be saved: what to say, and the exit code."""
+
+    def __init__(self, said: str, exit_code: int):
+        super().__init__(said)
+        self.exit_code = exit_code
+
+
 def run(path: str, overrides: list[str]) -> int:
     return _start(load(path, overrides))[1]
 
@@ -106,8 +114,7 @@ def resume(folder: str, overrides: list[str], data_changed: bool = False) -> int
             task = dataclasses.replace(task, published=())  # those are of one data set
         if result:
             console.print(f"{run.folder} has its result; its baselines are missing")
-            mesh.by_leader(lambda: _compare(run, config, task, result))
-            return 0
+            return _compare(run, config, task, asked)
         checkpoints = Checkpoints(run.checkpoints)
         state = _restored(run, config, task, checkpoints, over) or initial_state(task, config.train, over)
 
@@ -309,7 +316,7 @@ def _train(
     _check_finite(run, test)
     accept()
     mesh.by_leader(lambda: _finish(run, config, task, outcome, test))
-    return 0
+    return _compare(run, config, task, asked)
 
 
 def _check_finite(run: Run, test: dict[str, float]) -> None:
@@ -321,7 +328,7 @@ def _check_finite(run: Run, test: dict[str, float]) -> None:
 
 
 def _finish(run: Run, config: Config, task: Task, outcome: Outcome, test: dict[str, float]) -> None:
-    """Writes the result before anything else can fail, then what it is compared with."""
+    """Writes the result before anything else can fail."""
     state = outcome.state
     sequences = int(state.step) * config.train.batch
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
@@ -333,15 +340,27 @@ def _finish(run: Run, config: Config, task: Task, outcome: Outcome, test: dict[s
     if changed := kept.load(run, config).get("changed"):
         result["data_changed"] = changed
     runs.write(run.result, _json(result))
-    _compare(run, config, task, result)
     seconds, steps = outcome.train_seconds, outcome.steps
     console.print(f"compiling   {outcome.compile_seconds:.1f} s")
     if steps:
         console.print(f"training    {seconds:.1f} s, {steps} steps, {steps / seconds:.3g} steps/s")
 
 
-def _compare(run: Run, config: Config, task: Task, result: dict[str, Any]) -> None:
-    """Adds the baselines to the result, and shows both."""
+def _compare(run: Run, config: Config, task: Task, asked: Callable[[], int]) -> int:
+    """Adds the baselines to the result and shows both, unless asked to stop; returns the exit code."""
+    with _at_once(run):
+        if code := mesh.greatest(asked()):
+            console.print(_without_baselines(run))
+            return code
+        mesh.by_leader(lambda: _add_baselines(run, config, task, runs.result(run) or {}))
+    return 0
+
+
+def _without_baselines(run: Run) -> str:
+    return f"{run.folder} has its result, but no baselines yet; to go on:\n  {_command('resume', run)}"
+
+
+def _add_baselines(run: Run, config: Config, task: Task, result: dict[str, Any]) -> None:
     test, baselines = result["test"], _baselines(task)
     runs.write(run.result, _json(result | {"baselines": baselines}))
     rows = {_kind(config): test}
@@ -437,6 +456,21 @@ def _command(name: str, run: Run) -> str:
 
 
 @contextlib.contextmanager
+def _at_once(run: Run) -> Iterator[None]:
+    """Within, Ctrl-C or SIGTERM stops at once: there is nothing to save."""
+
+    def stop(signum, frame):
+        raise Stopped(_without_baselines(run), SIGNALLED + signum)
+
+    previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
 def _interrupt(run: Run) -> Iterator[Callable[[], int]]:
     """Within, the first Ctrl-C or SIGTERM only makes what is yielded give the exit code; the second stops at once."""
     code = 0
@@ -453,6 +487,8 @@ def _interrupt(run: Run) -> Iterator[Callable[[], int]]:
         signal.signal(number, ask)
     try:
         yield lambda: code
+    except Stopped:
+        raise
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"stopped at once; to go on:\n  {_command('resume', run)}") from None
     finally:

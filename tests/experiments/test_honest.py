@@ -7,6 +7,7 @@ import io
 import json
 import math
 import pickle
+import signal
 import sys
 
 import jax
@@ -225,12 +226,9 @@ def test_result_is_there_before_the_baselines_and_stays(place, monkeypatch, caps
 def test_stop_during_the_baselines_is_made_good_by_resume(place, monkeypatch, capsys):
     """And the result is the same as that of a run that nothing stopped."""
 
-    def stop(series, train):
-        raise KeyboardInterrupt
-
     assert main(["run", "a.toml"]) == 0
     with monkeypatch.context() as patch:
-        patch.setattr(airline, "baselines", stop)
+        patch.setattr(airline, "baselines", interrupt)
         assert main(["run", "a.toml"]) == 130
     whole, stopped = (runs.Run(place / f"runs/a-00{number}") for number in (1, 2))
     assert "baselines" not in runs.result(stopped)
@@ -243,6 +241,68 @@ def test_stop_during_the_baselines_is_made_good_by_resume(place, monkeypatch, ca
     assert main(["resume", "runs/a-002"]) == 0
     assert "its baselines are missing" in capsys.readouterr().out
     assert stopped.result.read_bytes() == whole.result.read_bytes()
+
+
+SIGNALS = {signal.SIGINT: 130, signal.SIGTERM: 143}
+
+
+@pytest.fixture
+def handlers():
+    """Whatever signals do to the tests: a shell's background jobs ignore SIGINT."""
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield before
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.training
+@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize("command", ["run", "resume"])
+def test_signal_during_the_baselines_stops_at_once(command, number, place, monkeypatch, capsys, handlers):
+    done = []
+
+    def slow(series, train):
+        signal.raise_signal(number)
+        done.append(True)
+        return {}
+
+    if command == "resume":
+        with monkeypatch.context() as patch:
+            patch.setattr(airline, "baselines", interrupt)
+            assert main(["run", "a.toml"]) == 130
+    with monkeypatch.context() as patch:
+        patch.setattr(airline, "baselines", slow)
+        assert main([command, "a.toml" if command == "run" else "runs/a-001"]) == SIGNALS[number]
+    assert not done
+    said = capsys.readouterr().err
+    assert "after this chunk" not in said
+    assert "runs/a-001 has its result, but no baselines yet" in said
+    assert "python -m experiments resume runs/a-001" in said
+    assert "baselines" not in runs.result(runs.Run(place / "runs/a-001"))
+    assert signal.getsignal(signal.SIGTERM) == handlers[signal.SIGTERM]
+    assert main(["resume", "runs/a-001"]) == 0
+    assert len(runs.result(runs.Run(place / "runs/a-001"))["baselines"]) == 3
+
+
+@pytest.mark.training
+@pytest.mark.parametrize("number", SIGNALS)
+def test_signal_in_the_last_chunk_stops_before_the_baselines(number, place, monkeypatch, capsys, handlers):
+    def signalled(*arguments):
+        signal.raise_signal(number)
+        return initial_state(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(commands, "initial_state", signalled)
+        assert main(["run", "a.toml"]) == SIGNALS[number]
+    assert "baselines" not in runs.result(runs.Run(place / "runs/a-001"))
+    assert "python -m experiments resume runs/a-001" in capsys.readouterr().out
+    assert main(["resume", "runs/a-001"]) == 0
+    assert "baselines" in runs.result(runs.Run(place / "runs/a-001"))
+
+
+def interrupt(series, train):
+    raise KeyboardInterrupt
 
 
 def left_out(place, run):
