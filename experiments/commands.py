@@ -20,7 +20,7 @@ from rich.table import Table
 import lstmjax
 from experiments import kept, mesh, report, results, runs
 from experiments.checkpoint import Checkpoints
-from experiments.config import Config, ConfigError, dumps, load, load_sweep
+from experiments.config import Config, ConfigError, dumps, head, load, load_sweep
 from experiments.data import files
 from experiments.data.files import DataError
 from experiments.report import console
@@ -172,7 +172,7 @@ def show() -> int:
     """The configs, each by the first line of its head, and the runs, each by its result."""
     table = Table("config", "what it is")
     for path in sorted(Path("configs").glob("*.toml")):
-        table.add_row(str(path), path.read_text(encoding="utf-8-sig").partition("\n")[0].lstrip("# "))
+        table.add_row(str(path), next(iter(head(path)), ""))
     console.print(table)
     table = Table("run", "steps", "result")
     for run in runs.all_runs(Path("runs")):

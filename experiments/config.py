@@ -105,6 +105,12 @@ def load_sweep(path: str | Path, overrides: list[str] | None = None) -> list[tup
     return runs
 
 
+def head(path: Path) -> list[str]:
+    """The lines of the comment that a file begins with, blank lines aside, each without its #."""
+    lines = path.read_text(encoding="utf-8-sig").lstrip().split("\n")
+    return [line.removeprefix("#").strip() for line in itertools.takewhile(lambda line: line.startswith("#"), lines)]
+
+
 def loads(text: str, source: Path) -> Config:
     """What `dumps` wrote, which is in `source`."""
     table = tomllib.loads(text)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments import kept, runs
-from experiments.config import Config, ConfigError, dumps, load, loads
+from experiments.config import Config, ConfigError, dumps, head, load, loads
 from experiments.data.files import digest
 from experiments.report import logarithmic, number, rising
 from experiments.runs import Run, RunError
@@ -220,11 +220,8 @@ def _distinct(rivals: list[tuple[str, dict[str, dict]]]) -> dict[str, dict]:
 def _told(name: str, record: Record, configs: Path) -> list[str]:
     """What a config is, how it was run, and what was tried where it falls short."""
     path, first = configs / f"{name}.toml", record["runs"][0]
-    head = path.read_text(encoding="utf-8-sig") if path.exists() else ""
-    paragraphs = " ".join(
-        line.removeprefix("#").strip() or "\n"
-        for line in itertools.takewhile(lambda line: line.startswith("#"), head.split("\n"))
-    ).split(" \n ")
+    lines = head(path) if path.exists() else []
+    paragraphs = " ".join(line or "\n" for line in lines).split(" \n ")
     took = _took(record["runs"])
     seeds = ", ".join(str(run["seed"]) for run in record["runs"])
     commits = sorted(

@@ -59,7 +59,7 @@ def _read(path: Path) -> list[Sentence]:
     sentences, rows = [], []
     for number, line in enumerate([*files.lines(path), ""], 1):
         tokens = files.columns(line)
-        if tokens and tokens[0] != BOUNDARY:
+        if tokens and not tokens[0].startswith(BOUNDARY):
             rows.append(_checked(tokens, line, path, number))
             before, chunk = rows[-2][2] if rows[1:] else "O", rows[-1][2]
             if chunk.startswith("I-") and chunk[2:] != before[2:]:

@@ -103,6 +103,26 @@ def test_other_spaces_stay_within_their_token(root, space):
     assert treebank.words(f" {word}\t{word} \n\t\n{word}\n") == [word, word, "<eos>", word, "<eos>"]
 
 
+@pytest.mark.parametrize("space", [" ", "\t", *OTHER_SPACES])
+def test_any_space_parts_the_words_of_an_utterance(space):
+    assert dialogues.words(f"to{space}day") == ["to", "day"]
+
+
+@pytest.mark.parametrize("before", ["\n", "\n \n\t\n", "\r\n"])
+def test_blank_lines_before_the_head_of_a_config_are_passed_over(before, root, monkeypatch, capsys):
+    monkeypatch.chdir(root)
+    put(root, "configs/a.toml", f"{before}# A series.\n#\n# Tried: this.\n{AIRLINE}".encode())
+    put(root, "configs/b.toml", f"{before}{AIRLINE}".encode())
+    assert commands.show() == 0
+    assert [line.split("│")[2].strip() for line in capsys.readouterr().out.splitlines() if ".toml" in line] == [
+        "A series.",
+        "",
+    ]
+    record = {"runs": [RUN], "config": config.dumps(config.load("configs/a.toml"))}
+    told = results._told("a", record, root / "configs")
+    assert (told[0], told[-1]) == ("**a**: A series.", "Tried: this.")
+
+
 @pytest.mark.parametrize("space", OTHER_SPACES)
 def test_name_of_a_conversation_keeps_its_spaces(root, space):
     put(root, f"swda/train/a{space}.txt", b"A|Hey.|fc\n")
@@ -122,7 +142,17 @@ def test_a_corpus_and_what_is_to_be_labelled_are_read_alike(root, folder):
         assert len(told) == 3
 
 
-@pytest.mark.parametrize("boundary", ["-DOCSTART- -X- O", "-DOCSTART- -X- O O", "-DOCSTART-", "-DOCSTART- -X- B-NP\n"])
+@pytest.mark.parametrize(
+    "boundary",
+    [
+        "-DOCSTART- -X- O",
+        "-DOCSTART- -X- O O",
+        "-DOCSTART-",
+        "-DOCSTART- -X- B-NP\n",
+        "-DOCSTART-(12) -X- O",
+        " -DOCSTART-x",
+    ],
+)
 def test_start_of_a_document_is_no_sentence(root, boundary):
     content = "a DT B-NP\nb NN I-NP\n{}c VB B-VP\n"
     plain = sentences(root, content.format("\n").encode())
