@@ -1,5 +1,6 @@
 """The programs that are timed are right and use all cores, and the tables show what was measured."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -163,7 +164,8 @@ def test_the_tables():
     assert "2 GF/s on 2 (2.00) threads, by PyTorch (others: JAX 1 GF/s on 2 (1.90))." in text
     assert "| 1, 2, 3, 4, forward | 2 (1.50) | 2 (1.50) | 2 (1.50) |\n| 1, 2, 3, 4, training | 2 (1.50) |" in text
     assert "| Keras | 1, 2, 3, 4, forward | 1.07 s | 1.00 s | 1.07 (1.07 to 1.07) | 1 (1.00) | 2 (2.00) | yes |" in text
-    assert "- 1 of 2 agree within 7 %; these do not: PyTorch at 1, 2, 3, 4, forward (x 2.00)." in text
+    assert "- 1 of 2 agree within 7 % and half a core; these do not: " in text
+    assert "these do not: PyTorch at 1, 2, 3, 4, forward (x 2.00, CPU 1.00 and 2.00)." in text
 
 
 def test_the_threads_of_a_section():
@@ -235,6 +237,74 @@ def test_a_library_whose_threads_are_bound_is_refused(tmp_path):
     refused = pytest.raises(RuntimeError, match=f"PyTorch may run on 1 of {CORES} cores: .*OMP_PROC_BIND.*unset them")
     with race.started(commands, {"PYTHONPATH": str(ROOT), "OMP_PROC_BIND": "true"}) as processes, refused:
         grid._prepared(processes, "forward", SHAPE)
+
+
+ALONE = """
+import json, sys
+import numpy as np
+from benchmarks import alone
+name, *shape = json.loads(sys.argv[1])
+found = [alone.call(name, "forward", shape)()]
+if name != "ONNX Runtime":
+    found.append(alone.call(name, "training", shape)())
+if name != "PyTorch":
+    import jax
+    sizes = [sum(map(np.size, jax.tree.leaves(each))) for each in found]
+else:
+    sizes = [found[0].numel(), sum(each.numel() for each in found[1])]
+threads = sys.modules["torch"].get_num_threads() if name == "PyTorch" else None
+print(json.dumps([sizes, "benchmarks.peers" in sys.modules, threads]))
+"""
+PLAIN = "import torch; print(torch.get_num_threads())"
+
+
+@pytest.mark.parametrize("name", grid.ON_CPU)
+def test_every_library_is_checked_against_its_own_defaults(name):
+    if (distribution := race.missing(peers.PEERS[name].distributions)) is not None:
+        pytest.skip(f"{distribution} is not installed: python -m pip install -e '.[peers,flax]'")
+    environment = os.environ | grid.ENVIRONMENTS["cpu"] | {"PYTHONPATH": str(ROOT)}
+
+    def printed(*code):
+        ran = subprocess.run([sys.executable, "-c", *code], env=environment, check=True, stdout=subprocess.PIPE)
+        return json.loads(ran.stdout)
+
+    batch, steps, inputs, units = SHAPE
+    sizes, shared, threads = printed(ALONE, json.dumps([name, *SHAPE]))
+    assert sizes[0] == batch * steps * units
+    biases = sizes[1:] and sizes[1] - batch * steps * inputs - 4 * units * (inputs + units)
+    assert biases in ([], 4 * units, 8 * units)  # one for each gate, or two
+    assert not shared
+    assert threads == (printed(PLAIN) if name == "PyTorch" else None)
+
+
+@pytest.mark.skipif(CORES == 1, reason="one core cannot be reduced")
+def test_the_check_finds_a_library_that_is_given_one_thread(tmp_path, monkeypatch):
+    if race.missing(["torch"]):
+        pytest.skip("torch is not installed: python -m pip install -e '.[peers]'")
+    wrong = "import sys; from pathlib import Path; from benchmarks import grid, peers, race; peers.CORES = 1; "
+    wrong += "s = grid.Server('quick', 'PyTorch', Path(sys.argv[1])); "
+    wrong += "race.serve({'prepare': s.prepare, 'run': s.run})"
+    (tmp_path / "one_thread.py").write_text(wrong)
+    monkeypatch.setattr(grid, "CHECKS", 3)
+    environment = grid.ENVIRONMENTS["cpu"] | {"PYTHONPATH": f"{ROOT}:{tmp_path}"}
+    with race.started({"PyTorch": ["one_thread", str(tmp_path / "arrays.npz")]}, environment) as processes:
+        (check,) = grid._checks(processes, environment, (64, 100, 256, 256), "forward")
+    assert (check["inside"]["threads"], check["alone"]["threads"]) == (1, CORES)
+    assert not check["holds"]
+
+
+@pytest.mark.parametrize(("seconds", "cpu", "holds"), [(1.0, 2.0, True), (1.1, 2.0, False), (1.0, 1.4, False)])
+def test_the_check_compares_times_and_cores(monkeypatch, seconds, cpu, holds):
+    class Fixed:
+        def __init__(self, seconds, cpu):
+            self._found = {"seconds": seconds, "threads": 2, "cpu": cpu}
+
+        def ask(self, request, *rest):
+            return {"cores": CORES} if request == "prepare" else self._found
+
+    monkeypatch.setattr(race, "started", lambda *_: contextlib.nullcontext({"a": Fixed(1.0, 2.0)}))
+    (check,) = grid._checks({"a": Fixed(seconds, cpu)}, {}, SHAPE, "forward")
+    assert check["holds"] == holds
 
 
 def test_the_peak_is_that_of_the_fastest_library(monkeypatch):
@@ -315,7 +385,7 @@ def test_the_commands(tmp_path, monkeypatch):
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     small = "from benchmarks import grid, __main__ as m; import sys; "
     small += "ours = {n: p for n, p in grid.PEERS.items() if n.startswith('lstmjax')}; "
-    small += "grid.CHECKS, grid.TOLERANCE = 2, float(sys.argv[1]); grid.peak.SIZES['cpu'] = 64,; "
+    small += "grid.CHECKS, grid.TOLERANCE, grid.APART = 2, *[float(sys.argv[1])] * 2; grid.peak.SIZES['cpu'] = 64,; "
     small += "grid.peak.PRODUCTS = {'NumPy': grid.peak.PRODUCTS['NumPy']}; "
     small += "grid.GRIDS['quick'] = grid.Grid([(2, 3, 4, 5)], ours, checked=[(2, 3, 4, 5)]); "
     small += "grid.GRIDS['check'] = grid.Grid([], ours, checked=[(2, 3, 4, 5)]); "
@@ -324,7 +394,7 @@ def test_the_commands(tmp_path, monkeypatch):
         given = [sys.executable, "-c", small, tolerance, command]
         ran = subprocess.run(given, env=environment, capture_output=True, text=True)
         assert ran.returncode == code, ran.stderr
-        assert f"- {4 * (1 - code)} of 4 agree within 7 %" in ran.stdout
+        assert f"- {4 * (1 - code)} of 4 agree within 7 % and half a core" in ran.stdout
     results = json.loads(path.read_text())
     assert [(check["peer"], len(check["inside"]["seconds"])) for check in results["checks"]] == [
         (name, 2) for _ in peers.KINDS for name in ("lstmjax", "lstmjax, scan")
