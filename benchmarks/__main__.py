@@ -22,7 +22,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from benchmarks import against, grid, overhead, page
+from benchmarks import against, grid, overhead, page, race
 
 
 def main(argv: list[str]) -> int:
@@ -36,8 +36,8 @@ def main(argv: list[str]) -> int:
         command.add_argument("--budget", type=float, default=10.0, help="seconds for the rounds of a case")
     command = commands.add_parser("compare")
     command.add_argument("--out", type=Path, default=Path("compare.json"), help="where the results go")
-    command.add_argument("--against", required=True, metavar="COMMIT", help="as git names it")
-    command.add_argument("--rounds", type=int, default=against.ROUNDS, help="of each case, at least 2")
+    command.add_argument("--against", required=True, type=against.commit, metavar="COMMIT", help="as git names it")
+    command.add_argument("--rounds", type=race.count, default=against.ROUNDS, help="of each case, at least 2")
     command.add_argument(
         "--shapes", nargs="+", type=shape, default=grid.GRIDS["cpu"].shapes, help="such as 32,50,64,128; all of cpu's"
     )

@@ -3,6 +3,7 @@
 This tree's code times both (`benchmarks.tree`).
 """
 
+import argparse
 import io
 import math
 import statistics
@@ -11,27 +12,33 @@ import tarfile
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from benchmarks import grid, race, tree
+from benchmarks.grid import ROOT
 from benchmarks.markdown import origin, sizes, table, threads
 
-ROOT = Path(__file__).parents[1]
 NOW, THEN = "now", "then"
 TINY = (1, 4, 8, 8)
 ROUNDS = 15
 
 
 def run(commit: str, shapes: Sequence[tuple[int, ...]], rounds: int, say: Callable[[str], None]) -> dict[str, Any]:
-    """Time forward and training at every shape, and a call with lengths at a tiny one."""
-    start = time.perf_counter()
+    """Time forward and training at every shape, and a call with lengths at a tiny one.
+
+    Args:
+        commit: its full name, as `commit` gives it.
+        shapes: each a batch, steps, inputs and units.
+        rounds: of each case.
+        say: takes a line for each case.
+    """
+    start, where = time.perf_counter(), grid.where("cpu", ("jax", "lstmjax"))
     cases = [(TINY, tree.CALL), *((shape, kind) for shape in shapes for kind in ("forward", "training"))]
     cells = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name).resolve()
-        found = checkout(commit, folder)
+        checkout(commit, folder)
         folders = {NOW: ROOT, THEN: folder}
         commands = {which: ["benchmarks.tree"] for which in folders}
         with race.started(commands, grid.ENVIRONMENTS["cpu"], folders) as processes:
@@ -45,21 +52,30 @@ def run(commit: str, shapes: Sequence[tuple[int, ...]], rounds: int, say: Callab
                     cells.append({"shape": shape, "kind": kind, "peer": which, **race.summary(times)})
     return {
         "grid": "compare",
-        "commit": found,
-        **grid.where("cpu", ("jax", "lstmjax")),
+        "commit": commit,
+        **where,
         "took_seconds": time.perf_counter() - start,
         "cells": cells,
     }
 
 
-def checkout(commit: str, folder: Path) -> str:
-    """Put the library of a commit and the benchmarks of this tree into a folder, and return the commit's full name."""
-    git = partial(subprocess.run, cwd=ROOT, check=True, stdout=subprocess.PIPE)
-    found = git(["git", "rev-parse", "--verify", f"{commit}^{{commit}}"]).stdout.decode().strip()
-    with tarfile.open(fileobj=io.BytesIO(git(["git", "archive", found, "lstmjax"]).stdout)) as archive:
+def commit(name: str) -> str:
+    """The full name of a commit that has the library, as argparse calls it."""
+    for asked in (f"{name}^{{commit}}", f"{name}:lstmjax"):
+        if not grid.git("rev-parse", "--verify", asked):
+            raise argparse.ArgumentTypeError(
+                f"git finds no {asked} in {ROOT}; name a commit that has lstmjax, as `git log --oneline` lists them"
+            )
+    return grid.git("rev-parse", "--verify", f"{name}^{{commit}}")
+
+
+def checkout(commit: str, folder: Path) -> None:
+    """Put the library of a commit and the benchmarks of this tree into a folder."""
+    command = ["git", "archive", commit, "lstmjax"]
+    packed = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE).stdout
+    with tarfile.open(fileobj=io.BytesIO(packed)) as archive:
         archive.extractall(folder, filter="data")
     (folder / "benchmarks").symlink_to(ROOT / "benchmarks")
-    return found
 
 
 def section(results: dict[str, Any]) -> str:
@@ -76,7 +92,7 @@ def section(results: dict[str, Any]) -> str:
         chosen = [times for (_, kind), times in found.items() if kind in kinds]
         if chosen:
             lines.append(f"- The geometric mean of {NOW} / {THEN}, {title}: {_text(mean(chosen))}.")
-    head = f"{origin(results)}. {NOW} is this tree, {THEN} is {results['commit']}; ratios are medians of paired rounds"
+    head = f"{origin(results)}. {NOW} is the tree it ran in, {THEN} is {results['commit']}; ratios are medians of paired rounds"
     return "\n".join(["## Two trees", "", f"{head}. {threads(results['cells'])}", "", *lines, ""])
 
 

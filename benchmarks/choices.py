@@ -15,6 +15,7 @@ from unittest import mock
 
 import jax
 
+from benchmarks import race
 from lstmjax import LSTMOptions, blocks, lstm
 from lstmjax.options import ACTIVATIONS
 
@@ -32,7 +33,9 @@ SHAPES = [
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="The measurements behind the choices in docs/design.md.")
-    parser.add_argument("--rounds", type=int, default=20, help="timed rounds over all variants of a row")
+    parser.add_argument(
+        "--rounds", type=race.count, default=20, help="timed rounds over all variants of a row, at least 2"
+    )
     rounds = parser.parse_args().rounds
     print(f"jax {jax.__version__}, {jax.default_backend()}, {platform.processor() or platform.machine()}")
     for title, variants in (

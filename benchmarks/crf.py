@@ -15,6 +15,7 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 
+from benchmarks import race
 from lstmjax import chain, crf
 
 SHAPES = [(16, 170, 41), (32, 64, 23), (64, 30, 9), (1, 5000, 10)]
@@ -23,7 +24,9 @@ LARGEST = 10**7  # numbers in what "associative" adds up; one that is larger is 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="The measurements behind `crf` in docs/design.md.")
-    parser.add_argument("--rounds", type=int, default=20, help="timed rounds over all variants of a row")
+    parser.add_argument(
+        "--rounds", type=race.count, default=20, help="timed rounds over all variants of a row, at least 2"
+    )
     rounds = parser.parse_args().rounds
     print(f"jax {jax.__version__}, {jax.default_backend()}, {platform.processor() or platform.machine()}\n")
     print("| B, T, tags | " + " | ".join(VARIANTS) + " |\n| --- |" + " --- |" * len(VARIANTS))

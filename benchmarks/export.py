@@ -72,7 +72,7 @@ def measure(size: tuple[int, ...], rounds: int) -> tuple[list[str], list[dict[st
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Calls here, stored as StableHLO, and in ONNX Runtime.")
-    parser.add_argument("--rounds", type=int, default=50, help="timed rounds over all of a size, at least 2")
+    parser.add_argument("--rounds", type=race.count, default=50, help="timed rounds over all of a size, at least 2")
     parser.add_argument("--sizes", nargs="+", default=SIZES, type=sizes, help=NAMES.replace(", ", ","))
     parser.add_argument("--serve", choices=MODELS, help=argparse.SUPPRESS)
     parser.add_argument("--path", type=Path, help=argparse.SUPPRESS)

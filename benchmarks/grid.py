@@ -6,6 +6,8 @@ import importlib.metadata
 import itertools
 import os
 import platform
+import shutil
+import subprocess
 import sys
 import tempfile
 import time
@@ -62,6 +64,7 @@ ROUNDS = 5, 31  # the fewest and the most
 CHECKS = 11  # rounds of the check
 TOLERANCE = 0.07  # of the time alone
 APART = 0.5  # of one core: a thread fewer or more takes a whole one
+ROOT = Path(__file__).parents[1]
 LOAD = os.getloadavg()[0]  # of other programs, at the start
 
 
@@ -87,6 +90,7 @@ def run(name: str, budget: float, say: Callable[[str], None]) -> dict[str, Any]:
         device = processes[OURS].ask("device")
         if (device == "cpu") != (grid.on == "cpu"):
             raise RuntimeError(f"the grid {name} is for {grid.on}; JAX found {device}")
+        described = where(device, {each for peer in here for each in grid.libraries[peer].distributions})
         if grid.shapes:
             products = opened.enter_context(race.started(peak.commands(grid.on), environment))
             say("the peak")
@@ -101,10 +105,9 @@ def run(name: str, budget: float, say: Callable[[str], None]) -> dict[str, Any]:
             for shape, kind in itertools.product(grid.checked, peers.KINDS):
                 say(f"{', '.join(map(str, shape))}: {kind}, in turn with the others and alone")
                 checks += _checks(processes, environment, shape, kind)
-    distributions = {each for peer in here for each in grid.libraries[peer].distributions}
     return {
         "grid": name,
-        **where(device, distributions),
+        **described,
         "left_out": absent,
         "peaks": peaks,
         "took_seconds": time.perf_counter() - start,
@@ -114,12 +117,28 @@ def run(name: str, budget: float, say: Callable[[str], None]) -> dict[str, Any]:
 
 
 def where(device: str, distributions: Iterable[str]) -> dict[str, Any]:
-    """The machine, and the versions of what ran on it."""
+    """The machine, the versions of what runs on it, and the commit of this tree."""
     machine = {"device": device, "processor": _processor(), "cores": CORES, "load_before": LOAD}
     return {
         "machine": machine | {"platform": platform.platform(), "python": platform.python_version()},
         "versions": {name: importlib.metadata.version(name) for name in sorted({"jaxlib", "numpy", *distributions})},
+        "tree": tree(),
     }
+
+
+def tree() -> dict[str, Any] | None:
+    """The commit of this tree, and whether the library or the benchmarks differ from it; None outside of a clone."""
+    commit = git("rev-parse", "--verify", "HEAD")
+    changed = git("status", "--porcelain", "--", "lstmjax", "benchmarks", ":!benchmarks/results")
+    return {"commit": commit, "changed": bool(changed)} if commit else None
+
+
+def git(*command: str) -> str:
+    """What git prints of this tree; nothing where it is refused or not installed."""
+    if shutil.which("git") is None:
+        return ""
+    ran = subprocess.run(["git", *command], cwd=ROOT, capture_output=True, text=True)
+    return "" if ran.returncode else ran.stdout.strip()
 
 
 def _cells(

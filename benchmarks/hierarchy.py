@@ -291,8 +291,12 @@ def agreement(size: tuple[int, ...], outputs: dict[str, Any]) -> list[list[str]]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Hierarchies here, in Keras 3 and in Flax nnx.")
-    parser.add_argument("--rounds", type=int, default=20, help="timed rounds over all libraries of a size")
-    parser.add_argument("--compiles", type=int, default=3, help="times that each program is compiled")
+    parser.add_argument(
+        "--rounds", type=race.count, default=20, help="timed rounds over all libraries of a size, at least 2"
+    )
+    parser.add_argument(
+        "--compiles", type=race.count, default=3, help="times that each program is compiled, at least 2"
+    )
     parser.add_argument(
         "--sizes", nargs="+", default=SIZES, type=sizes, help="conversations,utterances,words,embedding,units"
     )

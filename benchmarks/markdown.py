@@ -5,11 +5,13 @@ from typing import Any
 
 
 def origin(results: dict[str, Any]) -> str:
-    """The command that made a results file, and where it ran."""
+    """The command that made a results file, of which commit, and where it ran."""
     machine = results["machine"]
     names = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
+    tree = results.get("tree")  # which older files do not have
+    commit = f" at {tree['commit']}{' with changes' if tree['changed'] else ''}" if tree else ""
     return (
-        f"`python -m benchmarks {results['grid']}` on {machine['processor']}, {machine['cores']} cores, "
+        f"`python -m benchmarks {results['grid']}`{commit} on {machine['processor']}, {machine['cores']} cores, "
         f"{machine['device']}; Python {machine['python']}, {names}. It took {results['took_seconds'] / 60:.0f} min"
     )
 

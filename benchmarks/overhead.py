@@ -24,6 +24,7 @@ JITTED, DIRECT = "lstmjax, jitted by the caller", "lstmjax"
 def run(budget: float, say: Callable[[str], None]) -> dict[str, Any]:
     """Every case; `budget` are the seconds that its rounds should take."""
     start, cells = time.perf_counter(), []
+    where = grid.where(jax.devices()[0].device_kind, ("jax", "lstmjax"))
     for case, variants in cases().items():
         say(case)
         race.turns(variants, 1)
@@ -33,7 +34,6 @@ def run(budget: float, say: Callable[[str], None]) -> dict[str, Any]:
             found = race.summary(times)
             seconds = [taken / CALLS if case == STREAM else taken for taken in found["seconds"]]
             cells.append({"case": case, "peer": name} | found | {"seconds": seconds})
-    where = grid.where(jax.devices()[0].device_kind, ("jax", "lstmjax"))
     return {"grid": "overhead", **where, "took_seconds": time.perf_counter() - start, "cells": cells}
 
 

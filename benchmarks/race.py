@@ -6,6 +6,7 @@ another order, so that what slows the machine for a while slows all alike; a rat
 by round, with its quartiles.
 """
 
+import argparse
 import contextlib
 import ctypes
 import importlib.metadata
@@ -169,6 +170,13 @@ def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
     """The median, and the lower and upper quartile."""
     low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
     return middle, low, high
+
+
+def count(text: str) -> int:
+    """How many rounds a command is asked for, as argparse calls it: quartiles take two."""
+    if not text.isdecimal() or int(text) < 2:
+        raise argparse.ArgumentTypeError(f"quartiles take a whole number of rounds of at least 2; got {text!r}")
+    return int(text)
 
 
 def missing(distributions: Sequence[str]) -> str | None:

@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from benchmarks import race
 from lstmjax import Dropout, LSTMOptions, bidirectional, lstm
 
 SHAPES = [(32, 50, 64, 128), (64, 100, 256, 256), (16, 200, 512, 512)]
@@ -69,7 +70,9 @@ def compiled(function: Callable, params: Any, xs: Any) -> Any:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="What each part of a cell costs, and what checkpoints save.")
-    parser.add_argument("--rounds", type=int, default=20, help="timed rounds over all variants of a shape")
+    parser.add_argument(
+        "--rounds", type=race.count, default=20, help="timed rounds over all variants of a shape, at least 2"
+    )
     rounds = parser.parse_args().rounds
     print(f"jax {jax.__version__}, {jax.default_backend()}, {platform.processor() or platform.machine()}")
     costs(rounds)

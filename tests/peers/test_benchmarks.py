@@ -2,8 +2,10 @@
 
 import contextlib
 import hashlib
+import importlib
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -388,13 +390,13 @@ def test_the_commands(tmp_path, monkeypatch):
     small += "grid.CHECKS, grid.TOLERANCE, grid.APART = 2, *[float(sys.argv[1])] * 2; grid.peak.SIZES['cpu'] = 64,; "
     small += "grid.peak.PRODUCTS = {'NumPy': grid.peak.PRODUCTS['NumPy']}; "
     small += "grid.GRIDS['quick'] = grid.Grid([(2, 3, 4, 5)], ours, checked=[(2, 3, 4, 5)]); "
-    small += "grid.GRIDS['check'] = grid.Grid([], ours, checked=[(2, 3, 4, 5)]); "
+    small += "grid.GRIDS['check'] = grid.Grid([], {'lstmjax': ours['lstmjax']}, checked=[(2, 3, 4, 5)]); "
     small += f"sys.exit(m.main([sys.argv[2], '--out', {str(path)!r}, '--budget', '0.01']))"
-    for tolerance, command, code in (("-1", "check", 1), ("1e9", "quick", 0)):
+    for tolerance, command, code, count in (("-1", "check", 1, "0 of 2"), ("1e9", "quick", 0, "4 of 4")):
         given = [sys.executable, "-c", small, tolerance, command]
         ran = subprocess.run(given, env=environment, capture_output=True, text=True)
         assert ran.returncode == code, ran.stderr
-        assert f"- {4 * (1 - code)} of 4 agree within 7 % and half a core" in ran.stdout
+        assert f"- {count} agree within 7 % and half a core" in ran.stdout
     results = json.loads(path.read_text())
     assert [(check["peer"], len(check["inside"]["seconds"])) for check in results["checks"]] == [
         (name, 2) for _ in peers.KINDS for name in ("lstmjax", "lstmjax, scan")
@@ -410,12 +412,12 @@ def test_the_commands(tmp_path, monkeypatch):
 
 
 def test_two_trees_are_compared(tmp_path):
-    found = against.checkout("HEAD", tmp_path)
+    found = against.commit("HEAD")
     assert len(found) == 40
+    against.checkout(found, tmp_path)
     assert (tmp_path / "lstmjax" / "lstm.py").is_file()
-    with pytest.raises(subprocess.CalledProcessError):
-        against.checkout("no-commit-of-that-name", tmp_path)
-    results = against.run("HEAD", [(2, 3, 4, 5)], 2, lambda line: None)
+    results = against.run(found, [(2, 3, 4, 5)], 2, lambda line: None)
+    assert results["commit"] == results["tree"]["commit"] == found
     assert [(cell["kind"], cell["peer"]) for cell in results["cells"]] == [
         (kind, name) for kind in (tree.CALL, *peers.KINDS) for name in (against.NOW, against.THEN)
     ]
@@ -423,12 +425,51 @@ def test_two_trees_are_compared(tmp_path):
         cell["seconds"] = {"forward": [2.0, 4.0], "training": [0.5, 1.0]}.get(cell["kind"], [3e-5, 3e-5])
         if cell["peer"] == against.THEN:
             cell["seconds"] = [1.0, 1.0] if cell["kind"] in peers.KINDS else [6e-5, 6e-5]
+    results["tree"]["changed"] = True
     text = page.section(json.loads(page.stored(results)))
+    assert f"`python -m benchmarks compare` at {found} with changes on " in text
     assert f"| 1, 4, 8, 8 | {tree.CALL} | 60 µs | 30 µs | 0.500 (0.500 to 0.500) |" in text
     assert "| 2, 3, 4, 5 | forward | 1.00 s | 3.00 s | 3.000 (2.500 to 3.500) |" in text
     assert "- The geometric mean of now / then, forward: 3.000 (2.500 to 3.500)." in text
     assert "- The geometric mean of now / then, training: 0.750 (0.625 to 0.875)." in text
     assert "- The geometric mean of now / then, both: 1.500 (1.250 to 1.750)." in text
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "words"),
+    [
+        (
+            "__main__",
+            ["compare", "--against", "HEAD", "--rounds", "1"],
+            "--rounds: quartiles take .*2; got '1'",
+        ),
+        ("__main__", ["compare", "--against", "no-such"], "--against: git finds no no-such.*; name a commit that has"),
+        *((name, ["--rounds", "1"], "at least 2; got '1'") for name in ("choices", "crf", "export", "variants")),
+        *(("hierarchy", [option, "1"], "at least 2; got '1'") for option in ("--rounds", "--compiles")),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_first(name, given, words, monkeypatch, capsys):
+    command = importlib.import_module(f"benchmarks.{name}")
+    monkeypatch.setattr(sys, "argv", [name, *given])
+    with pytest.raises(SystemExit) as refused:
+        command.main(given) if name == "__main__" else command.main()
+    assert refused.value.code == 2
+    assert re.search(words, capsys.readouterr().err)
+
+
+def test_the_commit_of_a_tree_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(grid, "ROOT", tmp_path)
+    assert grid.tree() is None
+    (tmp_path / "lstmjax").mkdir()
+    (tmp_path / "lstmjax" / "lstm.py").touch()
+    person = "-c", "user.name=a", "-c", "user.email=a@example.org"
+    for command in (["init", "-q"], ["add", "."], [*person, "commit", "-q", "-m", "a"]):
+        subprocess.run(["git", *command], cwd=tmp_path, check=True)
+    found = grid.tree()
+    assert found is not None
+    assert (len(found["commit"]), found["changed"]) == (40, False)
+    (tmp_path / "lstmjax" / "lstm.py").write_text("changed = True")
+    assert grid.tree() == found | {"changed": True}
 
 
 def test_the_page_is_made_of_the_results():
