@@ -17,7 +17,7 @@ from typing import Any
 
 from benchmarks import grid, race, tree
 from benchmarks.grid import ROOT
-from benchmarks.markdown import origin, sizes, table, threads
+from benchmarks.markdown import origin, sizes, table, used
 
 NOW, THEN = "now", "then"
 TINY = (1, 4, 8, 8)
@@ -92,8 +92,9 @@ def section(results: dict[str, Any]) -> str:
         chosen = [times for (_, kind), times in found.items() if kind in kinds]
         if chosen:
             lines.append(f"- The geometric mean of {NOW} / {THEN}, {title}: {_text(mean(chosen))}.")
-    head = f"{origin(results)}. {NOW} is the tree it ran in, {THEN} is {results['commit']}; ratios are medians of paired rounds"
-    return "\n".join(["## Two trees", "", f"{head}. {threads(results['cells'])}", "", *lines, ""])
+    head = f"{origin(results)}. {NOW} is the tree it ran in, {THEN} is {results['commit']}"
+    head += "; ratios are medians of paired rounds."
+    return "\n".join(["## Two trees", "", head, "", *lines, "", *used(results["cells"]), ""])
 
 
 def mean(cases: Sequence[dict[str, list[float]]]) -> tuple[float, float, float]:

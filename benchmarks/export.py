@@ -19,7 +19,7 @@ import jax
 import numpy as np
 
 from benchmarks import race
-from benchmarks.markdown import threads
+from benchmarks.markdown import used
 from lstmjax import export, stack
 
 SIZES = [(1, 1, 64, 128, 1, 1), (1, 50, 64, 128, 1, 1), (1, 200, 128, 256, 2, 2), (32, 50, 64, 128, 2, 1)]
@@ -56,7 +56,7 @@ def serve(name: str, size: tuple[int, ...], path: Path) -> None:
 
 
 def measure(size: tuple[int, ...], rounds: int) -> tuple[list[str], list[dict[str, Any]]]:
-    """A cell for each model and the largest difference between their outputs; and the threads of each."""
+    """A cell for each model and the largest difference between their outputs; and the timings of each."""
     with tempfile.TemporaryDirectory() as folder:
         paths = {name: Path(folder) / f"{number}.npy" for number, name in enumerate(MODELS)}
         told = ["--sizes", ",".join(map(str, size))]
@@ -67,7 +67,7 @@ def measure(size: tuple[int, ...], rounds: int) -> tuple[list[str], list[dict[st
     off = max(np.abs(each - outputs[0]).max() for each in outputs)
     first, *others = (timing["seconds"] for timing in found.values())
     cells = [race.seconds(statistics.median(first)), *(race.beside(taken, first) for taken in others), f"{off:.1e}"]
-    return cells, [timing | {"peer": name} for name, timing in found.items()]
+    return cells, [timing | {"case": ", ".join(map(str, size)), "peer": name} for name, timing in found.items()]
 
 
 def main() -> None:
@@ -87,7 +87,7 @@ def main() -> None:
         cells, found = measure(size, given.rounds)
         timings += found
         print(f"| {', '.join(map(str, size))} | " + " | ".join(cells) + " |", flush=True)
-    print(f"\n{threads(timings)}")
+    print("", *used(timings), sep="\n")
 
 
 def sizes(text: str) -> tuple[int, ...]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from benchmarks import race
-from benchmarks.markdown import memory, origin, table, threads
+from benchmarks.markdown import memory, origin, table, used
 from benchmarks.peers import KINDS, operations
 
 AXES = {
@@ -42,7 +42,7 @@ def section(results: dict[str, Any]) -> str:
         "## Growth",
         "",
         f"{origin(results)}. A slope is the power with which a figure grows: of a line through logarithms by least "
-        f"squares, over all sizes and over the last {LAST}. {threads(results['cells'])}",
+        f"squares, over all sizes and over the last {LAST}.",
     ]
     for axis, shapes in AXES.items():
         columns = _columns(results["cells"], shapes)
@@ -53,7 +53,7 @@ def section(results: dict[str, Any]) -> str:
         fixed = ", ".join(f"{name} = {shapes[0][place]}" for name, place in PLACES.items() if name != axis)
         inputs = "as many inputs" if axis == "units" else f"{shapes[0][2]} inputs"
         lines += ["", f"### Against {axis}", "", f"{fixed}, {inputs}.", WHY[axis], "", *table([axis, *columns], rows)]
-    return "\n".join([*lines, ""])
+    return "\n".join([*lines, "", *used(results["cells"]), ""])
 
 
 def _columns(cells: Sequence[dict[str, Any]], shapes: Sequence[tuple[int, ...]]) -> dict[str, Any]:

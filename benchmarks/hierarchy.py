@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import race
-from benchmarks.markdown import threads
+from benchmarks.markdown import used
 from lstmjax import BidirectionalParams, HierarchyParams, LevelParams, LSTMParams, dense, embedding, hierarchy
 
 SIZES = [(4, 32, 16, 64, 64), (8, 64, 24, 100, 100)]
@@ -241,7 +241,7 @@ def serve(name: str, size: tuple[int, ...], folder: Path) -> None:
 
 
 def measure(size: tuple[int, ...], rounds: int, compiles: int) -> tuple[list[list[str]], list[dict[str, Any]]]:
-    """A row for each figure that is measured or compared: a title, then a cell for each model; and their threads."""
+    """A row for each figure that is measured or compared: a title, then a cell for each model; and their timings."""
     with tempfile.TemporaryDirectory() as folder:
         told = ["--folder", folder, "--sizes", ",".join(map(str, size))]
         commands = {
@@ -255,7 +255,7 @@ def measure(size: tuple[int, ...], rounds: int, compiles: int) -> tuple[list[lis
             for kind in KINDS:
                 found = {n: race.summary(each) for n, each in race.rounds(processes, rounds, "run", kind).items()}
                 times[kind] = {name: timing["seconds"] for name, timing in found.items()}
-                timings += [timing | {"peer": name} for name, timing in found.items()]
+                timings += [timing | {"case": kind, "peer": name} for name, timing in found.items()]
             race.rounds(processes, 1, "outputs")
             outputs = {name: dict(np.load(Path(folder) / f"{name}.npz")) for name in processes}
     return [[what, *cells(taken)] for what, taken in times.items()] + agreement(size, outputs), timings
@@ -313,7 +313,7 @@ def main() -> None:
         print("\n| | " + " | ".join(MODELS) + " |\n| --- |" + " --- |" * len(MODELS))
         rows, timings = measure(size, given.rounds, given.compiles)
         print("\n".join("| " + " | ".join(row) + " |" for row in rows), flush=True)
-        print(f"\n{threads(timings)}")
+        print("", *used(timings), sep="\n")
 
 
 def sizes(text: str) -> tuple[int, ...]:

@@ -3,6 +3,8 @@
 from collections.abc import Iterable
 from typing import Any
 
+WORKED = "Cores that worked: CPU seconds in a second (and the threads that took them, which may be in turn)."
+
 
 def origin(results: dict[str, Any]) -> str:
     """The command that made a results file, of which commit, and where it ran."""
@@ -16,20 +18,21 @@ def origin(results: dict[str, Any]) -> str:
     )
 
 
-def threads(cells: Iterable[dict[str, Any]]) -> str:
-    """For each library, the most threads that worked in any cell, and the most CPU seconds in a second."""
-    most: dict[str, tuple[float, float]] = {}
+def used(cells: Iterable[dict[str, Any]]) -> list[str]:
+    """A row for each case, and a column for each library with the cores that worked, or that they were not counted."""
+    rows: dict[str, dict[str, str]] = {}
     for cell in cells:
-        if "threads" not in cell:
-            return "Threads were not counted."
-        count, cpu = most.get(cell["peer"], (0, 0.0))
-        most[cell["peer"]] = max(count, cell["threads"]), max(cpu, cell["cpu"])
-    each = "; ".join(f"{name} {worked(count, cpu)}" for name, (count, cpu) in most.items())
-    return f"Threads that worked, and CPU seconds in a second, at most: {each}."
+        if "cpu" not in cell:
+            return ["The cores that worked were not counted."]
+        case = cell["case"] if "case" in cell else f"{sizes(cell['shape'])}, {cell['kind']}"
+        rows.setdefault(case, {})[cell["peer"]] = worked(cell)
+    names = list(dict.fromkeys(name for row in rows.values() for name in row))
+    lines = table(["", *names], ([case, *(row.get(name, "") for name in names)] for case, row in rows.items()))
+    return [WORKED, "", *lines]
 
 
-def worked(count: float, cpu: float) -> str:
-    return f"{count:.0f} ({cpu:.2f})"
+def worked(cell: dict[str, Any]) -> str:
+    return f"{cell['cpu']:.2f} ({cell['threads']:.0f})"
 
 
 def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import grid, race
-from benchmarks.markdown import origin, table, threads
+from benchmarks.markdown import origin, table, used
 from lstmjax import LSTMParams, LSTMState, lstm
 
 INPUTS = UNITS = 8
@@ -116,5 +116,5 @@ def section(results: dict[str, Any]) -> str:
         f"that of one {HAND}."
     )
     lines = table(["", HAND, *(f"{name} /" for name in (HAND_TUPLE, JITTED, DIRECT))], rows)
-    head = f"{origin(results)}. {intro} {threads(results['cells'])}"
-    return "\n".join(["## Calls from Python", "", head, "", *lines, ""])
+    head = f"{origin(results)}. {intro}"
+    return "\n".join(["## Calls from Python", "", head, "", *lines, "", *used(results["cells"]), ""])

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from benchmarks import against, growth, overhead, race, stack
-from benchmarks.markdown import memory, origin, sizes, table, worked
+from benchmarks.markdown import memory, origin, sizes, table, used, worked
 from benchmarks.peers import KINDS, OURS, PEERS, operations
 
 Results = dict[str, Any]
@@ -22,8 +22,9 @@ SECTIONS = {
 HEAD = """# Speed
 
 One layer of LSTM over [batch, time, features] in float32, here and in every library that is installed: the same
-weights, the same arrays, each library in a process of its own. Every library may use all cores, and the tables show how
-many threads worked and the CPU seconds that they took in a second: measured, not read from a setting. A process is
+weights, the same arrays, each library in a process of its own. Every library may use all cores. How many worked is
+measured, not read from a setting: a section shows, for each case, the CPU seconds that a process took in a second and
+how many threads took them, which may have been in turn; or it says that the cores were not counted. A process is
 stopped while another is timed, since the threads of some libraries spin after a call. Rounds are interleaved, each in
 another order; "Keras /" is the time of Keras divided by ours, the median of ratios taken round by round, with its
 quartiles: above 1, ours is faster. Shapes where we are slower are listed too. From a clone of this repository, in a
@@ -92,12 +93,9 @@ def tables(results: Results) -> str:
 
 def _peak(results: Results) -> str:
     name, *others = sorted(results["peaks"], key=lambda name: -results["peaks"][name]["speed"])
-    each = {
-        name: f"{found['speed'] / 1e9:.0f} GF/s on {worked(found['threads'], found['cpu'])}"
-        for name, found in results["peaks"].items()
-    }
+    each = {name: f"{found['speed'] / 1e9:.0f} GF/s on {worked(found)}" for name, found in results["peaks"].items()}
     rest = f" (others: {', '.join(f'{other} {each[other]}' for other in others)})" if others else ""
-    return f"The peak is the fastest product of square matrices, {each[name]} threads, by {name}{rest}."
+    return f"The peak is the fastest product of square matrices, {each[name]} cores, by {name}{rest}."
 
 
 def _cells(results: Results) -> list[str]:
@@ -105,7 +103,7 @@ def _cells(results: Results) -> list[str]:
     for kind in KINDS:
         lines += ["", f"### {TITLES[kind]}", "", *times(results, kind), "", *summary(results, kind)]
     for title, rows in (
-        ("Threads that worked, and the CPU seconds that they took in a second", figures(results, _used)),
+        ("Cores", used(results["cells"])),
         (
             "Compiling, from the Python function to the executable",
             figures(results, partial(_relative, field="compile_seconds", text=race.seconds)),
@@ -172,11 +170,6 @@ def figures(results: Results, text: Callable[[dict[str, Any], dict[str, Any]], s
     return table(["B, T, inputs, units", *names], cells)
 
 
-def _used(cell: dict[str, Any], base: dict[str, Any]) -> str:
-    del base
-    return worked(cell["threads"], cell["cpu"])
-
-
 def _relative(cell: dict[str, Any], base: dict[str, Any], field: str, text: Callable[[float], str]) -> str:
     """A figure, and how many times as large as ours; nothing where the library has none."""
     if cell[field] is None:
@@ -193,7 +186,7 @@ def checks(results: Results) -> list[str]:
         middle, low, high = check["ratio"]
         row = [check["peer"], f"{sizes(check['shape'])}, {check['kind']}"]
         row += [race.seconds(statistics.median(timing["seconds"])) for timing in each]
-        row += [f"{middle:.2f} ({low:.2f} to {high:.2f})", *(worked(t["threads"], t["cpu"]) for t in each)]
+        row += [f"{middle:.2f} ({low:.2f} to {high:.2f})", *map(worked, each)]
         rows.append([*row, "yes" if check["holds"] else "**no**"])
     failed = [check for check in results["checks"] if not check["holds"]]
     named = "; ".join(
@@ -202,7 +195,7 @@ def checks(results: Results) -> list[str]:
         for c in failed
     )
     count = f"{len(rows) - len(failed)} of {len(rows)} agree within 7 % and half a core"
-    head = ["", "B, T, inputs, units", "in turn", "alone", "ratio", "threads (CPU) in turn", "alone", "holds"]
+    head = ["", "B, T, inputs, units", "in turn", "alone", "ratio", "cores (threads) in turn", "alone", "holds"]
     return [*table(head, rows), "", f"- {count}; these do not: {named}." if named else f"- {count}."]
 
 

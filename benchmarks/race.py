@@ -103,7 +103,7 @@ def timed(call: Callable[[], Any], warm: float, window: float) -> dict[str, Any]
 
     Returns:
         "seconds", the median of the timed calls; "cpu", the CPU seconds that the process took in a second of them; and
-        "threads", how many of its threads took more than `WORKED` of those.
+        "threads", how many of its threads took more than `WORKED` of those, at once or in turn.
     """
     start = time.perf_counter()
     while time.perf_counter() - start < warm:

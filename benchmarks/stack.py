@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from benchmarks import peers, race
-from benchmarks.markdown import origin, sizes, table, threads
+from benchmarks.markdown import origin, sizes, table, used
 from benchmarks.peers import OURS, Peer, Prepared, compiled
 from lstmjax import BidirectionalParams, bidirectional, interop, lstm, stack
 
@@ -175,11 +175,13 @@ def section(results: dict[str, Any]) -> str:
         [
             "## Two bidirectional layers with lengths",
             "",
-            f"{origin(results)}. {intro} {threads(results['cells'])}",
+            f"{origin(results)}. {intro}",
             "",
             *table(head, rows),
             "",
             *lines,
+            "",
+            *used(results["cells"]),
             "",
         ]
     )

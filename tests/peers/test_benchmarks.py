@@ -163,17 +163,34 @@ def test_the_tables():
     )
     assert "JAX takes x 0.50 as long, the geometric mean of 1 shapes; faster than ours at 1, 2, 3, 4 (x 0.50)." in text
     assert "Haiku was not installed." in text
-    assert "2 GF/s on 2 (2.00) threads, by PyTorch (others: JAX 1 GF/s on 2 (1.90))." in text
-    assert "| 1, 2, 3, 4, forward | 2 (1.50) | 2 (1.50) | 2 (1.50) |\n| 1, 2, 3, 4, training | 2 (1.50) |" in text
-    assert "| Keras | 1, 2, 3, 4, forward | 1.07 s | 1.00 s | 1.07 (1.07 to 1.07) | 1 (1.00) | 2 (2.00) | yes |" in text
+    assert "2 GF/s on 2.00 (2) cores, by PyTorch (others: JAX 1 GF/s on 1.90 (2))." in text
+    assert "| 1, 2, 3, 4, forward | 1.50 (2) | 1.50 (2) | 1.50 (2) |\n| 1, 2, 3, 4, training | 1.50 (2) |" in text
+    assert "| Keras | 1, 2, 3, 4, forward | 1.07 s | 1.00 s | 1.07 (1.07 to 1.07) | 1.00 (1) | 2.00 (2) | yes |" in text
     assert "- 1 of 2 agree within 7 % and half a core; these do not: " in text
     assert "these do not: PyTorch at 1, 2, 3, 4, forward (x 2.00, CPU 1.00 and 2.00)." in text
 
 
-def test_the_threads_of_a_section():
-    cells = [{"peer": name, "threads": n, "cpu": n / 2} for name, n in (("a", 1), ("b", 2), ("a", 3), ("b", 1))]
-    assert markdown.threads(cells).endswith("at most: a 3 (1.50); b 2 (1.00).")
-    assert markdown.threads([*cells, {"peer": "a"}]) == "Threads were not counted."
+def test_the_cores_of_a_section_are_those_of_each_case():
+    def cell(peer, steps, cpu, threads):
+        return {"peer": peer, "shape": [1, steps], "kind": "forward", "cpu": cpu, "threads": threads}
+
+    cells = [cell("a", 2, 1.0, 3), cell("b", 2, 1.9, 2), cell("a", 5, 1.5, 2)]
+    rows = [
+        "|  | a | b |",
+        "| --- | --- | --- |",
+        "| 1, 2, forward | 1.00 (3) | 1.90 (2) |",
+        "| 1, 5, forward | 1.50 (2) |  |",
+    ]
+    assert markdown.used(cells) == [markdown.WORKED, "", *rows]
+    assert markdown.used([*cells, {"peer": "a"}]) == ["The cores that worked were not counted."]
+
+
+@pytest.mark.parametrize("name", ["growth", "overhead", "stack"])
+def test_every_section_shows_the_cores_of_each_cell(name):
+    made = json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())
+    made["cells"] = [cell | {"cpu": 1.0 + n / 100, "threads": 3} for n, cell in enumerate(made["cells"])]
+    text = page.section(made)
+    assert all(markdown.worked(cell) in text for cell in made["cells"])
 
 
 @pytest.mark.parametrize("workers", [1, 3])
@@ -279,6 +296,17 @@ def test_every_library_is_checked_against_its_own_defaults(name):
     assert threads == (printed(PLAIN) if name == "PyTorch" else None)
 
 
+def quiet():
+    """Whether other programs leave the cores alone, while this one sleeps."""
+
+    def idle():
+        return int(Path("/proc/stat").read_text().splitlines()[0].split()[4]) / os.sysconf("SC_CLK_TCK")
+
+    start, before = time.perf_counter(), idle()
+    time.sleep(0.5)
+    return idle() - before > 0.95 * os.cpu_count() * (time.perf_counter() - start)
+
+
 @pytest.mark.skipif(CORES == 1, reason="one core cannot be reduced")
 def test_the_check_finds_a_library_that_is_given_one_thread(tmp_path, monkeypatch):
     if race.missing(["torch"]):
@@ -290,7 +318,10 @@ def test_the_check_finds_a_library_that_is_given_one_thread(tmp_path, monkeypatc
     monkeypatch.setattr(grid, "CHECKS", 3)
     environment = grid.ENVIRONMENTS["cpu"] | {"PYTHONPATH": f"{ROOT}:{tmp_path}"}
     with race.started({"PyTorch": ["one_thread", str(tmp_path / "arrays.npz")]}, environment) as processes:
+        before = quiet()
         (check,) = grid._checks(processes, environment, (64, 100, 256, 256), "forward")
+        if before and quiet():
+            assert check["alone"]["cpu"] > 0.75 * CORES
     assert (check["inside"]["threads"], check["alone"]["threads"]) == (1, CORES)
     assert not check["holds"]
 
@@ -427,6 +458,7 @@ def test_two_trees_are_compared(tmp_path):
             cell["seconds"] = [1.0, 1.0] if cell["kind"] in peers.KINDS else [6e-5, 6e-5]
     results["tree"]["changed"] = True
     text = page.section(json.loads(page.stored(results)))
+    assert all(markdown.worked(cell) in text for cell in results["cells"])
     assert f"`python -m benchmarks compare` at {found} with changes on " in text
     assert f"| 1, 4, 8, 8 | {tree.CALL} | 60 µs | 30 µs | 0.500 (0.500 to 0.500) |" in text
     assert "| 2, 3, 4, 5 | forward | 1.00 s | 3.00 s | 3.000 (2.500 to 3.500) |" in text
