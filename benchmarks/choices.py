@@ -7,7 +7,6 @@ first variant taken round by round, with their quartiles.
 import argparse
 import platform
 import statistics
-import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -16,6 +15,7 @@ from unittest import mock
 import jax
 
 from benchmarks import race
+from benchmarks.markdown import sizes, table, used
 from lstmjax import LSTMOptions, blocks, lstm
 from lstmjax.options import ACTIVATIONS
 
@@ -48,34 +48,30 @@ def main() -> None:
         ("derivatives of its own against the scan's; value and gradients of params and xs", backward_passes()),
         ("batch axes against jax.vmap; value and gradients of params and xs", batchings()),
     ):
-        print(f"\n{title}\n\n| B, T, inputs, units | " + " | ".join(variants) + " |")
-        print("| --- |" + " --- |" * len(variants))
-        for shape in SHAPES:
-            print(
-                f"| {', '.join(map(str, shape))} | " + " | ".join(measure(variants, shape, rounds)) + " |", flush=True
-            )
+        timings = {sizes(shape): measure(variants, shape, rounds) for shape in SHAPES}
+        rows = ([case, *cells(found)] for case, found in timings.items())
+        print(f"\n{title}\n", *table(["B, T, inputs, units", *variants], rows), sep="\n")
+        print("", *used(each for found in timings.values() for each in found.values()), sep="\n", flush=True)
 
 
-def measure(variants: dict[str, Callable], shape: tuple[int, int, int, int], rounds: int) -> list[str]:
+def measure(variants: dict[str, Callable], shape: tuple[int, int, int, int], rounds: int) -> dict[str, dict[str, Any]]:
     batch, steps, inputs, units = shape
     params = lstm.init(jax.random.key(0), inputs, units)
     xs = jax.random.normal(jax.random.key(1), (batch, steps, inputs))
-    compiled = []
-    for variant in variants.values():
+    calls = {}
+    for name, variant in variants.items():
         jax.clear_caches()  # two variants may differ in what they put behind the same jitted function
-        compiled.append(jax.jit(variant).lower(params, xs).compile())
-    times = [[] for _ in compiled]
-    for _ in range(rounds + 1):
-        for call, taken in zip(compiled, times, strict=True):
-            start = time.perf_counter()
-            jax.block_until_ready(call(params, xs))
-            taken.append(time.perf_counter() - start)
-    times = [taken[1:] for taken in times]
-    cells = [f"{1e3 * statistics.median(times[0]):.1f} ms"]
-    for taken in times[1:]:
-        low, middle, high = statistics.quantiles((a / b for a, b in zip(taken, times[0], strict=True)), n=4)
-        cells.append(f"{1e3 * statistics.median(taken):.1f} ms, x {middle:.2f} ({low:.2f} to {high:.2f})")
-    return cells
+        calls[name] = partial(awaited, jax.jit(variant).lower(params, xs).compile(), params, xs)
+    return race.here(calls, sizes(shape), rounds)
+
+
+def awaited(program: Callable, *arguments: Any) -> None:
+    jax.block_until_ready(program(*arguments))
+
+
+def cells(found: dict[str, dict[str, Any]]) -> list[str]:
+    first, *others = (cell["seconds"] for cell in found.values())
+    return [race.seconds(statistics.median(first)), *(race.beside(taken, first) for taken in others)]
 
 
 def products_ahead() -> dict[str, Callable]:

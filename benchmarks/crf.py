@@ -7,15 +7,17 @@ gives medians of times, and medians of the ratios to the first variant taken rou
 import argparse
 import platform
 import statistics
-import time
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 from unittest import mock
 
 import jax
 import jax.numpy as jnp
 
 from benchmarks import race
+from benchmarks.choices import awaited
+from benchmarks.markdown import sizes, table, used
 from lstmjax import chain, crf
 
 SHAPES = [(16, 170, 41), (32, 64, 23), (64, 30, 9), (1, 5000, 10)]
@@ -29,12 +31,12 @@ def main() -> None:
     )
     rounds = parser.parse_args().rounds
     print(f"jax {jax.__version__}, {jax.default_backend()}, {platform.processor() or platform.machine()}\n")
-    print("| B, T, tags | " + " | ".join(VARIANTS) + " |\n| --- |" + " --- |" * len(VARIANTS))
-    for shape in SHAPES:
-        print(f"| {', '.join(map(str, shape))} | " + " | ".join(measure(shape, rounds)) + " |", flush=True)
+    timings = {sizes(shape): measure(shape, rounds) for shape in SHAPES}
+    print(*table(["B, T, tags", *VARIANTS], ([case, *cells(found)] for case, found in timings.items())), sep="\n")
+    print("", *used(each for found in timings.values() for each in found.values()), sep="\n")
 
 
-def measure(shape: tuple[int, int, int], rounds: int) -> list[str]:
+def measure(shape: tuple[int, int, int], rounds: int) -> dict[str, dict[str, Any]]:
     batch, steps, tags = shape
     keys = jax.random.split(jax.random.key(0), 3)
     params = crf.init(keys[0], tags, transitions_init=jax.nn.initializers.normal(1.0))
@@ -44,23 +46,17 @@ def measure(shape: tuple[int, int, int], rounds: int) -> list[str]:
     for name, variant in VARIANTS.items():
         if name != "associative" or batch * steps * tags**3 <= LARGEST:
             jax.clear_caches()  # variants may differ in what they put behind the same jitted function
-            calls[name] = jax.jit(jax.value_and_grad(variant, argnums=(0, 1))).lower(params, emissions, path).compile()
-    times = {name: [] for name in calls}
-    for _ in range(rounds + 1):
-        for name, call in calls.items():
-            start = time.perf_counter()
-            jax.block_until_ready(call(params, emissions, path))
-            times[name].append(time.perf_counter() - start)
-    first = times[next(iter(times))][1:]
-    cells = []
-    for name in VARIANTS:
-        taken = times.get(name, [])[1:]
-        if not taken or taken is first:
-            cells.append("-")
-            continue
-        low, middle, high = statistics.quantiles((a / b for a, b in zip(taken, first, strict=True)), n=4)
-        cells.append(f"{1e3 * statistics.median(taken):.1f} ms, x {middle:.2f} ({low:.2f} to {high:.2f})")
-    return [f"{1e3 * statistics.median(first):.1f} ms", *cells[1:]]
+            program = jax.jit(jax.value_and_grad(variant, argnums=(0, 1))).lower(params, emissions, path).compile()
+            calls[name] = partial(awaited, program, params, emissions, path)
+    return race.here(calls, sizes(shape), rounds)
+
+
+def cells(found: dict[str, dict[str, Any]]) -> list[str]:
+    """The first variant's time, and those of the others with their ratios; "-" for one that was left out."""
+    name, *others = VARIANTS
+    first = found[name]["seconds"]
+    texts = [race.beside(found[other]["seconds"], first) if other in found else "-" for other in others]
+    return [race.seconds(statistics.median(first)), *texts]
 
 
 def likelihood(params, emissions, path, **arguments):

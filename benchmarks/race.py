@@ -156,6 +156,13 @@ def turns(timed: Mapping[Any, Callable[[], Any]], count: int) -> dict[Any, list[
     return given
 
 
+def here(calls: Mapping[str, Callable[[], Any]], case: str, count: int) -> dict[str, dict[str, Any]]:
+    """In this process: one call of each ahead of the clock, then so many, in turn; a cell for each, by its name."""
+    turns(calls, 1)
+    taken = turns({name: partial(timed, call, 0.0, 0.0) for name, call in calls.items()}, count)
+    return {name: {"case": case, "peer": name} | summary(each) for name, each in taken.items()}
+
+
 def rounds(processes: Mapping[str, Process], count: int, *request: Any) -> dict[str, list[Any]]:
     """What each answers to the same request, so many times, in turn."""
     return turns({name: partial(process.ask, *request) for name, process in processes.items()}, count)

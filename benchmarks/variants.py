@@ -7,7 +7,6 @@ ratios taken round by round, with their quartiles. Beside each stands the ratio 
 import argparse
 import platform
 import statistics
-import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -16,6 +15,8 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks import race
+from benchmarks.choices import awaited
+from benchmarks.markdown import sizes, table, used
 from lstmjax import Dropout, LSTMOptions, bidirectional, lstm
 
 SHAPES = [(32, 50, 64, 128), (64, 100, 256, 256), (16, 200, 512, 512)]
@@ -47,7 +48,7 @@ def variants(inputs: int, units: int) -> dict[str, tuple[Callable, Any, float]]:
         "peepholes": one(init={"peepholes": True}),
         "coupled": one(products(inputs, units, gates=3), init={"coupled": True}),
         "clips": one(options=LSTMOptions(cell_clip=3.0, preactivation_clip=10.0)),
-        f"projection to {half}": one(products(inputs, units, projection=half), init={"projection": half}),
+        "projection to half of units": one(products(inputs, units, projection=half), init={"projection": half}),
         "layer norm": one(init={"layer_norm": True}),
         "dropout of inputs": dropped(inputs=0.2),
         "dropout of h": dropped(recurrent=0.2),
@@ -81,30 +82,25 @@ def main() -> None:
 
 def costs(rounds: int) -> None:
     columns = {shape: cost(shape, rounds) for shape in SHAPES}
-    print("\n| B, T, inputs, units | " + " | ".join(", ".join(map(str, shape)) for shape in SHAPES) + " |")
-    print("| --- |" + " --- |" * len(SHAPES))
-    for rows in zip(*columns.values(), strict=True):
-        name = rows[0][0].replace(f" to {SHAPES[0][3] // 2}", " to half of units")
-        print(f"| {name} | " + " | ".join(text for _, text in rows) + " |")
+    names = columns[SHAPES[0]]
+    rows = [[name, *(_text(found[name], found["plain"]) for found in columns.values())] for name in names]
+    print("", *table(["B, T, inputs, units", *map(sizes, SHAPES)], rows), sep="\n")
+    print("", *used(each for found in columns.values() for each in found.values()), sep="\n")
 
 
-def cost(shape: tuple[int, int, int, int], rounds: int) -> list[tuple[str, str]]:
+def cost(shape: tuple[int, int, int, int], rounds: int) -> dict[str, dict[str, Any]]:
     batch, steps, inputs, units = shape
     xs = jax.random.normal(KEY, (batch, steps, inputs))
-    table = variants(inputs, units)
-    calls = [partial(compiled(function, params, xs), params, xs) for function, params, _ in table.values()]
-    times = [[] for _ in calls]
-    for _ in range(rounds + 1):
-        for call, taken in zip(calls, times, strict=True):
-            start = time.perf_counter()
-            jax.block_until_ready(call())
-            taken.append(time.perf_counter() - start)
-    plain = times[0][1:]
-    rows = [("plain", f"{1e3 * statistics.median(plain):.1f} ms")]
-    for (name, (_, _, arithmetic)), taken in list(zip(table.items(), times, strict=True))[1:]:
-        low, middle, high = statistics.quantiles((a / b for a, b in zip(taken[1:], plain, strict=True)), n=4)
-        rows.append((name, f"x {middle:.2f} ({low:.2f} to {high:.2f}); products x {arithmetic:.2f}"))
-    return rows
+    made = variants(inputs, units)
+    calls = {name: partial(awaited, compiled(run, params, xs), params, xs) for name, (run, params, _) in made.items()}
+    found = race.here(calls, sizes(shape), rounds)
+    return {name: cell | {"products": made[name][2]} for name, cell in found.items()}
+
+
+def _text(cell: dict[str, Any], plain: dict[str, Any]) -> str:
+    if cell is plain:
+        return race.seconds(statistics.median(plain["seconds"]))
+    return f"{race.beside(cell['seconds'], plain['seconds'])}; products x {cell['products']:.2f}"
 
 
 def memory() -> None:

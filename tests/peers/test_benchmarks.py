@@ -193,6 +193,42 @@ def test_every_section_shows_the_cores_of_each_cell(name):
     assert all(markdown.worked(cell) in text for cell in made["cells"])
 
 
+def few_choices(monkeypatch, choices):
+    for name in ("products_ahead", "products_behind", "activations", "batchings"):
+        monkeypatch.setattr(choices, name, lambda: dict.fromkeys(("a", "b"), lambda params, xs: xs + 1))
+
+
+def few_variants(monkeypatch, variants):
+    some = {name: variants.variants(4, 6)[name] for name in ("plain", "coupled")}
+    monkeypatch.setattr(variants, "variants", lambda inputs, units: some)
+    monkeypatch.setattr(variants, "memory", lambda: None)
+
+
+def no_associative(monkeypatch, crf):
+    monkeypatch.setattr(crf, "LARGEST", 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "fewer"),
+    [
+        ("choices", (2, 3, 4, 6), few_choices),
+        ("crf", (2, 3, 4), no_associative),
+        ("variants", (2, 3, 4, 6), few_variants),
+    ],
+)
+def test_the_benchmarks_of_one_process_show_the_cores_of_each_cell(name, shape, fewer, monkeypatch, capsys):
+    command = importlib.import_module(f"benchmarks.{name}")
+    monkeypatch.setattr(command, "SHAPES", [shape])
+    fewer(monkeypatch, command)
+    monkeypatch.setattr(sys, "argv", [name, "--rounds", "2"])
+    with jax.numpy_rank_promotion("allow"):
+        command.main()
+    times, _, cores = capsys.readouterr().out.partition(markdown.WORKED)
+    assert re.search(r"\| \d+.*s, x \d+\.\d\d \(\d+\.\d\d to \d+\.\d\d\)", times)
+    assert re.search(rf"\| {markdown.sizes(shape)} \|( \d\.\d\d \(\d+\) \|){{2,}}\n", cores)
+    assert ("| - |" in times) == (name == "crf")
+
+
 @pytest.mark.parametrize("workers", [1, 3])
 def test_threads_that_worked_are_counted(workers):
     ready = threading.Barrier(workers)
