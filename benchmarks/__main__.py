@@ -1,6 +1,6 @@
 """One layer of LSTM here and in every library that is installed.
 
-python -m benchmarks cpu [--out cpu.json]         the grid of docs/speed.md and the check; about 25 minutes on two cores
+python -m benchmarks cpu [--out cpu.json]         the grid and the check; about 30 minutes on two cores
 python -m benchmarks check [--out check.json]     each library in turn with others, and alone by its defaults
 python -m benchmarks gpu [--out gpu.json]         the same on a GPU, at the shapes that others publish
 python -m benchmarks tpu [--out tpu.json]         the kernel and the other implementations on a TPU, in bfloat16
