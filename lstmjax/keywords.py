@@ -8,14 +8,14 @@ import functools
 import inspect
 import sys
 from collections.abc import Callable
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar, cast, get_args
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 # Our names, and those of other libraries: Keras, PyTorch, Flax, Haiku, Equinox, TensorFlow 1, ONNX, tfa and torchcrf.
 OURS = {
     "units": "hidden_size hidden_sizes hidden_dim hidden_features hidden_units num_units num_hidden n_units n_hidden "
-    "output_size output_dim out_features out_dim features filters out_channels",
+    "output_size output_dim out_features out_dim features filters out_channels num_channels channels",
     "inputs": "input_size input_dim input_features in_features in_channels in_dim in_size embedding_dim embed_dim",
     "features": "embedding_dim embed_dim embedding_size output_dim dim",
     "vocabulary": "num_embeddings vocab_size vocabulary_size n_tokens num_tokens max_features input_dim",
@@ -63,6 +63,10 @@ OURS = {
     "dilation": "dilations dilation_rate kernel_dilation",
     "dilations": "dilation dilation_rate",
     "allowed": "constraints",
+    "k": "top_k topk nbest n_best num_paths top_paths beam_width beam_size",
+    "groups": "feature_group_count num_groups",
+    "deterministic": "eval_mode",
+    "norm_epsilon": "eps epsilon layer_norm_epsilon layer_norm_eps",
     "activation": "activation_fn cell_activation",
     "recurrent_activation": "gate_fn gate_activation inner_activation",
     "cell_clip": "cell_clip_value clip",
@@ -73,24 +77,48 @@ OURS = {
     "zoneout_h": "zoneout zoneout_hidden zoneout_outputs",
     "zoneout_c": "zoneout_cell",
 }
+# What is said of keywords that no function has, where the function, or the apply of its module, takes another one.
 ADVICE = {
-    "num_layers n_layers layers depth": "stack.init makes several layers, of units=(64, 64) two",
-    "bidirectional": "bidirectional.init makes two directions, stack.init(..., bidirectional=True) layers of them",
-    "return_state return_carry": "apply always returns (ys, state)",
-    "return_attention": "there is no attention here",
-    "stateful": "apply returns the state; give it to the next call",
-    "batch_first time_major": "arrays are [*batch, time, features] here; jnp.swapaxes(xs, 0, 1) puts the batch first",
-    "mask masks padding_mask input_mask attention_mask": "padding is told by lengths; of a mask lengths=mask.sum(-1)",
-    "mask_zero padding_idx": "padding is told by the lengths that the layers above get",
-    "rate p dropout dropout_rate prob keep_prob": "rates have names here, such as Dropout(inputs=0.2, recurrent=0.2)",
-    "train training is_training": "training is a call with key=, evaluation one with deterministic=True",
-    "padding": "causal= says where a kernel looks, lengths= what is padding",
+    "num_layers n_layers layers depth": ("stack.init makes several layers, of units=(64, 64) two", None),
+    "bidirectional": (
+        "bidirectional.init makes two directions, stack.init(..., bidirectional=True) layers of them",
+        None,
+    ),
+    "return_state return_carry": ("apply always returns (ys, state)", "state"),
+    "return_attention": ("there is no attention here", None),
+    "stateful": ("apply returns the state; give it to the next call", "state"),
+    "initial_state initial_states initial_carry carry hx state": (
+        "every level begins with the initial state of its encoder, which init learns with learned_state=True",
+        "code",
+    ),
+    "batch_first time_major": (
+        "arrays are [*batch, time, features] here, as with batch_first=True or time_major=False; of arrays with time "
+        "first jnp.swapaxes(xs, 0, 1)",
+        None,
+    ),
+    "axis axes time_axis": ("time is the axis before the last here, the last has the features", None),
+    "mask masks padding_mask input_mask attention_mask": (
+        "padding is told by lengths; of a mask lengths=mask.sum(-1)",
+        "lengths",
+    ),
+    "mask_zero padding_idx": ("padding is told by the lengths that the layers above get", None),
+    "train training is_training eval evaluation inference": (
+        "training is a call with key=, evaluation one with deterministic=True",
+        "deterministic",
+    ),
+    "padding": ("causal= says where a kernel looks, lengths= what is padding", "causal"),
+    "activation": ("it has none; give its outputs to a function such as jax.nn.relu", "params"),
+    "rate p dropout dropout_rate prob keep_prob": ("it has no dropout", None),
 }
+RATE = ("rate", "p", "dropout", "dropout_rate", "prob")
 _THEIRS: dict[str, list[str]] = {}
 for _ours, _theirs in OURS.items():
     for _name in _theirs.split():
         _THEIRS.setdefault(_name, []).append(_ours)
-_ADVICE = {name: advice for names, advice in ADVICE.items() for name in names.split()}
+_ADVICE: dict[str, list[tuple[str, str | None]]] = {}
+for _names_of_it, _told in ADVICE.items():
+    for _name in _names_of_it.split():
+        _ADVICE.setdefault(_name, []).append(_told)
 
 
 def explained(label: str, *onward: Any) -> Callable[[Function], Function]:
@@ -112,62 +140,103 @@ def explained(label: str, *onward: Any) -> Callable[[Function], Function]:
             try:
                 return function(*args, **kwargs)
             except TypeError:
-                unknown = _unknown(kwargs, function, onward)
+                names = _names(call)
+                unknown = [name for name in kwargs if name not in names]
                 if not unknown:
                     raise
-            names = _names(function, onward)
-            raise TypeError(" ".join(_answer(label, name, names) for name in unknown))
+            raise TypeError(" ".join(_answer(label, call, name) for name in unknown))
 
+        vars(call)["onward"] = onward
         return cast(Function, call)
 
     return decorate
 
 
-def _unknown(kwargs: dict[str, Any], function: Any, onward: tuple[Any, ...]) -> list[str]:
-    names = _names(function, onward)
-    return [name for name in kwargs if name not in names]
-
-
-def _names(function: Any, onward: tuple[Any, ...]) -> list[str]:
+def _names(function: Any) -> list[str]:
     """The keywords that a function takes, and those that it hands on."""
     kinds = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
     found = [name for name, each in inspect.signature(function).parameters.items() if each.kind in kinds]
-    for more in onward:
-        found += [more] if isinstance(more, str) else _names(more, ())
+    for more in getattr(function, "onward", ()):
+        found += [more] if isinstance(more, str) else _names(more)
     return [name for name in dict.fromkeys(found) if name != "self"]
 
 
-def _answer(label: str, name: str, names: list[str]) -> str:
-    meant = [name, *_THEIRS.get(name, ())]
+def _answer(label: str, function: Any, name: str) -> str:
+    names, meant = _names(function), [name, *_THEIRS.get(name, ())]
     for ours in meant:
         if ours in names:
             return f"unknown argument {name!r}: {label} calls it {ours}."
-    where = _sibling(label, name) or _ADVICE.get(name)
-    where = where or next(filter(None, (_sibling(label, ours) or _of_settings(label, ours) for ours in meant)), None)
+    near = [function, _apply_of(label)]
+    where = _sibling(label, name) or _of_rates(label, near, name) or _of_settings(label, near, name)
+    where = where or _advice(near, name)
+    where = where or next(
+        filter(None, (_sibling(label, ours) or _of_settings(label, near, ours) for ours in meant[1:])), None
+    )
     if where:
         return f"unknown argument {name!r} of {label}: {where}."
-    close = difflib.get_close_matches(name, names, n=1)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.7)
     guess = f"; did you mean {close[0]!r}?" if close else ""
     return f"unknown argument {name!r} of {label}{guess} (one of: {', '.join(names)})"
+
+
+def _module(label: str) -> Any:
+    return sys.modules.get(f"lstmjax.{label.partition('.')[0]}")
+
+
+def _apply_of(label: str) -> Any:
+    """The apply of the same module; that of lstm for the settings, which are of no module."""
+    return getattr(_module(label if "." in label else "lstm."), "apply", None)
+
+
+def _advice(near: list[Any], name: str) -> str | None:
+    taken = {name for function in near if function for name in _names(function)}
+    return next((told for told, needs in _ADVICE.get(name, ()) if needs is None or needs in taken), None)
 
 
 def _sibling(label: str, ours: str) -> str | None:
     """The other function of the same module that has an argument."""
     module = label.partition(".")[0]
-    functions = vars(sys.modules.get(f"lstmjax.{module}", object))
+    functions = vars(_module(label) or object)
     for name, function in sorted(functions.items(), key=lambda item: item[0] != "apply"):
         is_other = inspect.isfunction(function) and not name.startswith("_") and f"{module}.{name}" != label
-        if is_other and ours in inspect.signature(function).parameters:
+        if is_other and ours in _names(function):
             return f"{module}.{name} takes {ours}"
     return None
 
 
-def _of_settings(label: str, ours: str) -> str | None:
-    """The settings that have a field."""
+def _parameter(function: Any, name: str) -> Any:
+    """A parameter that a function takes or hands on."""
+    found = inspect.signature(function).parameters.get(name) if callable(function) else None
+    onward = (_parameter(more, name) for more in getattr(function, "onward", ()) if callable(more))
+    return found or next(filter(None, onward), None)
+
+
+def _takes(near: list[Any], argument: str, kind: type) -> bool:
+    """Whether one of the functions takes settings of a kind."""
+    found = [_parameter(function, argument) for function in near]
+    return any(kind is each.annotation or kind in get_args(each.annotation) for each in found if each)
+
+
+def _of_rates(label: str, near: list[Any], name: str) -> str | None:
+    """What is said of a rate of dropout: of the one number that there is, or of those of Dropout."""
+    from lstmjax.regularize import Dropout
+
+    if name not in RATE:
+        return None
+    if label == "Dropout" or _takes(near, "dropout", Dropout):
+        return "rates have names here, such as Dropout(inputs=0.2, recurrent=0.2)"
+    if not _parameter(near[0], "dropout"):
+        return _sibling(label, "dropout")
+    return f"{label} calls it dropout"
+
+
+def _of_settings(label: str, near: list[Any], ours: str) -> str | None:
+    """The settings that have a field, where apply takes them."""
     from lstmjax.options import LSTMOptions
     from lstmjax.regularize import Dropout
 
     for kind, argument in ((LSTMOptions, "options"), (Dropout, "dropout")):
-        if ours in inspect.signature(kind).parameters and label != kind.__name__:
+        has_it = ours in inspect.signature(kind).parameters and label != kind.__name__
+        if has_it and (_takes(near, argument, kind) or argument in getattr(near[-1], "onward", ())):
             return f"apply takes {argument}={kind.__name__}({ours}=...)"
     return None
