@@ -63,6 +63,8 @@ def _reordered(array: np.ndarray, before: str, after: str, axis: int) -> np.ndar
     return np.concatenate([blocks[gate] for gate in after], axis)
 
 
+# What other layers than an LSTM have, which has 4.
+GATES = {"GRU": "3 gates", "GRUCell": "3 gates", "RNN": "1 gate", "RNNCell": "1 gate", "SimpleRNNCell": "1 gate"}
 DENSE = "of a dense layer they are dense.DenseParams(w, bias), w being [inputs, units]"
 
 

@@ -29,12 +29,14 @@ def from_keras(source: Any, *, settings: bool = False, return_options: bool = Fa
         LSTMParams, BidirectionalParams or StackParams. With settings a pair of them and a dict of keyword arguments for
         their `apply`, empty where its defaults will do: `options`, which has the activations and the dtype policy;
         `merge` for merge_mode; `reverse` for go_backwards, where Keras gives outputs in the order of reading and ours
-        are each at its own step, `ys[..., ::-1, :]` of theirs. Dropouts, which act in training alone, are `Dropout`'s.
+        are each at its own step, `ys[..., ::-1, :]` of theirs; `return_sequences=False` for a layer, or a last one,
+        without. Without settings all layers give their weights alike, whatever their return_sequences, and the caller
+        tells `apply` which outputs are meant. Dropouts, which act in training alone, are `Dropout`'s.
 
     Raises:
         ValueError: a layer that `apply` would not repeat with the arguments that come back, which without settings
-            are none; a stateful one, a layer without weights yet, layers whose options differ, what no stack of ours
-            does, shapes that do not fit;
+            are none, but for return_sequences; a stateful one, a layer without weights yet, layers whose options
+            differ, what no stack of ours does, shapes that do not fit;
         TypeError: another kind of source.
 
     >>> import numpy as np
@@ -60,7 +62,7 @@ def from_keras(source: Any, *, settings: bool = False, return_options: bool = Fa
     taken, (only,) = gates.gathered([halves for found, _ in read for halves in found]), options
     needed = ({} if only == LSTMOptions() else {"options": only}) | _arguments(layers)
     if settings:
-        return taken, needed
+        return taken, needed | _returns(layers)
     if return_options and not needed.keys() - {"options"}:
         return taken, only
     if needed:
@@ -126,10 +128,10 @@ def _layer(layer: Any, name: str) -> tuple[list[tuple[LSTMParams, ...]], LSTMOpt
     for half in halves:
         kinds = {type(cell).__name__ for cell in _cells_of(half)}
         if kinds != {"LSTMCell"} or type(half).__name__ not in ("LSTM", "RNN", "LSTMCell", "StackedRNNCells"):
-            hint = f": {gates.DENSE}" if type(half).__name__ == "Dense" else ""
+            cells = f" of {', '.join(sorted(kinds))}" if kinds != {type(half).__name__} else ""
             raise TypeError(
-                f"{name} must be an LSTM or a Bidirectional LSTM, got {type(half).__name__} of "
-                f"{', '.join(sorted(kinds))}; an RNN of LSTMCell or a TimeDistributed one will do, too{hint}."
+                f"{name} must be an LSTM or a Bidirectional LSTM, got {type(half).__name__}{cells}; an RNN of LSTMCell "
+                f"or a TimeDistributed one will do, too{_hint(half)}."
             )
         if getattr(half, "stateful", False):
             raise ValueError(
@@ -154,6 +156,26 @@ def _layer(layer: Any, name: str) -> tuple[list[tuple[LSTMParams, ...]], LSTMOpt
         for half in cells
     ]
     return list(zip(*every, strict=True)), options
+
+
+def _hint(layer: Any) -> str:
+    """What is said of a layer that is no LSTM of Keras itself."""
+    made_of = [kind.__name__ for part in (layer, *_cells_of(layer)) for kind in type(part).__mro__]
+    if hasattr(layer, "layers"):
+        return ": of a model give one of its layers, such as model.get_layer(name)"
+    if "Dense" in made_of:
+        return f": {gates.DENSE}"
+    if other := next((kind for kind in made_of if kind in ("GRUCell", "SimpleRNNCell")), None):
+        return f"; {other} has {gates.GATES[other]}, an LSTM has 4"
+    if "LSTMCell" in made_of:
+        return ". A subclass may compute something else: where it does not, give its get_weights()"
+    return ""
+
+
+def _returns(layers: Sequence[Any]) -> dict[str, Any]:
+    """What `apply` is told for outputs of the same shape as those of the last layer."""
+    last = [half for layer in layers[-1:] for half in _halves_of(layer)[:1]]
+    return {"return_sequences": False} if any(not getattr(half, "return_sequences", True) for half in last) else {}
 
 
 def _arguments(layers: Sequence[Any]) -> dict[str, Any]:

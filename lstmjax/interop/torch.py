@@ -119,9 +119,13 @@ def to_torch(params: gates.RECURRENT) -> dict[str, Any]:
 
 def _weights(source: Any, prefix: str) -> dict[str, Any]:
     if hasattr(source, "state_dict"):
-        if (kind := type(source).__name__) in ("GRU", "GRUCell", "RNN", "RNNCell"):
-            raise TypeError(f"source must be a torch.nn.LSTM, got a torch.nn.{kind}.")
-        if kind == "Linear":
+        kinds = [kind.__name__ for kind in type(source).__mro__]
+        if other := next((kind for kind in kinds if kind in gates.GATES), None):
+            raise TypeError(
+                f"source must be a torch.nn.LSTM, got a torch.nn.{other}, which has {gates.GATES[other]}: an LSTM has "
+                "4."
+            )
+        if "Linear" in kinds:
             raise TypeError(f"source must be a torch.nn.LSTM, got a torch.nn.Linear: {gates.DENSE}.")
         if getattr(source, "dropout", 0) and source.training:
             raise ValueError(

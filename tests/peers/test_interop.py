@@ -184,9 +184,15 @@ def test_torch_tensors_are_such_as_files_take(torch):
     assert all(tensor.is_contiguous() for tensor in interop.to_torch(lstm.init(jax.random.key(0), 3, 4)).values())
 
 
-def test_gru_is_no_lstm(torch):
-    with pytest.raises(TypeError, match=r"source must be a torch\.nn\.LSTM, got a torch\.nn\.GRU"):
-        interop.from_torch(torch.nn.GRU(2, 3))
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [("GRU", "3 gates"), ("GRUCell", "3 gates"), ("RNN", "1 gate"), ("RNNCell", "1 gate")],
+)
+def test_gru_is_no_lstm(torch, kind, words):
+    theirs = getattr(torch.nn, kind)
+    for make in (theirs, type("Mine", (theirs,), {})):
+        with pytest.raises(TypeError, match=f"LSTM, got a torch.nn.{kind}, which has {words}: an LSTM has 4"):
+            interop.from_torch(make(2, 3))
 
 
 def test_training_goes_on_as_in_torch(torch):
@@ -337,10 +343,13 @@ def keras_made(keras, make, *shape):
     return layer
 
 
-SEQUENCES = {"return_sequences": True}
+SEQUENCES, LAST = {"return_sequences": True}, {"return_sequences": False}
 KERAS = {  # with the settings that a layer needs
     "LSTM": (lambda k: k.LSTM(UNITS, **SEQUENCES), {}),
-    "last": (lambda k: k.LSTM(UNITS), {}),
+    "last": (lambda k: k.LSTM(UNITS), LAST),
+    "last, backwards": (lambda k: k.LSTM(UNITS, go_backwards=True), {"reverse": True} | LAST),
+    "last, in two directions": (lambda k: k.Bidirectional(k.LSTM(UNITS)), LAST),
+    "last of cells": (lambda k: k.RNN([k.LSTMCell(UNITS), k.LSTMCell(3)]), LAST),
     "backwards": (lambda k: k.LSTM(UNITS, go_backwards=True, **SEQUENCES), {"reverse": True}),
     "dropout": (lambda k: k.LSTM(UNITS, dropout=0.5, recurrent_dropout=0.5, **SEQUENCES), {}),
     "activation": (
@@ -370,10 +379,10 @@ KERAS = {  # with the settings that a layer needs
         lambda k: k.Bidirectional(k.RNN(k.LSTMCell(UNITS), **SEQUENCES), merge_mode="sum"),
         {"merge": "sum"},
     ),
-    "TimeDistributed": (lambda k: k.TimeDistributed(k.LSTM(UNITS)), {}),
+    "TimeDistributed": (lambda k: k.TimeDistributed(k.LSTM(UNITS)), LAST),
     "TimeDistributed, in two directions": (
         lambda k: k.TimeDistributed(k.Bidirectional(k.LSTM(UNITS), merge_mode="ave")),
-        {"merge": "ave"},
+        {"merge": "ave"} | LAST,
     ),
 }
 
@@ -387,18 +396,29 @@ def test_keras_layers_come_with_their_settings_or_are_refused(keras, name):
     params, settings = interop.from_keras(layer, settings=True)
     assert settings == expected
     apply = bidirectional.apply if isinstance(params, BidirectionalParams) else stack.apply
-    last = name.startswith("TimeDistributed") or name == "last"
-    ys, _ = apply(params, xs, return_sequences=not last, **settings)
-    ys = jax.tree.map(lambda y: y[:, ::-1], ys) if settings.get("reverse") else ys
+    ys, _ = apply(params, xs, **settings)
+    turned = "reverse" in settings and "return_sequences" not in settings
+    ys = jax.tree.map(lambda y: y[:, ::-1], ys) if turned else ys
     jax.tree.map(equal, tuple(jax.tree.leaves(ys)), tuple(jax.tree.leaves(layer(xs))))
-    if not expected:
+    refused = {key: value for key, value in expected.items() if key != "return_sequences"}
+    if not refused:
         jax.tree.map(same_bits, interop.from_keras(layer), params)
         return
-    with pytest.raises(ValueError, match=f"source is to run with .*{next(iter(expected))}=.*take them with .*settings"):
+    with pytest.raises(ValueError, match=f"source is to run with .*{next(iter(refused))}=.*take them with .*settings"):
         interop.from_keras(layer)
-    if expected.keys() - {"options"}:
+    if refused.keys() - {"options"}:
         with pytest.raises(ValueError, match="take them with settings=True"):
             interop.from_keras(layer, return_options=True)
+
+
+def test_keras_settings_of_several_are_those_of_the_last(keras):
+    below = keras_made(keras, lambda k: k.LSTM(UNITS, **SEQUENCES), BATCH, TIME, INPUTS)
+    above = keras_made(keras, lambda k: k.LSTM(3), BATCH, TIME, UNITS)
+    for source in ([below, above], keras.Sequential([below, above])):
+        params, settings = interop.from_keras(source, settings=True)
+        assert settings == LAST
+    xs = drawn(BATCH, TIME, INPUTS)
+    equal(stack.apply(params, xs, **settings)[0], above(below(xs)))
 
 
 def test_keras_layers_that_no_settings_make_ours(keras):
@@ -483,6 +503,16 @@ def test_keras_sources_that_are_refused(keras):
     gru(drawn(1, 2, 3))
     with pytest.raises(TypeError, match="must be an LSTM or a Bidirectional LSTM, got GRU"):
         interop.from_keras(gru)
+    with pytest.raises(TypeError, match=r"got GRU of GRUCell; .*; GRUCell has 3 gates, an LSTM has 4\."):
+        interop.from_keras(gru)
+    with pytest.raises(TypeError, match=r"got SimpleRNNCell; .*; SimpleRNNCell has 1 gate, an LSTM has 4\."):
+        interop.from_keras(keras.layers.SimpleRNNCell(3))
+    mine = type("Mine", (keras.layers.LSTM,), {})(3)
+    with pytest.raises(TypeError, match=r"got Mine of LSTMCell; .* A subclass may .* give its get_weights\(\)"):
+        interop.from_keras(mine)
+    inputs = keras.Input((TIME, INPUTS))
+    with pytest.raises(TypeError, match=r"got Functional; .* of a model give one of its layers"):
+        interop.from_keras(keras.Model(inputs, keras.layers.LSTM(3)(inputs)))
     with pytest.raises(ValueError, match=r"3 of an LSTM, .* Got 5 of them"):
         interop.from_keras([drawn(2, 12)] * 5)
     with pytest.raises(ValueError, match=r"source\[1\], recurrent_kernel, must have shape \(3, 12\), got \(5, 12\)"):
