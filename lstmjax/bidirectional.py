@@ -134,6 +134,7 @@ def apply(
     for name in ("forward", "backward"):
         cell.check_matrices(f"params.{name}", getattr(params, name))
     if state is not None:
+        checks.no_lengths(state)
         if type(state) in (tuple, list):
             raise TypeError(
                 "state must be BidirectionalState, as bidirectional.initial_state makes it; got "

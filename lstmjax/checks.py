@@ -236,12 +236,27 @@ def weights(name: str, array: Any, *axes: str) -> jax.Array:
     return array
 
 
-def instance(name: str, value: Any, expected: type, source: str) -> None:
-    """Raise unless `value` is an instance of `expected`, which `source` makes."""
+def instance(name: str, value: Any, expected: type | tuple[type, ...], source: str) -> None:
+    """Raise unless `value` is an instance of `expected`, or of one of several, which `source` makes."""
     if not isinstance(value, expected):
+        *several, last = [kind.__name__ for kind in (expected if isinstance(expected, tuple) else (expected,))]
+        kinds = f"{', '.join(several)} or {last}" if several else last
         found = type(value).__name__
         hint = f": use {TAKEN_BY[found]}" if name == "params" and found in TAKEN_BY else ""
-        raise TypeError(f"{name} must be {expected.__name__}, as {source} makes it; got {found}{hint}.")
+        raise TypeError(f"{name} must be {kinds}, as {source} makes it; got {found}{hint}.")
+
+
+def no_lengths(state: Any) -> None:
+    """Raise where a state is what can only be lengths or resets: numbers or flags, by themselves or in a list."""
+    kinds = int, np.integer, bool, np.bool_
+    every = state if isinstance(state, list | tuple) and not hasattr(state, "_fields") and state else [state]
+    array = np.asarray(state) if all(isinstance(each, kinds) for each in every) else state
+    dtype = getattr(array, "dtype", None)
+    if dtype is not None and (dtype == jnp.bool_ or jnp.issubdtype(dtype, jnp.integer)):
+        raise TypeError(
+            f"state must be a state, as initial_state makes it; got {dtype} {array.shape}. Lengths and resets are "
+            "given to apply by name, such as lengths=."
+        )
 
 
 def one_of(name: str, value: Any, known: Any) -> str:
@@ -309,10 +324,16 @@ def steps(
     Where values cannot be read, a negative one counts as 0 and one above time as time.
     """
     array = value if hasattr(value, "shape") and hasattr(value, "dtype") else asarray(name, value)
-    if array.dtype == jnp.bool_ or array.shape == (*batch, time):
+    if array.shape == (*batch, time):
+        wanted = f"have shape {batch} ({of_batch})" if jnp.issubdtype(array.dtype, jnp.integer) else "be integers"
         raise TypeError(
-            f"{name} must be integers, got {array.dtype.name} {array.shape}. It looks like a mask: of padding at the "
-            f"end give {name}=mask.sum(-1)."
+            f"{name} must {wanted}, got {array.dtype.name} {array.shape}. It looks like a mask: of padding at the end "
+            f"give {name}=mask.sum(-1)."
+        )
+    if array.dtype == jnp.bool_:
+        raise TypeError(
+            f"{name} must be integers, got bool {array.shape}: how many steps of each sequence are valid, not whether "
+            "they are."
         )
     shape(name, array, batch, of_batch)
     value = blank(value, real)

@@ -199,7 +199,7 @@ def _sibling(label: str, ours: str) -> str | None:
     functions = vars(_module(label) or object)
     for name, function in sorted(functions.items(), key=lambda item: item[0] != "apply"):
         is_other = inspect.isfunction(function) and not name.startswith("_") and f"{module}.{name}" != label
-        if is_other and ours in _names(function):
+        if is_other and ours in (_names(function) if name == "apply" else inspect.signature(function).parameters):
             return f"{module}.{name} takes {ours}"
     return None
 

@@ -479,6 +479,7 @@ def checked(params, xs, state, lengths, resets, key, options, dropout, implement
 
 
 def _check_state(params: LSTMParams, state: Any, batch: tuple[int, ...]) -> LSTMState:
+    checks.no_lengths(state)
     if type(state) in (tuple, list) and len(state) == 2:
         raise TypeError(
             f"state must be LSTMState, as lstm.initial_state makes it; got {type(state).__name__}: make it "

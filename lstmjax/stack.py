@@ -76,6 +76,7 @@ def initial_state(params: Any, batch: tuple[int, ...] | Any = (), *, options: LS
         return tuple(initial_state(layer, batch, options=options) for layer in _layers(params))
     if isinstance(params, BidirectionalParams):
         return two_ways.initial_state(params, batch, options=options)
+    _check_kind(params)
     return lstm.initial_state(params, batch, options=options)
 
 
@@ -196,6 +197,7 @@ def apply(
     if merge is not None:
         checks.one_of("merge", merge, [name for name in two_ways.MERGES if name])
     if not isinstance(params, StackParams):
+        _check_kind(params)
         arguments |= {"return_sequences": return_sequences, "dropout": dropout, "key": key}
         arguments |= {"deterministic": deterministic}
         if residual_from is not None:
@@ -265,7 +267,19 @@ def check(params: LSTMParams | BidirectionalParams | StackParams) -> None:
                 f"{params.forward.inputs} and {params.backward.inputs}."
             )
     else:
+        _check_kind(params)
         lstm.check(params)
+
+
+def _check_kind(params: Any) -> None:
+    """Raise unless these are the params of one layer or of several."""
+    if type(params) in (tuple, list):
+        raise TypeError(
+            "params must be LSTMParams, BidirectionalParams or StackParams, as lstm.init, bidirectional.init or "
+            f"stack.init makes it; got {type(params).__name__}: of layers upon each other make it StackParams(layers)."
+        )
+    kinds = LSTMParams, BidirectionalParams, StackParams
+    checks.instance("params", params, kinds, "lstm.init, bidirectional.init or stack.init")
 
 
 def _apply_layer(params, xs, state, merge, **arguments):
@@ -338,6 +352,7 @@ def _inputs(layer: Any) -> int:
 
 
 def _check_state(params: StackParams, state: Any) -> tuple[Any, ...]:
+    checks.no_lengths(state)
     if not isinstance(state, tuple | list) or len(state) != len(params.layers):
         raise TypeError(
             f"state must be a tuple of {len(params.layers)} states, one for each layer, as stack.initial_state makes "

@@ -391,7 +391,7 @@ def test_what_makes_no_one_vector_of_two_directions_is_refused(untyped, merge):
             hierarchy.encode(params.levels[0].encoder, normal(2, 4, 4), merge=merge, code=code)
 
 
-@pytest.mark.parametrize("name", ["reverse", "state", "resets"])
+@pytest.mark.parametrize("name", ["reverse", "resets"])
 def test_what_is_of_a_single_level_is_refused(name):
     params = drawn(3, (4, 5))
     with pytest.raises(

@@ -29,6 +29,7 @@ from lstmjax import (
     stack,
     windows,
 )
+from lstmjax import inspect as inspection
 
 KEY = jax.random.key(0)
 PARAMS = {
@@ -163,10 +164,12 @@ KEYWORDS = [
     (dense.apply, "rate", "it has no dropout"),
     (pooling.global_mean, "axis", "time is the axis before the last"),
     (lstm.init, "batch_first", "as with batch_first=True or time_major=False; of arrays with time first jnp.swapaxes"),
+    (bidirectional.init, "lengths", "bidirectional.apply takes lengths"),
     (stack.init, "dropout_rate", "Dropout(inputs=0.2"),
     (bidirectional.apply, "activation", "apply takes options=LSTMOptions(activation=...)"),
     (hierarchy.apply, "activation", "apply takes options=LSTMOptions(activation=...)"),
     (hierarchy.init, "rate", "Dropout(inputs=0.2"),
+    (hierarchy.apply, "state", "every level begins with the initial state of its encoder"),
     (hierarchy.apply, "initial_state", "every level begins with the initial state of its encoder"),
     *((crf.decode, name, "crf.decode calls it k") for name in ("top_k", "topk", "nbest", "n_best", "num_paths")),
     (crf.decode, "beam_width", "crf.decode calls it k"),
@@ -311,8 +314,65 @@ OF_LENGTHS = {
 @pytest.mark.parametrize("name", OF_LENGTHS)
 def test_mask_in_place_of_lengths(name, mask, jitted, untyped):
     refused = told(lambda: jax.eval_shape(OF_LENGTHS[name], mask) if jitted else OF_LENGTHS[name](mask))
-    assert f"must be integers, got {mask.dtype} {mask.shape}. It looks like a mask" in refused
-    assert "=mask.sum(-1)" in refused
+    wanted = "be integers" if mask.dtype.kind != "i" else "have shape (2,) ("
+    assert f"must {wanted}" in refused
+    assert f", got {mask.dtype} {mask.shape}" in refused
+    assert ("=mask.sum(-1)" in refused) is (mask.shape == (2, 4))
+    assert ("not whether they are" in refused) is (mask.shape == (2,))
+
+
+OF_ANY_PARAMS = {
+    "apply": lambda params: stack.apply(params, XS),
+    "initial_state": stack.initial_state,
+    "check": stack.check,
+    "encode": lambda params: hierarchy.encode(params, XS),
+    "trace": lambda params: inspection.trace(params, XS),
+    **{name: getattr(interop, name) for name in ("to_torch", "to_keras", "to_flax", "to_haiku")},
+}
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        ({"a": 1}, "dict."),
+        (None, "NoneType."),
+        (STACK.layers, "tuple: of layers upon each other make it StackParams(layers)."),
+        (list(STACK.layers), "list: of layers upon each other make it StackParams(layers)."),
+        (PARAMS["dense"], "DenseParams: use dense.apply."),
+        (PARAMS["crf"], "CRFParams: use crf.log_likelihood"),
+        (PARAMS["hierarchy"], "HierarchyParams: use hierarchy.apply."),
+    ],
+    ids=lambda value: value if type(value) is str else "",
+)
+@pytest.mark.parametrize("name", OF_ANY_PARAMS)
+def test_params_of_one_layer_or_of_several(name, given, found, untyped):
+    if name == "to_torch":
+        pytest.importorskip("torch")
+    refused = told(lambda: OF_ANY_PARAMS[name](given))
+    assert "params must be LSTMParams, BidirectionalParams or StackParams, as lstm.init, bid" in refused
+    assert f"; got {found}" in refused
+
+
+OF_STATE = {
+    "lstm": lambda state: lstm.apply(LSTM, XS, state),
+    "lstm step": lambda state: lstm.step(LSTM, X, state),
+    "explain": lambda state: lstm.explain(LSTM, XS, state),
+    "bidirectional": lambda state: bidirectional.apply(BOTH, XS, state),
+    "stack": lambda state: stack.apply(STACK, XS, state),
+    "stack of one": lambda state: stack.apply(LSTM, XS, state),
+    "stack step": lambda state: stack.step(STACK, X, state),
+    "trace": lambda state: inspection.trace(STACK, XS, state),
+}
+
+
+@pytest.mark.parametrize("given", [jnp.array([4, 2]), np.array([4, 2]), [4, 2], (4, 2), np.ones((2, 4), bool)])
+@pytest.mark.parametrize("name", OF_STATE)
+def test_lengths_in_place_of_the_state(name, given, untyped):
+    refused = told(lambda: OF_STATE[name](given))
+    assert refused.startswith("state must be a state, as initial_state makes it; got ")
+    assert f"{np.shape(given)}. Lengths and resets are given to apply by name, such as lengths=." in refused
+    if isinstance(given, jax.Array):
+        assert refused == told(lambda: jax.jit(OF_STATE[name])(given))
 
 
 def ones(*shape):

@@ -295,7 +295,7 @@ class TestRefusals:
             jax.eval_shape(lambda: stack.init(**{"key": KEY, "inputs": 3, **arguments}))
 
     def test_initial_state(self):
-        with pytest.raises(TypeError, match=r"must be LSTMParams, as lstm\.init .*; got NoneType"):
+        with pytest.raises(TypeError, match="must be LSTMParams, Bidirectional.*; got NoneType"):
             stack.initial_state(None)
         with pytest.raises(TypeError, match=r"params\.layers\[1\] must be LSTMParams.*; got NoneType"):
             stack.initial_state(StackParams((PARAMS.layers[0], None)))
@@ -306,7 +306,7 @@ class TestRefusals:
         ("arguments", "error", "text"),
         [
             ({"params": StackParams(())}, TypeError, r"params\.layers must be a tuple of at least one layer; got \(\)"),
-            ({"params": PARAMS.layers}, TypeError, r"params must be LSTMParams, as lstm\.init.*; got tuple"),
+            ({"params": PARAMS.layers}, TypeError, r"params must be LSTMParams, Bi.*; got tuple: .*StackParams"),
             ({"params": StackParams(PARAMS.layers[0])}, TypeError, r"params\.layers must be a tuple of at least one"),
             ({"params": StackParams((PARAMS.layers[0], None))}, TypeError, "must be LSTMParams.*; got NoneType"),
             (
