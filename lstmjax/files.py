@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lstmjax import trees
+from lstmjax import keywords, trees
 
 FORMAT = 1
 LONGEST_HEADER = 2**23  # bytes, enough for some 50,000 arrays; what a hostile header costs is bounded with it
@@ -50,12 +50,14 @@ class FileError(ValueError):
     """A file that is refused: its path, and the reason."""
 
 
+@keywords.explained("files.save")
 def save(path: str | os.PathLike[str], params: Any, options: Any = None) -> None:
     """Write params to a safetensors file, whole or not at all: what stood there before stands there until it is whole.
 
     Args:
         path: of the file.
-        params: a tree of arrays and numbers: params and states of this library, in dicts with keys of text, tuples and
+        params: a tree of arrays, random keys of JAX, and numbers, among which are NumPy's of 64 bits where JAX has
+            32: params and states of this library, in dicts with keys of text, tuples and
             lists. They may have leading axes in common, as those of an ensemble have. An array that stands in two
             places is written twice. Other pytrees, such as optax's states, come back with `load(path, like=...)` alone;
             Flax's FrozenDict comes back as a dict without.
@@ -104,6 +106,7 @@ def save(path: str | os.PathLike[str], params: Any, options: Any = None) -> None
     _write(Path(path).resolve(), content)
 
 
+@keywords.explained("files.load")
 def load(path: str | os.PathLike[str], *, like: Any = None) -> tuple[Any, Any]:
     """Read params and options, to the bit what `save` was given; nothing in the file is run.
 

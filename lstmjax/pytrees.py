@@ -14,6 +14,7 @@ import jax.export
 Kind = TypeVar("Kind")
 
 CONTAINERS: list[type] = []  # in the order of their definition
+SETTINGS: list[type] = []
 
 
 @dataclass_transform(frozen_default=True, eq_default=False)
@@ -35,6 +36,7 @@ def static(kind: type[Kind]) -> type[Kind]:
     """Make a class a frozen dataclass without arrays: a jitted function that takes it is compiled for each value."""
     kind = jax.tree_util.register_static(dataclasses.dataclass(frozen=True)(kind))
     _register_for_export(kind, vars, lambda fields: kind(**fields))
+    SETTINGS.append(kind)
     return kind
 
 

@@ -13,12 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from lstmjax import checks, keywords
+from lstmjax import checks, keywords, pytrees
 
 DEEPER = "Of lists nested more deeply levels= is the number of levels whose lengths vary, such as levels=2."
 KINDS = {np.bool_: np.bool_, np.integer: np.int32, np.floating: np.float32}  # what each is stored as
 
 
+@pytrees.named_tuple
 class Bucket(NamedTuple):
     """Sequences of similar lengths in one array.
 

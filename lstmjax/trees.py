@@ -3,6 +3,7 @@
 A node is one of
 
     null    "array"    3    {"dict": {key: node}}    {"tuple": [node, ...]}    {"LSTMParams": {field: node}}
+    {"key": "threefry2x32"}
 
 and so on, with the kinds in `PARAMS` or `OPTIONS` and no others: names that a file brings are looked up there and never
 imported. Other pytrees, such as optax's states, are
@@ -37,6 +38,7 @@ from lstmjax.stack import StackParams
 
 DEEPEST = 64  # nodes from the root to a leaf
 NUMBERS: dict[type, Any] = {bool: jnp.bool_, int: jnp.integer, float: jnp.floating}
+KEYS = ("threefry2x32", "rbg", "unsafe_rbg")  # kinds of JAX's random keys, whose array is their data
 PRECISIONS = (None, "bfloat16", "float16", "float32", "float64")
 
 # What fits is told by a function of the params of one model,
@@ -96,6 +98,9 @@ def describe(params: Any) -> tuple[Any, dict[str, Any]]:
     def leaf(where: tuple[str, ...], value: Any) -> Any:
         if type(value) in NUMBERS:
             return value
+        narrower = isinstance(value, np.generic) and jax.dtypes.canonicalize_dtype(value.dtype) != value.dtype
+        if narrower and type(value.item()) in NUMBERS:
+            return value.item()
         if not isinstance(value, jax.Array | np.ndarray | np.generic):
             raise TypeError(
                 f"{_named('params', where)} must be an array, a number, a dict, tuple, list, one of "
@@ -103,6 +108,11 @@ def describe(params: Any) -> tuple[Any, dict[str, Any]]:
             )
         if (name := "/".join(where)) in arrays:
             raise ValueError(f"params has {cut(name)!r}, which is the name of two arrays: choose another key.")
+        if _is_key(value):
+            if (kind := str(jax.random.key_impl(value))) not in KEYS:
+                raise TypeError(f"{_named('params', where)} must be a key of {', '.join(KEYS)}; got one of {kind}.")
+            arrays[name] = jax.random.key_data(value)
+            return {"key": kind}
         arrays[name] = value
         return "array"
 
@@ -226,6 +236,10 @@ def _rebuilt(node: Any, kinds: dict[str, Any], leaf: Callable[..., Any], root: s
             raise ValueError(f"{_named(root, where)} must be described by the name of a type and what it holds.")
         kind, children = children
         return Foreign(kind, _rebuilt({"dict": children}, kinds, leaf, root, where))
+    if kind == "key" and kinds is PARAMS:
+        if not isinstance(children, str) or children not in KEYS:
+            raise ValueError(f"{_named(root, where)} must be a key of {', '.join(KEYS)}; got {reprlib.repr(children)}.")
+        return jax.random.wrap_key_data(leaf(where, "array"), impl=children)
     if kind not in ("dict", "tuple", "list", *kinds):
         raise ValueError(
             f"{_named(root, where)} must be a dict, a tuple, a list or one of {', '.join(kinds)}; got "
@@ -305,6 +319,11 @@ def _is_foreign(value: Any) -> bool:
     """Whether it is a pytree of no kind that a file can make."""
     known = (dict, tuple, list, *PARAMS.values(), *OPTIONS.values(), Foreign, type(None))
     return type(value) not in known and not jax.tree_util.all_leaves([value])
+
+
+def _is_key(value: Any) -> bool:
+    """Whether it is a typed random key, or an array of them."""
+    return isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
 
 
 def _is_frozen(value: Any) -> bool:

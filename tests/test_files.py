@@ -812,3 +812,35 @@ def test_without_safetensors_the_extra_is_named(path, good, monkeypatch):
     for call in (lambda: files.load(path), lambda: files.save(path, GOOD)):
         with pytest.raises(ImportError, match=r"lstmjax\[files\]"):
             call()
+
+
+@pytest.mark.parametrize("impl", trees.KEYS)
+@pytest.mark.parametrize("shape", [(), (3,)])
+@pytest.mark.parametrize("with_like", [False, True])
+def test_typed_keys_come_back(impl, shape, with_like, tmp_path):
+    key = jax.random.key(7, impl=impl)
+    state = {"key": jax.random.split(key, shape) if shape else key, "params": lstm.init(KEY, 2, 3)}
+    files.save(tmp_path / "state", state)
+    back, _ = files.load(tmp_path / "state", like=jax.eval_shape(lambda: state) if with_like else None)
+    assert back["key"].dtype == state["key"].dtype
+    np.testing.assert_array_equal(jax.random.key_data(back["key"]), jax.random.key_data(state["key"]))
+    draws = [jax.vmap(jax.random.normal)(one["key"].reshape(-1)) for one in (back, state)]
+    np.testing.assert_array_equal(*draws)
+
+
+def test_keys_of_another_kind_are_refused(tmp_path):
+    files.save(tmp_path / "state", {"key": jax.random.key(7)})
+    with pytest.raises(FileError, match=r"params/key is key<fry>.*and in like key<rbg>"):
+        files.load(tmp_path / "state", like={"key": jax.random.key(7, impl="rbg")})
+    with pytest.raises(ValueError, match="params must be a key of threefry2x32, rbg, unsafe_rbg; got 'md5'"):
+        trees.rebuild({"key": "md5"}, {"": jnp.zeros(2, jnp.uint32)})
+    with pytest.raises((ValueError, TypeError), match=r"uint32|key"):
+        trees.rebuild({"key": "rbg"}, {"": jnp.zeros(2, jnp.uint32)})
+
+
+@pytest.mark.parametrize("value", [np.int64(-3), np.uint64(2**63), np.float64(0.1), np.int32(5), np.bool_(True)])
+def test_numbers_of_numpy_are_such_as_python_has(value, tmp_path):
+    files.save(tmp_path / "state", {"step": value})
+    for like in (None, {"step": value}):
+        back, _ = files.load(tmp_path / "state", like=like)
+        assert back["step"] == value

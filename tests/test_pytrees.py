@@ -16,7 +16,21 @@ from flax.training.train_state import TrainState
 
 import lstmjax
 import lstmjax.flax
-from lstmjax import Dropout, LSTMOptions, LSTMParams, bidirectional, crf, dense, hierarchy, lstm, residual, stack
+from lstmjax import (
+    Dropout,
+    LSTMOptions,
+    LSTMParams,
+    LSTMState,
+    bidirectional,
+    crf,
+    dense,
+    hierarchy,
+    lstm,
+    ragged,
+    residual,
+    stack,
+)
+from lstmjax.inspect.traces import BidirectionalTrace
 
 KEY = jax.random.key(0)
 TOLD = "LSTMParams(w_x=f32[2,12], w_h=f32[3,12], bias=f32[12])"
@@ -65,6 +79,22 @@ def test_a_stored_program_takes_and_returns_it(kind):
     made = filled(kind)
     program = jax.export.export(jax.jit(lambda given: jax.tree.map(lambda leaf: leaf + 1, given)))(made).serialize()
     same(jax.export.deserialize(program).call(made), jax.tree.map(lambda leaf: leaf + 1, made))
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        ragged.buckets([[1, 2], [3]])[0],
+        bidirectional.BidirectionalState(LSTMState(jnp.ones(2), jnp.ones(2)), LSTMState(jnp.ones(2), jnp.ones(2))),
+        BidirectionalTrace(jnp.ones(2), jnp.ones(3)),
+    ],
+    ids=lambda made: type(made).__name__,
+)
+def test_a_stored_program_takes_and_returns_named_tuples(made):
+    program = jax.export.export(jax.jit(lambda given: given))(made).serialize()
+    back = jax.export.deserialize(program).call(made)
+    assert type(back) is type(made)
+    same(back, jax.tree.map(jnp.asarray, made))
 
 
 def test_a_stored_program_takes_states_of_both_directions_and_options():
@@ -116,8 +146,26 @@ def test_trainstate_takes_a_step_and_is_restored(name):
 
 
 @pytest.mark.parametrize(
+    "settings",
+    [
+        LSTMOptions(),
+        LSTMOptions(cell_clip=3, precision="bfloat16", units_axis="model"),
+        Dropout(),
+        Dropout(inputs=0.25, recurrent_kind="per_gate"),
+    ],
+)
+def test_flax_writes_and_reads_settings(settings):
+    tree = {"settings": settings, "params": jnp.ones(2)}
+    target = {"settings": type(settings)(), "params": jnp.zeros(2)}
+    same(serialization.from_state_dict(target, serialization.to_state_dict(tree)), tree)
+    same(serialization.from_bytes(target, serialization.to_bytes(tree)), tree)
+
+
+@pytest.mark.parametrize(
     ("target", "source", "words"),
     [
+        (Dropout(), LSTMOptions(), "Dropout must have inputs, recurrent, .*; got activation, recurrent_activation"),
+        (LSTMOptions(), lstm.init(KEY, 2, 3), "LSTMOptions must have activation, .*; got w_x"),
         (lstm.init(KEY, 2, 3), dense.init(KEY, 2, 3), "LSTMParams must have w_x, w_h, .*; got w, bias"),
         (lstm.init(KEY, 2, 3), lstm.init(KEY, 2, 3, bias=False), r"LSTMParams\.bias is None in the state dict"),
         (lstm.init(KEY, 2, 3, bias=False), lstm.init(KEY, 2, 3), r"LSTMParams\.bias is in the state dict, and None"),
