@@ -13,6 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import checkify
 
+from lstmjax import keywords
+
 LARGEST = 2**31 - 1  # of the integers in which JAX counts
 # Which functions take params of a kind.
 TAKEN_BY = {
@@ -33,6 +35,7 @@ _AS_IT_IS = contextlib.nullcontext()
 _CHECKED = jax.make_user_context(False)
 
 
+@keywords.explained("lstmjax.checked")
 def checked(
     function: Callable[..., Any], errors: frozenset[type] = checkify.user_checks
 ) -> Callable[..., tuple[checkify.Error, Any]]:

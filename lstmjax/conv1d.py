@@ -163,6 +163,7 @@ def check(name: str, params: Any) -> tuple[Array, Array | None]:
     return w, bias
 
 
+@keywords.explained("conv1d.output_lengths")
 def output_lengths(lengths: Integer[ArrayLike, "*batch"], stride: int) -> Int[Array, "*batch"]:
     """Compute ceil(lengths / stride), the valid steps after a stride (of several layers: after their product).
 
@@ -181,6 +182,7 @@ def output_lengths(lengths: Integer[ArrayLike, "*batch"], stride: int) -> Int[Ar
     return -(-lengths // stride)
 
 
+@keywords.explained("conv1d.receptive_field")
 def receptive_field(kernel: int, dilations: Sequence[int] = (1,), strides: Sequence[int] | None = None) -> int:
     """Count the steps of the input that one output of a stack of convolutions sees.
 

@@ -76,6 +76,7 @@ def apply(params: EmbeddingParams, tokens: Integer[ArrayLike, "*batch"]) -> Floa
     return table.at[tokens].get(mode="fill", fill_value=np.nan, wrap_negative_indices=False)
 
 
+@keywords.explained("embedding.attend")
 def attend(params: EmbeddingParams, xs: Float[ArrayLike, "*batch features"]) -> Float[Array, "*batch vocabulary"]:
     """Score every token by its vector's product with x: an output layer whose matrix is the table, transposed.
 

@@ -9,7 +9,7 @@ import jax
 import jax.export
 import jax.numpy as jnp
 
-from lstmjax import checks, stack
+from lstmjax import checks, keywords, stack
 from lstmjax.bidirectional import BidirectionalState
 from lstmjax.interop import gates
 from lstmjax.interop.onnx import to_onnx
@@ -21,6 +21,7 @@ KNOWN = (*PLATFORMS, "rocm")  # JAX lowers for any name at all, and tells of a w
 SUM = 32  # bytes of a SHA-256
 
 
+@keywords.explained("export.stablehlo")
 def stablehlo(
     source: gates.RECURRENT | Callable[..., Any],
     *examples: Any,
@@ -97,6 +98,7 @@ def stablehlo(
     return data
 
 
+@keywords.explained("export.load")
 def load(source: bytes | bytearray | str | Path) -> jax.export.Exported:
     """Read a program of `stablehlo`, whole and unchanged: of changed ones JAX takes many for good, and dies of some.
 
@@ -134,6 +136,7 @@ def load(source: bytes | bytearray | str | Path) -> jax.export.Exported:
         raise ValueError(f"{name} cannot be read by JAX {jax.__version__}, although nothing in it changed.") from error
 
 
+@keywords.explained("export.onnx")
 def onnx(
     params: gates.RECURRENT,
     path: str | Path | None = None,

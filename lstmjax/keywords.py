@@ -17,7 +17,12 @@ OURS = {
     "units": "hidden_size hidden_sizes hidden_dim hidden_features hidden_units num_units num_hidden n_units n_hidden "
     "output_size output_dim out_features out_dim features filters out_channels num_channels channels",
     "inputs": "input_size input_dim input_features in_features in_channels in_dim in_size embedding_dim embed_dim",
-    "features": "embedding_dim embed_dim embedding_size output_dim dim",
+    "features": "embedding_dim embed_dim embedding_size output_dim dim units hidden_size hidden_features num_units "
+    "hidden_dim",
+    "in_features": "inputs input_size input_dim in_size in_channels",
+    "hidden_features": "units hidden_size num_units hidden_dim hidden_units out_features features",
+    "return_carry": "return_state",
+    "deterministic": "is_deterministic",
     "vocabulary": "num_embeddings vocab_size vocabulary_size n_tokens num_tokens max_features input_dim",
     "tags": "num_tags n_tags num_labels num_classes labels targets tag_indices y y_true",
     "kernel": "kernel_size filter_width",
@@ -39,10 +44,17 @@ OURS = {
     "w_init": "kernel_init kernel_initializer weight_init",
     "w_h_init": "recurrent_kernel_init recurrent_initializer recurrent_init",
     "bias_init": "bias_initializer b_init",
+    "kernel_init": "kernel_initializer w_x_init",
+    "recurrent_kernel_init": "recurrent_initializer recurrent_init w_h_init",
     "table_init": "embedding_init embeddings_initializer embeddings_init",
     "dtype": "param_dtype",
     "key": "rng rngs seed prng_key prng random_key rng_key dropout_rng random_state",
-    "params": "weights variables transition_params",
+    "params": "weights variables transition_params state_dict tree pytree model",
+    "source": "layer model module weights state_dict params variables",
+    "variables": "source layer model module weights state_dict params",
+    "path": "filename file file_path filepath fname",
+    "like": "target template",
+    "function": "layer fn func fun f module",
     "xs": "x inputs input data sequence sequences seq input_seq",
     "x": "xs inputs input",
     "tokens": "ids indices token_ids input_ids inputs input x xs",
@@ -65,7 +77,6 @@ OURS = {
     "allowed": "constraints",
     "k": "top_k topk nbest n_best num_paths top_paths beam_width beam_size",
     "groups": "feature_group_count num_groups",
-    "deterministic": "eval_mode",
     "norm_epsilon": "eps epsilon layer_norm_epsilon layer_norm_eps",
     "activation": "activation_fn cell_activation",
     "recurrent_activation": "gate_fn gate_activation inner_activation",
@@ -214,7 +225,8 @@ def _parameter(function: Any, name: str) -> Any:
 def _takes(near: list[Any], argument: str, kind: type) -> bool:
     """Whether one of the functions takes settings of a kind."""
     found = [_parameter(function, argument) for function in near]
-    return any(kind is each.annotation or kind in get_args(each.annotation) for each in found if each)
+    named = any(argument in getattr(function, "onward", ()) for function in near)
+    return named or any(kind is each.annotation or kind in get_args(each.annotation) for each in found if each)
 
 
 def _of_rates(label: str, near: list[Any], name: str) -> str | None:
@@ -225,7 +237,7 @@ def _of_rates(label: str, near: list[Any], name: str) -> str | None:
         return None
     if label == "Dropout" or _takes(near, "dropout", Dropout):
         return "rates have names here, such as Dropout(inputs=0.2, recurrent=0.2)"
-    if not _parameter(near[0], "dropout"):
+    if "dropout" not in _names(near[0]):
         return _sibling(label, "dropout")
     return f"{label} calls it dropout"
 
@@ -237,6 +249,7 @@ def _of_settings(label: str, near: list[Any], ours: str) -> str | None:
 
     for kind, argument in ((LSTMOptions, "options"), (Dropout, "dropout")):
         has_it = ours in inspect.signature(kind).parameters and label != kind.__name__
-        if has_it and (_takes(near, argument, kind) or argument in getattr(near[-1], "onward", ())):
-            return f"apply takes {argument}={kind.__name__}({ours}=...)"
+        for who, one in zip((label, "apply"), near, strict=True):
+            if has_it and _takes([one], argument, kind):
+                return f"{who} takes {argument}={kind.__name__}({ours}=...)"
     return None

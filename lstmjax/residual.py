@@ -175,6 +175,7 @@ def apply(
     return placement.automatic(run, len(batch))(params, xs, lengths, key)
 
 
+@keywords.explained("residual.receptive_field")
 def receptive_field(kernel: int, dilations: Sequence[int], strides: Sequence[int] | None = None) -> int:
     """Count the steps of the input that one output of the stack sees.
 

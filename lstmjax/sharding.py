@@ -21,12 +21,15 @@ import jax
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from lstmjax import keywords
+
 Rule = tuple[str, *tuple[P, ...]]
 
 DATA: tuple[Rule, ...] = (("", P()),)
 UNITS: tuple[Rule, ...] = ((r"(^|/)w_[xh]$", P("model"), P()), *DATA)
 
 
+@keywords.explained("sharding.mesh")
 def mesh(*, data: int = 1, model: int = 1, explicit: bool = False, devices: Sequence[Any] | None = None) -> Mesh:
     """Make a mesh with the axes `data`, for the batch, and `model`, for units.
 
@@ -51,6 +54,7 @@ def mesh(*, data: int = 1, model: int = 1, explicit: bool = False, devices: Sequ
     return jax.make_mesh((data, model), ("data", "model"), axis_types=(kind, kind), devices=found[: data * model])
 
 
+@keywords.explained("sharding.specs")
 def specs(params: Any, mesh: Mesh, rules: Sequence[Rule] = UNITS) -> Any:
     """Say how every array of a tree is divided.
 
@@ -87,6 +91,7 @@ def specs(params: Any, mesh: Mesh, rules: Sequence[Rule] = UNITS) -> Any:
     return jax.tree_util.tree_map_with_path(spec, params)
 
 
+@keywords.explained("sharding.place")
 def place(params: Any, mesh: Mesh, rules: Sequence[Rule] = UNITS) -> Any:
     """Divide the arrays of a tree over a mesh, as `specs` says.
 
@@ -98,6 +103,7 @@ def place(params: Any, mesh: Mesh, rules: Sequence[Rule] = UNITS) -> Any:
     return jax.device_put(params, shardings(params, mesh, rules))
 
 
+@keywords.explained("sharding.shardings")
 def shardings(params: Any, mesh: Mesh, rules: Sequence[Rule] = UNITS) -> Any:
     """As `specs`, with a `NamedSharding` for each array, as `jax.jit` takes them."""
     return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs(params, mesh, rules))

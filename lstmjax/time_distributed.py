@@ -7,9 +7,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lstmjax import checks
+from lstmjax import checks, keywords
 
 
+@keywords.explained("lstmjax.time_distributed")
 def time_distributed(function: Callable) -> Callable:
     """Make `function`, which works on [batch, ...], work on every step of [batch, time, ...].
 

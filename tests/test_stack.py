@@ -295,7 +295,7 @@ class TestRefusals:
             jax.eval_shape(lambda: stack.init(**{"key": KEY, "inputs": 3, **arguments}))
 
     def test_initial_state(self):
-        with pytest.raises(TypeError, match="must be LSTMParams, Bidirectional.*; got NoneType"):
+        with pytest.raises(TypeError, match=r"must be LSTMParams, Bidirectional.*; got NoneType"):
             stack.initial_state(None)
         with pytest.raises(TypeError, match=r"params\.layers\[1\] must be LSTMParams.*; got NoneType"):
             stack.initial_state(StackParams((PARAMS.layers[0], None)))

@@ -9,13 +9,14 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
-from lstmjax import checks, lstm
+from lstmjax import checks, keywords, lstm
 from lstmjax.flax import calls
 from lstmjax.lstm import LSTMParams
 from lstmjax.options import LSTMOptions
 from lstmjax.regularize import Dropout
 
 
+@keywords.explained("lstmjax.flax.LSTMCell")
 class LSTMCell(nn.RNNCellBase):
     """A cell of linen with the parameters of linen's own, for `RNN`, for `nn.RNN`, or for a loop of one's own.
 
@@ -111,6 +112,7 @@ class _Gate(nn.Module):
         return jax.tree.map(lambda array: (array + added).astype(self.dtype), drawn)
 
 
+@keywords.explained("lstmjax.flax.RNN")
 class RNN(nn.Module):
     """A cell over time, as linen's `RNN` and with the same parameters; `nn.Bidirectional` takes two of them.
 

@@ -1,5 +1,6 @@
 """Modules of nnx, whose parameters are variables of it."""
 
+import inspect
 from typing import Any, ClassVar, Self
 
 import jax
@@ -8,7 +9,7 @@ from flax import nnx
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array
 
-from lstmjax import bidirectional, checks, crf, lstm, stack
+from lstmjax import bidirectional, checks, crf, keywords, lstm, stack
 from lstmjax.bidirectional import BidirectionalParams
 from lstmjax.crf import CRFParams
 from lstmjax.flax import calls
@@ -190,6 +191,11 @@ class _Recurrent(_Module):
         return rngs() if isinstance(rngs, nnx.RngStream) else rngs
 
 
+_SETTINGS = tuple(_Recurrent._settings)
+_DRAWN = [name for name in inspect.signature(lstm.init).parameters if name not in ("key", "inputs", "units")]
+
+
+@keywords.explained("lstmjax.flax.LSTM", *_SETTINGS, *_DRAWN)
 class LSTM(_Recurrent):
     """An LSTM over time, for `nnx.RNN(nnx.LSTMCell(in_features, hidden_features, rngs=rngs))`.
 
@@ -217,6 +223,7 @@ class LSTM(_Recurrent):
     _functions, _kind = lstm, LSTMParams
 
 
+@keywords.explained("lstmjax.flax.Bidirectional", *_SETTINGS, *_DRAWN, "merge")
 class Bidirectional(_Recurrent):
     """Two LSTMs, one of which reads last to first, for `nnx.Bidirectional` of two `nnx.RNN`.
 
@@ -236,6 +243,7 @@ class Bidirectional(_Recurrent):
     _settings: ClassVar[dict[str, Any]] = _Recurrent._settings | {"merge": "concat"}
 
 
+@keywords.explained("lstmjax.flax.Stack", *_SETTINGS, *_DRAWN, "merge", "residual_from", "bidirectional")
 class Stack(_Recurrent):
     """LSTMs on top of each other, for `nnx.Sequential` of `nnx.RNN` or `nnx.Bidirectional`.
 

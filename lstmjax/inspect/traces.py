@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import ArrayLike, Bool, Float, Integer
 
-from lstmjax import cell, lstm, padding, pytrees, recurrence, stack
+from lstmjax import cell, keywords, lstm, padding, pytrees, recurrence, stack
 from lstmjax.bidirectional import BidirectionalParams
 from lstmjax.lstm import LSTMParams
 from lstmjax.options import LSTMOptions
@@ -50,6 +50,7 @@ class BidirectionalTrace(NamedTuple):
     backward: Trace
 
 
+@keywords.explained("inspect.trace")
 def trace(
     params: LSTMParams | BidirectionalParams | StackParams,
     xs: Float[ArrayLike, "*batch time inputs"],

@@ -10,10 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lstmjax import checks
+from lstmjax import checks, keywords
 from lstmjax.interop import gates
 
 
+@keywords.explained("interop.from_cudnn")
 def from_cudnn(
     source: Any, inputs: int, units: int, *, layers: int = 1, bidirectional: bool = False
 ) -> gates.RECURRENT:
@@ -59,6 +60,7 @@ def from_cudnn(
     return gates.gathered([tuple(cells[k : k + directions]) for k in range(0, len(cells), directions)])
 
 
+@keywords.explained("interop.to_cudnn")
 def to_cudnn(params: gates.RECURRENT) -> jax.Array:
     """Make the vector of all weights.
 

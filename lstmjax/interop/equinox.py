@@ -8,11 +8,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from lstmjax import keywords
 from lstmjax.interop import gates
 from lstmjax.lstm import LSTMParams
 from lstmjax.stack import StackParams
 
 
+@keywords.explained("interop.from_equinox")
 def from_equinox(source: Any) -> gates.RECURRENT:
     """Take the weights of an `eqx.nn.LSTMCell`, or of a list of them, one upon the other.
 
@@ -35,6 +37,7 @@ def from_equinox(source: Any) -> gates.RECURRENT:
     return _params(source, "source")
 
 
+@keywords.explained("interop.to_equinox")
 def to_equinox(params: gates.RECURRENT) -> Any:
     """Make an `eqx.nn.LSTMCell` with these weights, or of a stack a list of them.
 

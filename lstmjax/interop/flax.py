@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lstmjax import checks
+from lstmjax import checks, keywords
 from lstmjax.interop import gates
 from lstmjax.lstm import LSTMParams
 from lstmjax.options import ACTIVATIONS, LSTMOptions
@@ -34,6 +34,7 @@ Names = tuple[str, ...]
 Layout = tuple[Names, Names]
 
 
+@keywords.explained("interop.from_flax")
 def from_flax(source: Any, *, options: LSTMOptions = LSTMOptions()) -> gates.RECURRENT:
     """Take the weights of an LSTM of Flax.
 
@@ -64,6 +65,7 @@ def from_flax(source: Any, *, options: LSTMOptions = LSTMOptions()) -> gates.REC
     return gates.gathered([tuple(_read("source", tree, path) for path in paths) for paths in places])
 
 
+@keywords.explained("interop.to_flax")
 def to_flax(params: gates.RECURRENT, like: Any = None) -> dict[Any, Any]:
     """Make the weights that Flax takes.
 

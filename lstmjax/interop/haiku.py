@@ -11,12 +11,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from lstmjax import keywords
 from lstmjax.interop import gates
 from lstmjax.lstm import LSTMParams
 
 FORGET_BIAS = 1.0
 
 
+@keywords.explained("interop.from_haiku")
 def from_haiku(source: Mapping[str, Any]) -> gates.RECURRENT:
     """Take the weights of one `hk.LSTM`, or of the LSTMs of an `hk.DeepRNN`.
 
@@ -55,6 +57,7 @@ def from_haiku(source: Mapping[str, Any]) -> gates.RECURRENT:
     return gates.gathered([(_cell(name, modules[name]["w"], modules[name]["b"]),) for name in ordered])
 
 
+@keywords.explained("interop.to_haiku")
 def to_haiku(params: gates.RECURRENT, *, name: str = "lstm") -> dict[str, dict[str, jax.Array]]:
     """Make the params of `hk.LSTM`, or of the LSTMs of an `hk.DeepRNN`.
 

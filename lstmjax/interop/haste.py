@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from lstmjax import keywords
 from lstmjax.cell import LSTMNorm
 from lstmjax.interop import gates
 from lstmjax.lstm import LSTMParams
@@ -15,6 +16,7 @@ from lstmjax.lstm import LSTMParams
 NORM = "gamma", "gamma_h", "beta_h"
 
 
+@keywords.explained("interop.from_haste")
 def from_haste(source: Mapping[str, Any]) -> LSTMParams:
     """Take the weights of an LSTM of Haste.
 

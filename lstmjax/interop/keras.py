@@ -8,12 +8,14 @@ from typing import Any
 
 import numpy as np
 
+from lstmjax import keywords
 from lstmjax.interop import gates
 from lstmjax.lstm import LSTMParams
 from lstmjax.options import ACTIVATIONS, LSTMOptions
 from lstmjax.stack import StackParams
 
 
+@keywords.explained("interop.from_keras")
 def from_keras(source: Any, *, settings: bool = False, return_options: bool = False) -> Any:
     """Take the weights of an LSTM of Keras, or of several, one upon the other.
 
@@ -72,6 +74,7 @@ def from_keras(source: Any, *, settings: bool = False, return_options: bool = Fa
     return taken
 
 
+@keywords.explained("interop.to_keras")
 def to_keras(params: gates.RECURRENT) -> list[Any]:
     """Make the list that `set_weights` of an LSTM, or of a Bidirectional one, takes; of a stack one for each layer.
 

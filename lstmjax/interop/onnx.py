@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lstmjax import checks
+from lstmjax import checks, keywords
 from lstmjax.interop import gates, onnx_graph
 from lstmjax.interop.onnx_graph import title
 from lstmjax.lstm import LSTMParams, LSTMState
@@ -56,6 +56,7 @@ LAYER = """
   {ys} = Reshape(turned_{k}, side_by_side_{k})"""
 
 
+@keywords.explained("interop.from_onnx")
 def from_onnx(
     source: Any, *, initializers: Mapping[str, Any] | None = None, reverse: bool = False
 ) -> tuple[gates.RECURRENT, LSTMOptions]:
@@ -114,6 +115,7 @@ def from_onnx(
     return gates.gathered(list(layers)), options[0]
 
 
+@keywords.explained("interop.to_onnx")
 def to_onnx(
     params: gates.RECURRENT,
     options: LSTMOptions = LSTMOptions(),

@@ -6,10 +6,12 @@ w_x = w_i    w_h = w_h    bias = b    w_projection = projection
 from collections.abc import Mapping
 from typing import Any
 
+from lstmjax import keywords
 from lstmjax.interop import gates
 from lstmjax.lstm import LSTMParams
 
 
+@keywords.explained("interop.from_sonnet")
 def from_sonnet(source: Mapping[str, Any]) -> LSTMParams:
     """Take the variables of an `snt.LSTM`.
 

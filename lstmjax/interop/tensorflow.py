@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from lstmjax import checks
+from lstmjax import checks, keywords
 from lstmjax.interop import gates
 from lstmjax.lstm import LSTMNorm, LSTMParams
 
@@ -32,6 +32,7 @@ LAYER = re.compile(r"(?:^|/)cell_(\d+)(?:/|$)")
 DIRECTION = re.compile(r"(?:^|/)(fw|bw)(?:/|$)")
 
 
+@keywords.explained("interop.from_tensorflow")
 def from_tensorflow(variables: Mapping[str, Any], forget_bias: float | int | None = None) -> gates.RECURRENT:
     """Take the variables of `BasicLSTMCell` or `LSTMCell`; before TensorFlow 1.2 theirs were weights and biases.
 
@@ -88,6 +89,7 @@ def from_tensorflow(variables: Mapping[str, Any], forget_bias: float | int | Non
     return gates.gathered([tuple(by_place[layer, direction] for direction in directions) for layer in layers])
 
 
+@keywords.explained("interop.to_tensorflow")
 def to_tensorflow(params: gates.RECURRENT, forget_bias: float = 1.0) -> dict[str, np.ndarray]:
     """Make the variables of an `LSTMCell`, or of a `BasicLSTMCell` where there are kernel and bias alone.
 

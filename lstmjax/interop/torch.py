@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from lstmjax import keywords
 from lstmjax.interop import gates
 from lstmjax.lstm import LSTMParams
 
@@ -15,6 +16,7 @@ FIELDS = {"w_x": "weight_ih", "w_h": "weight_hh", "bias": "bias_ih", "bias_h": "
 NAME = re.compile(rf"({'|'.join(FIELDS.values())})(?:_l(\d+)(_reverse)?)?")
 
 
+@keywords.explained("interop.from_torch")
 def from_torch(source: Any, *, prefix: str = "") -> gates.RECURRENT:
     """Take the weights of a `torch.nn.LSTM`, or of a `torch.nn.LSTMCell`.
 
@@ -72,6 +74,7 @@ def from_torch(source: Any, *, prefix: str = "") -> gates.RECURRENT:
     return gates.gathered(layers)
 
 
+@keywords.explained("interop.to_torch")
 def to_torch(params: gates.RECURRENT) -> dict[str, Any]:
     """Make the state dict that `torch.nn.LSTM.load_state_dict` takes.
 

@@ -727,7 +727,7 @@ def lstm_module(**how):
     [
         (lambda: lstm_module(dtype=jnp.bfloat16), TypeError, "dtype is two things here: param_dtype="),
         (lambda: lstm_module(rngs=0), TypeError, r"rngs must be Rngs, as nnx.Rngs\(0\) makes it; got int"),
-        (lambda: lstm_module(gate_fn=nnx.relu), TypeError, "unknown argument 'gate_fn' of lstm.init"),
+        (lambda: lstm_module(gate_fn=nnx.relu), TypeError, "lstmjax.flax.LSTM takes options=LSTMOptions"),
         (lambda: lstm_module(dropout=0.5), TypeError, "dropout must be Dropout"),
         (lambda: lstm_module(options="relu"), TypeError, "options must be LSTMOptions"),
         (lambda: lstm_module()(XS, lengths=LENGTHS, seq_lengths=LENGTHS), ValueError, "give one of them"),
