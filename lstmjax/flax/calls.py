@@ -38,9 +38,14 @@ def run(
     """Call a function of ours in the manner of Flax, whose modules draw no key where they are deterministic."""
     if lengths is not None and seq_lengths is not None:
         raise ValueError("seq_lengths is Flax's name of lengths: give one of them.")
-    lengths = seq_lengths if lengths is None else lengths
     if time_major:
         xs, resets = jnp.moveaxis(xs, 0, -2), None if resets is None else jnp.moveaxis(resets, 0, -1)
+    if seq_lengths is not None:
+        lengths = seq_lengths
+        if jnp.ndim(xs) > 1:  # what has fewer axes, apply refuses
+            *batch, time, _ = jnp.shape(xs)
+            told = "the number of time steps of inputs", "the batch axes of inputs"
+            lengths = checks.steps("seq_lengths", seq_lengths, tuple(batch), time, *told)
     ys, after = apply(
         params,
         promoted(params, "inputs", xs),

@@ -731,6 +731,14 @@ def lstm_module(**how):
         (lambda: lstm_module(dropout=0.5), TypeError, "dropout must be Dropout"),
         (lambda: lstm_module(options="relu"), TypeError, "options must be LSTMOptions"),
         (lambda: lstm_module()(XS, lengths=LENGTHS, seq_lengths=LENGTHS), ValueError, "give one of them"),
+        (lambda: lstm_module()(XS, seq_lengths=[2**32 + 1, 2]), ValueError, "^seq_lengths must"),
+        (lambda: lstm_module()(XS, seq_lengths=LENGTHS * 100), ValueError, "^seq_lengths must lie between 0 and"),
+        (lambda: lstm_module()(XS, seq_lengths=np.ones(XS.shape[:2])), TypeError, "^seq_lengths must be integers"),
+        (
+            lambda: ours.RNN(ours.LSTMCell(3)).init(jax.random.key(0), XS, seq_lengths=LENGTHS - 100),
+            ValueError,
+            "^seq_lengths must lie between 0 and",
+        ),
         (lambda: lstm_module()(XS, initial_carry=LSTMState(H, C)), TypeError, r"initial_carry must be \(c, h\)"),
         (lambda: lstm_module()(XS, initial_carry=(H,)), TypeError, r"initial_carry must be \(c, h\)"),
         (
