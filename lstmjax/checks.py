@@ -253,7 +253,7 @@ def no_lengths(state: Any) -> None:
     """Raise where a state is what can only be lengths or resets: numbers or flags, by themselves or in a list."""
     kinds = int, np.integer, bool, np.bool_
     every = state if isinstance(state, list | tuple) and not hasattr(state, "_fields") and state else [state]
-    array = np.asarray(state) if all(isinstance(each, kinds) for each in every) else state
+    array: Any = np.asarray(state) if all(isinstance(each, kinds) for each in every) else state
     dtype = getattr(array, "dtype", None)
     if dtype is not None and (dtype == jnp.bool_ or jnp.issubdtype(dtype, jnp.integer)):
         raise TypeError(

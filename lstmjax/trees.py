@@ -17,7 +17,7 @@ such as `encoder/w_h`; numbers, and in options text, stand for themselves.
 import dataclasses
 import reprlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import jax
 import jax.numpy as jnp
@@ -321,7 +321,7 @@ def _is_foreign(value: Any) -> bool:
     return type(value) not in known and not jax.tree_util.all_leaves([value])
 
 
-def _is_key(value: Any) -> bool:
+def _is_key(value: Any) -> TypeGuard[jax.Array]:
     """Whether it is a typed random key, or an array of them."""
     return isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
 
