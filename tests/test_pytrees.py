@@ -40,8 +40,10 @@ def filled(kind):
     """One of a kind, whose fields are arrays that differ, without its constructor."""
     made = object.__new__(kind)
     for number, field in enumerate(dataclasses.fields(kind)):
-        static = field.metadata.get("static", False)
-        object.__setattr__(made, field.name, number if static else jnp.full(number + 1, number, jnp.float32))
+        value = jnp.full(number + 1, number, jnp.float32)
+        if field.metadata.get("static", False):
+            value = number if field.default is dataclasses.MISSING else field.default
+        object.__setattr__(made, field.name, value)
     return made
 
 
