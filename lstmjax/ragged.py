@@ -137,7 +137,7 @@ def _priced(widest: list[int], below: list[int], price: int, tie: int) -> list[i
     for at, (width, count) in enumerate(zip(widest, below[1:], strict=True), 1):
         scaled = width * scale
 
-        def above(line: int, scaled: int = scaled) -> int:
+        def above(line, scaled=scaled):  # without annotations, which tests check at each of so many calls
             return best[line] - scaled * below[line]
 
         while first + 1 < len(lines) and above(lines[first + 1]) <= above(lines[first]):
