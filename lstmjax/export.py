@@ -9,7 +9,7 @@ import jax
 import jax.export
 import jax.numpy as jnp
 
-from lstmjax import checks, keywords, stack
+from lstmjax import checks, keywords, lstm, stack
 from lstmjax.bidirectional import BidirectionalState
 from lstmjax.interop import gates
 from lstmjax.interop.onnx import to_onnx
@@ -21,7 +21,7 @@ KNOWN = (*PLATFORMS, "rocm")  # JAX lowers for any name at all, and tells of a w
 SUM = 32  # bytes of a SHA-256
 
 
-@keywords.explained("export.stablehlo")
+@keywords.explained("export.stablehlo", stack.apply, lstm.apply)
 def stablehlo(
     source: gates.RECURRENT | Callable[..., Any],
     *examples: Any,

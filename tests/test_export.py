@@ -213,7 +213,7 @@ def test_a_program_runs_inside_of_others():
         (jnp.sin, (jnp.ones(3),), {"platforms": ["gpu"]}, ValueError, "'cuda', .*; got \\['gpu'\\]"),
         (jnp.sin, (jnp.ones(3),), {"platforms": ["cpus"]}, ValueError, "'cpu', .*; got \\['cpus'\\]"),
         (jnp.sin, (jnp.ones(3),), {"platforms": 1}, ValueError, "got 1"),
-        (jnp.sin, (jnp.ones(3),), {"shape": False}, TypeError, "shape can be said of params"),
+        (jnp.sin, (jnp.ones(3),), {"shape": False}, TypeError, "did you mean 'shapes'"),
         (TREES["lstm"], (), {"lengths": 1}, TypeError, "lengths must be True or False"),
         (TREES["lstm"], (), {"merge": "max"}, ValueError, "merge must be one of"),
         (TREES["lstm"], (), {"checkpoint": True}, ValueError, "checkpoint is about gradients, of which a program has"),

@@ -3,11 +3,14 @@
 import donation
 import jax
 import numpy as np
-import onnx
-import torch
+import pytest
 from flax import nnx
 
 from lstmjax import interop, lstm
+
+INSTALL = "pip install 'lstmjax[peers]'"
+torch = pytest.importorskip("torch", reason=f"torch is not installed: {INSTALL}")
+onnx = pytest.importorskip("onnx", reason=f"onnx is not installed: {INSTALL}")
 
 
 def test_torch_keeps_its_memory():
