@@ -85,10 +85,12 @@ def test_a_body_is_one_graph_of_few_launches_and_no_copy(kind, case, count):
         assert not compiled.copies(loop)
 
 
-BUDGETS = {  # bundles and spilled vectors of a step at 128, 512, 512, 512: forward, saving, backward
+# Bundles and spilled vectors of a step at 128, 512, 512, 512: forward, saving, backward. v5 takes up to a quarter more
+# bundles in the backward pass for sigmoids, which keep the value of closed gates, than it took for tanh, which did not.
+BUDGETS = {
     "v4": [(4600, 1400), (2900, 1100), (4000, 900)],
-    "v5e": [(3850, 500), (3850, 550), (2500, 550)],
-    "v5p": [(3850, 500), (3850, 550), (2500, 550)],
+    "v5e": [(3850, 500), (3850, 600), (2850, 550)],
+    "v5p": [(3850, 500), (3850, 600), (2850, 550)],
     "v6e": [(1450, 800), (1500, 800), (1350, 750)],
     "tpu7x": [(1300, 350), (1300, 350), (1250, 400)],
 }
