@@ -72,7 +72,7 @@ def test_h_and_c_are_those_of_apply_at_every_step(name, reverse):
     for steps, some in enumerate(cut, start=1):
         at = time - steps if reverse else steps - 1
         np.testing.assert_allclose(seen.c[whole][:, at], final.c[some], **ATOL)
-    if not variant.zoneout:
+    if not variant.zoneout and "kept" not in name:  # whose c is normalised
         seen = jax.tree.map(lambda leaf: leaf[whole], seen)
         before = np.concatenate([seen.c[:, 1:], state.c[:, None]], axis=1)
         if not reverse:
