@@ -85,7 +85,7 @@ def test_a_body_is_one_graph_of_few_launches_and_no_copy(kind, case, count):
         assert not compiled.copies(loop)
 
 
-# Bundles and spilled vectors of a step at 128, 512, 512, 512: forward, saving, backward. v5 takes up to a quarter more
+# Bundles and spilled vectors of a step at 128, 512, 512, 512: forward, saving, backward. v5 takes about a quarter more
 # bundles in the backward pass for sigmoids, which keep the value of closed gates, than it took for tanh, which did not.
 BUDGETS = {
     "v4": [(4600, 1400), (2900, 1100), (4000, 900)],
