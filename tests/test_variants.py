@@ -213,6 +213,8 @@ def check_values_and_gradients(composition, variant, reverse):
     for dtype, tolerance, actual in ((jnp.float64, 1e-12, wide), (jnp.float32, 2e-6, narrow)):
         if actual is None:
             continue
+        if dtype == jnp.float32:
+            tolerance += 3 * change_by_rounding(expected, leaves, right)
         for a, e in zip(jax.tree.leaves(actual), right, strict=True):
             assert a.dtype == dtype
             np.testing.assert_allclose(a, e, rtol=tolerance, atol=tolerance)
@@ -223,6 +225,16 @@ def check_values_and_gradients(composition, variant, reverse):
     for slope, direction, e in zip(jax.tree.leaves(slopes), directions, right, strict=True):
         terms = np.asarray(slope) * direction
         np.testing.assert_allclose(terms.sum(), e, rtol=0, atol=1e-12 * max(1, np.abs(terms).sum()))
+
+
+def change_by_rounding(expected, leaves, right):
+    """How far outputs move when each argument moves within half a unit of its last place in float32.
+
+    At most 3e-7, but where a layer norm divides by the deviation of three units that are nearly equal.
+    """
+    rng, half_unit = np.random.default_rng(2), np.finfo(np.float32).eps / 2
+    moved = expected(*(leaf * (1 + rng.uniform(-half_unit, half_unit, leaf.shape)) for leaf in leaves))
+    return max(np.abs(m - e).max(initial=0) for m, e in zip(jax.tree.leaves(moved), right, strict=True))
 
 
 @pytest.mark.parametrize(
