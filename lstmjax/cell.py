@@ -30,7 +30,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from lstmjax import checks, pytrees
@@ -264,15 +263,12 @@ def standard_activations(z: Float[Array, " gates"], units: int) -> tuple[Float[A
     One sigmoid serves all, a pass over z that compilers vectorise as they do not vectorise it for a part of z. It is as
     accurate, relative to its value, for a closed gate as for an open one, which (1 + tanh(z / 2)) / 2 is not.
     """
-    *gates, g, o = jnp.split(jax.nn.sigmoid(z * _factors(z, units, 1, 2)), z.size // units)
+    # No NumPy array, as `checkify` under a gradient loses its error where a custom_jvp function holds a constant.
+    sizes, factors = (z.size - 2 * units, units, units), (1, 2, 1)
+    twice_g = jnp.concatenate([jnp.full(size, factor, z.dtype) for size, factor in zip(sizes, factors, strict=True)])
+    *gates, g, o = jnp.split(jax.nn.sigmoid(z * twice_g), z.size // units)
     g = 2 * g - 1  # tanh(z), whose derivative so comes from that of the sigmoid; of small values too little is left
     return *gates, g + jax.lax.stop_gradient(jnp.tanh(z[-2 * units : -units]) - g), o
-
-
-def _factors(z, units, gate, candidate):
-    """One number for the units of each gate, another for those of the candidate, in the dtype of z."""
-    count = z.size // units
-    return np.repeat([candidate if index == count - 2 else gate for index in range(count)], units).astype(z.dtype)
 
 
 def zoned_out(after: LSTMState, before: LSTMState, dropout: Dropout, masks: Masks) -> LSTMState:

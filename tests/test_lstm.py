@@ -337,6 +337,16 @@ class TestRefusals:
             error, _ = checked(jnp.array([0, 5]))
             error.throw()
 
+    def test_the_gradient_of_a_checked_function(self):
+        """Its error is that of the function, and its slopes are those without `checked`."""
+        call = lambda xs, lengths: lstm.apply(self.params, xs, lengths=lengths)[0].sum()  # noqa: E731
+        slopes, error = jax.grad(lambda *arrays: lstmjax.checked(call)(*arrays)[::-1], has_aux=True)(
+            XS, np.array([9, 5])
+        )
+        with pytest.raises(ValueError, match=r"lengths must lie between 0 and 5"):
+            error.throw()
+        np.testing.assert_array_equal(slopes, jax.grad(call)(XS, np.array([5, 5])))
+
     @pytest.mark.parametrize("lengths", [jnp.array([9, 5]), np.array([2**32 + 1, 5]), [9, 5], [-1, 5]])
     def test_checked_reports_values_that_are_known_too(self, lengths):
         """Of a function that is not jitted, of its gradient, and of constants in it."""

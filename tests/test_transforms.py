@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from fuzz.calls import CALLS
 
+import lstmjax
 from lstmjax import bidirectional, conv1d, crf, dense, embedding, hierarchy, lstm, ragged, residual, stack
 
 every_call = pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
@@ -70,6 +71,20 @@ def gradient(call, *names):
 
     if floating and any(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in jax.eval_shape(function, arrays)):
         return jax.grad(loss, tuple(range(len(floating))))(*(leaves[k] for k in floating))
+
+
+@pytest.mark.slow
+@every_call
+def test_an_error_passes_through_a_derivative(call):
+    """The derivative of a checked function gives the error of that function."""
+    arrays, function = split(call)
+    arrays = jax.tree.map(jnp.asarray, arrays)
+    is_floating = lambda leaf: jnp.issubdtype(leaf.dtype, jnp.floating)  # noqa: E731
+    tangents = jax.tree.map(
+        lambda leaf: jnp.ones_like(leaf) if is_floating(leaf) else np.zeros(leaf.shape, jax.dtypes.float0), arrays
+    )
+    run = jax.jit(lambda arrays: jax.jvp(lstmjax.checked(function), (arrays,), (tangents,))[0][0])
+    assert run(arrays).get() is None
 
 
 KEY = jax.random.key(0)
