@@ -16,8 +16,9 @@ import jax
 
 from benchmarks import race
 from benchmarks.markdown import sizes, table, used
-from lstmjax import LSTMOptions, blocks, lstm
-from lstmjax.options import ACTIVATIONS
+from lstmjax import LSTMOptions, lstm
+from lstmjax._src import chunking
+from lstmjax._src.lstm.options import ACTIVATIONS
 
 SHAPES = [
     (32, 50, 64, 128),
@@ -77,15 +78,15 @@ def cells(found: dict[str, dict[str, Any]]) -> list[str]:
 def products_ahead() -> dict[str, Callable]:
     return {
         "as chosen": lstm.apply,
-        "of each step": partial(patched, blocks, "ahead", lambda *_: 1),
-        "of all steps": partial(patched, blocks, "ahead", lambda *_: None),
+        "of each step": partial(patched, chunking, "ahead", lambda *_: 1),
+        "of all steps": partial(patched, chunking, "ahead", lambda *_: None),
     }
 
 
 def products_behind() -> dict[str, Callable]:
     return {
         "as chosen": value_and_grad(lstm.apply),
-        "of all steps": value_and_grad(partial(patched, blocks, "behind", lambda *_: None)),
+        "of all steps": value_and_grad(partial(patched, chunking, "behind", lambda *_: None)),
     }
 
 

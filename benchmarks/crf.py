@@ -18,7 +18,8 @@ import jax.numpy as jnp
 from benchmarks import race
 from benchmarks.choices import awaited
 from benchmarks.markdown import sizes, table, used
-from lstmjax import chain, crf
+from lstmjax import crf
+from lstmjax._src.crf import linear_chain
 
 SHAPES = [(16, 170, 41), (32, 64, 23), (64, 30, 9), (1, 5000, 10)]
 LARGEST = 10**7  # numbers in what "associative" adds up; one that is larger is left out
@@ -69,9 +70,9 @@ def mapped(params, emissions, path):
 
 def in_logarithms(params, emissions, path):
     def predict(transitions):
-        return lambda alpha: chain._log_sum(alpha[:, None] + transitions, 0)
+        return lambda alpha: linear_chain._log_sum(alpha[:, None] + transitions, 0)
 
-    with mock.patch.object(chain, "_product", predict), mock.patch.object(jax.lax, "cond", without_fallback):
+    with mock.patch.object(linear_chain, "_product", predict), mock.patch.object(jax.lax, "cond", without_fallback):
         return likelihood(params, emissions, path)
 
 
@@ -84,13 +85,13 @@ def from_marginals(params, emissions, path):
     """Its own derivative: forward and backward in logarithms, then the probabilities of tags and of pairs of them."""
 
     def recursion(transitions, emissions):
-        predict = lambda alpha: chain._log_sum(alpha[:, None] + transitions, 0)  # noqa: E731
-        return chain._recursion(predict, emissions, len(emissions))
+        predict = lambda alpha: linear_chain._log_sum(alpha[:, None] + transitions, 0)  # noqa: E731
+        return linear_chain._recursion(predict, emissions, len(emissions))
 
     @jax.custom_jvp
     def log_partition(transitions, emissions):
         alphas, norms = recursion(transitions, emissions)
-        return norms.sum() + chain._log_sum(alphas[-1], 0)
+        return norms.sum() + linear_chain._log_sum(alphas[-1], 0)
 
     @log_partition.defjvp
     def _(primals, tangents):
@@ -98,17 +99,17 @@ def from_marginals(params, emissions, path):
         (alphas, norms), (betas, _) = recursion(transitions, emissions), recursion(transitions.T, emissions[::-1])
         betas = betas[::-1]
         joint = alphas + betas - emissions
-        totals = chain._log_sum(joint, 1)
+        totals = linear_chain._log_sum(joint, 1)
         later = betas[1:] - (totals + norms)[1:, None]
         pairs = jnp.exp(alphas[:-1, :, None] + transitions + later[:, None, :]).sum(axis=0)
         tangent = (jnp.exp(joint - totals[:, None]) * tangents[1]).sum() + (pairs * tangents[0]).sum()
-        return norms.sum() + chain._log_sum(alphas[-1], 0), tangent
+        return norms.sum() + linear_chain._log_sum(alphas[-1], 0), tangent
 
     def instead(implementation, transitions, emissions, length):
         del implementation, length
         return log_partition(transitions, emissions)
 
-    with mock.patch.object(chain, "log_partition", instead):
+    with mock.patch.object(linear_chain, "log_partition", instead):
         return likelihood(params, emissions, path)
 
 

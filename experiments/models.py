@@ -12,7 +12,8 @@ from experiments.language import Words
 from experiments.rnn import RNN
 from experiments.seq2seq import Seq2Seq
 from experiments.tagger import Tagger
-from lstmjax import Dropout, LSTMOptions, LSTMState, dense, lstm, pooling, regularize, residual
+from lstmjax import Dropout, LSTMOptions, LSTMState, dense, lstm, pooling, residual
+from lstmjax._src import dropout_masks
 
 Params = dict[str, Any]
 
@@ -122,7 +123,7 @@ def every(
     if isinstance(model, TCN):
         if key is not None:
             key, inputs_key = jax.random.split(key)
-            xs = xs * regularize.factors(inputs_key, model.inputs_dropout, xs.shape)
+            xs = xs * dropout_masks.factors(inputs_key, model.inputs_dropout, xs.shape)
         rates = {"dropout": model.dropout, "dropout_kind": model.dropout_kind, "deterministic": key is None}
         ys = residual.apply(params["tcn"], xs, lengths=lengths, key=key, **rates)
     elif isinstance(model, RNN):

@@ -16,16 +16,16 @@ from lstmjax import residual as residual
 from lstmjax import sharding as sharding
 from lstmjax import stack as stack
 from lstmjax import windows as windows
+from lstmjax._src.dropout_masks import Dropout as Dropout
+from lstmjax._src.lstm.options import LSTMOptions as LSTMOptions
+from lstmjax._src.validation import checked as checked
 from lstmjax.bidirectional import BidirectionalParams as BidirectionalParams
-from lstmjax.checks import checked as checked
 from lstmjax.crf import CRFParams as CRFParams
 from lstmjax.hierarchy import HierarchyParams as HierarchyParams
 from lstmjax.hierarchy import LevelParams as LevelParams
 from lstmjax.inspect import summary as summary
 from lstmjax.lstm import LSTMParams as LSTMParams
 from lstmjax.lstm import LSTMState as LSTMState
-from lstmjax.options import LSTMOptions as LSTMOptions
-from lstmjax.regularize import Dropout as Dropout
 from lstmjax.stack import StackParams as StackParams
 from lstmjax.time_distributed import time_distributed as time_distributed
 

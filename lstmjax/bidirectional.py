@@ -10,10 +10,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
-from lstmjax import cell, checks, keywords, lstm, pytrees
+from lstmjax import lstm
+from lstmjax._src import keywords, pytrees, validation
+from lstmjax._src.dropout_masks import Dropout
+from lstmjax._src.lstm import cell
+from lstmjax._src.lstm.options import LSTMOptions
 from lstmjax.lstm import LSTMState
-from lstmjax.options import LSTMOptions
-from lstmjax.regularize import Dropout
 
 MERGES = {
     "concat": lambda forward, backward: jnp.concatenate([forward, backward], axis=-1),
@@ -67,7 +69,7 @@ def init(key: Array, inputs: int, units: int, **options: Any) -> BidirectionalPa
     >>> params.backward.w_x.shape
     (2, 12)
     """
-    forward, backward = jax.random.split(checks.key(key))
+    forward, backward = jax.random.split(validation.key(key))
     return BidirectionalParams(
         forward=lstm.init(forward, inputs, units, **options),
         backward=lstm.init(backward, inputs, units, **options),
@@ -79,7 +81,7 @@ def initial_state(
     params: BidirectionalParams, batch: tuple[int, ...] | Any = (), *, options: LSTMOptions = LSTMOptions()
 ) -> BidirectionalState:
     """Make the states before the first step that each half reads; see `lstm.initial_state`."""
-    checks.instance("params", params, BidirectionalParams, "bidirectional.init")
+    validation.instance("params", params, BidirectionalParams, "bidirectional.init")
     return BidirectionalState(
         lstm.initial_state(params.forward, batch, options=options),
         lstm.initial_state(params.backward, batch, options=options),
@@ -130,24 +132,24 @@ def apply(
     >>> ys.shape, state.backward.h.shape
     ((8, 10, 6), (8, 3))
     """
-    checks.instance("params", params, BidirectionalParams, "bidirectional.init")
+    validation.instance("params", params, BidirectionalParams, "bidirectional.init")
     for name in ("forward", "backward"):
         cell.check_matrices(f"params.{name}", getattr(params, name))
     if state is not None:
-        checks.no_lengths(state)
+        validation.no_lengths(state)
         if type(state) in (tuple, list):
             raise TypeError(
                 "state must be BidirectionalState, as bidirectional.initial_state makes it; got "
                 f"{type(state).__name__}: make it BidirectionalState(forward, backward) of two LSTMState(h, c)."
             )
-        checks.instance("state", state, BidirectionalState, "bidirectional.initial_state")
+        validation.instance("state", state, BidirectionalState, "bidirectional.initial_state")
     if merge is not None:
-        checks.one_of("merge", merge, [name for name in MERGES if name])
+        validation.one_of("merge", merge, [name for name in MERGES if name])
         if merge != "concat" and params.forward.outputs != params.backward.outputs:
             lengths = f"{params.forward.outputs} and {params.backward.outputs}"
             raise ValueError(f"merge={merge!r} needs halves with outputs of one length; got {lengths}.")
-    reverse = checks.boolean("reverse", reverse)
-    keys = (None, None) if key is None else jax.random.split(checks.key(key))
+    reverse = validation.boolean("reverse", reverse)
+    keys = (None, None) if key is None else jax.random.split(validation.key(key))
     halves = zip((params.forward, params.backward), state or (None, None), (reverse, not reverse), keys, strict=True)
     (forward, forward_state), (backward, backward_state) = [
         lstm.apply(

@@ -20,7 +20,7 @@ from jax.nn import initializers
 from jax.typing import DTypeLike
 from jaxtyping import Array, ArrayLike, Float, Int, Integer
 
-from lstmjax import checks, keywords, padding, placement, pytrees
+from lstmjax._src import keywords, mesh, padding, pytrees, validation
 
 
 @pytrees.container
@@ -74,16 +74,16 @@ def init(
     >>> init(jax.random.key(0), inputs=4, units=8, groups=2, bias=False).w.shape
     (3, 2, 8)
     """
-    inputs, units = checks.positive_int("inputs", inputs), checks.positive_int("units", units)
-    kernel, groups = checks.positive_int("kernel", kernel), checks.positive_int("groups", groups)
+    inputs, units = validation.positive_int("inputs", inputs), validation.positive_int("units", units)
+    kernel, groups = validation.positive_int("kernel", kernel), validation.positive_int("groups", groups)
     if inputs % groups or units % groups:
         raise ValueError(f"groups must divide inputs, {inputs}, and units, {units}; got {groups}.")
-    dtype = checks.floating_dtype("dtype", dtype)
-    w_key, bias_key = jax.random.split(checks.key(key))
-    w = checks.drawn("w_init", w_init, w_key, (kernel, inputs // groups, units), dtype)
-    if not checks.boolean("bias", bias):
+    dtype = validation.floating_dtype("dtype", dtype)
+    w_key, bias_key = jax.random.split(validation.key(key))
+    w = validation.drawn("w_init", w_init, w_key, (kernel, inputs // groups, units), dtype)
+    if not validation.boolean("bias", bias):
         return Conv1DParams(w)
-    return Conv1DParams(w, checks.drawn("bias_init", bias_init, bias_key, (units,), dtype))
+    return Conv1DParams(w, validation.drawn("bias_init", bias_init, bias_key, (units,), dtype))
 
 
 @keywords.explained("conv1d.apply")
@@ -131,35 +131,35 @@ def apply(
     Array([3., 5., 3., 0., 0.], dtype=float32)
     """
     w, bias = check("params", params)
-    stride, dilation = checks.positive_int("stride", stride), checks.positive_int("dilation", dilation)
-    groups = checks.positive_int("groups", groups)
+    stride, dilation = validation.positive_int("stride", stride), validation.positive_int("dilation", dilation)
+    groups = validation.positive_int("groups", groups)
     if w.shape[2] % groups:
         raise ValueError(f"groups must divide the units of params.w, {w.shape[2]}; got {groups}.")
-    causal = checks.boolean("causal", causal)
-    xs = checks.floating("xs", xs)
+    causal = validation.boolean("causal", causal)
+    xs = validation.floating("xs", xs)
     owner = "params.w has that many in its second axis" + (f", for each of {groups} groups" if groups > 1 else "")
-    checks.features("xs", xs, w.shape[1] * groups, "*batch, time, inputs", owner)
+    validation.features("xs", xs, w.shape[1] * groups, "*batch, time, inputs", owner)
     *batch, time, _ = xs.shape
-    lengths = None if lengths is None else checks.lengths(lengths, tuple(batch), time)
+    lengths = None if lengths is None else validation.lengths(lengths, tuple(batch), time)
 
     def run(weights, xs, lengths):
         w, bias = weights
         ys = _convolve(w, bias, padding.fill(xs, lengths), stride, dilation, groups, causal)
         return padding.fill(ys, None if lengths is None else output_lengths(lengths, stride))
 
-    return placement.automatic(run, len(batch))((w, bias), xs, lengths)
+    return mesh.automatic(run, len(batch))((w, bias), xs, lengths)
 
 
 def check(name: str, params: Any) -> tuple[Array, Array | None]:
     """Return w and bias, or raise unless these are the weights of one convolution, which fit each other."""
-    checks.instance(name, params, Conv1DParams, "conv1d.init")
-    w = checks.weights(f"{name}.w", params.w, "kernel", "inputs", "units")
+    validation.instance(name, params, Conv1DParams, "conv1d.init")
+    w = validation.weights(f"{name}.w", params.w, "kernel", "inputs", "units")
     if not len(w):
         raise ValueError(f"{name}.w must have a kernel of at least 1 step; got shape {w.shape}.")
     if params.bias is None:
         return w, None
-    bias = checks.weights(f"{name}.bias", params.bias, "units")
-    checks.shape(f"{name}.bias", bias, w.shape[2:], f"units, the last axis of {name}.w")
+    bias = validation.weights(f"{name}.bias", params.bias, "units")
+    validation.shape(f"{name}.bias", bias, w.shape[2:], f"units, the last axis of {name}.w")
     return w, bias
 
 
@@ -177,8 +177,8 @@ def output_lengths(lengths: Integer[ArrayLike, "*batch"], stride: int) -> Int[Ar
     >>> output_lengths(jnp.array([0, 1, 4, 5]), stride=2)
     Array([0, 1, 2, 3], dtype=int32)
     """
-    stride = checks.positive_int("stride", stride)
-    lengths = checks.steps("lengths", lengths, jnp.shape(lengths), checks.LARGEST, "a number of steps", "any")
+    stride = validation.positive_int("stride", stride)
+    lengths = validation.steps("lengths", lengths, jnp.shape(lengths), validation.LARGEST, "a number of steps", "any")
     return -(-lengths // stride)
 
 
@@ -206,17 +206,17 @@ def receptive_field(kernel: int, dilations: Sequence[int] = (1,), strides: Seque
     strides = (1,) * len(dilations) if strides is None else strides
     if not isinstance(strides, Sequence) or len(strides) != len(dilations):
         raise ValueError(f"strides must be {len(dilations)} numbers, one for each dilation; got {strides!r}.")
-    span = checks.positive_int("kernel", kernel) - 1
+    span = validation.positive_int("kernel", kernel) - 1
     field, apart = 1, 1
     for dilation, stride in zip(dilations, strides, strict=True):
-        field += span * checks.positive_int("each of dilations", dilation) * apart
-        apart *= checks.positive_int("each of strides", stride)
+        field += span * validation.positive_int("each of dilations", dilation) * apart
+        apart *= validation.positive_int("each of strides", stride)
     return field
 
 
 def _convolve(w, bias, xs, stride, dilation, groups, causal):
     dtype = jnp.result_type(w, xs, *([] if bias is None else [bias]))
-    wide = checks.at_least_float32(dtype)
+    wide = validation.at_least_float32(dtype)
     *batch, time, inputs = xs.shape
     if isinstance(time, int):
         dilation = min(dilation, 2 * max(time, 1))  # rows still further apart would meet as many zeros

@@ -26,8 +26,9 @@ from jax.nn import initializers
 from jax.typing import DTypeLike
 from jaxtyping import Array, ArrayLike, Float, Int, Integer
 
-from lstmjax import chain, checks, keywords, padding, placement, pytrees
-from lstmjax.chain import IMPLEMENTATIONS
+from lstmjax._src import keywords, mesh, padding, pytrees, validation
+from lstmjax._src.crf import linear_chain
+from lstmjax._src.crf.linear_chain import IMPLEMENTATIONS
 
 
 @pytrees.container
@@ -87,13 +88,13 @@ def init(
     >>> init(jax.random.key(0), tags=3).transitions.shape
     (3, 3)
     """
-    tags = checks.positive_int("tags", tags)
-    dtype = checks.floating_dtype("dtype", dtype)
-    start_key, transitions_key, end_key = jax.random.split(checks.key(key), 3)
+    tags = validation.positive_int("tags", tags)
+    dtype = validation.floating_dtype("dtype", dtype)
+    start_key, transitions_key, end_key = jax.random.split(validation.key(key), 3)
     return CRFParams(
-        start=checks.drawn("start_init", start_init, start_key, (tags,), dtype),
-        transitions=checks.drawn("transitions_init", transitions_init, transitions_key, (tags, tags), dtype),
-        end=checks.drawn("end_init", end_init, end_key, (tags,), dtype),
+        start=validation.drawn("start_init", start_init, start_key, (tags,), dtype),
+        transitions=validation.drawn("transitions_init", transitions_init, transitions_key, (tags, tags), dtype),
+        end=validation.drawn("end_init", end_init, end_key, (tags,), dtype),
     )
 
 
@@ -165,7 +166,7 @@ def log_likelihood(
     Array(-3., dtype=float32)
     """
     arrays = _checked(params, emissions, lengths, allowed)
-    return _map(_by(chain.log_likelihood, implementation), arrays, _path(tags, *arrays))
+    return _map(_by(linear_chain.log_likelihood, implementation), arrays, _path(tags, *arrays))
 
 
 @keywords.explained("crf.log_partition")
@@ -196,7 +197,7 @@ def log_partition(
     >>> log_partition(params, jnp.zeros((3, 2))) / jnp.log(2)
     Array(3., dtype=float32)
     """
-    return _map(_by(chain.log_partition, implementation), _checked(params, emissions, lengths, allowed))
+    return _map(_by(linear_chain.log_partition, implementation), _checked(params, emissions, lengths, allowed))
 
 
 @keywords.explained("crf.marginals")
@@ -228,7 +229,7 @@ def marginals(
     Array([[0.5, 0.5],
            [1. , 0. ]], dtype=float32)
     """
-    return _map(_by(chain.marginals, implementation), _checked(params, emissions, lengths, allowed))
+    return _map(_by(linear_chain.marginals, implementation), _checked(params, emissions, lengths, allowed))
 
 
 @keywords.explained("crf.decode")
@@ -266,11 +267,11 @@ def decode(
     """
     arrays = _checked(params, emissions, lengths, allowed)
     if k is None:
-        return _map(chain.decode, arrays)
-    most = checks.LARGEST // len(arrays[0])
-    if checks.positive_int("k", k) > most:
+        return _map(linear_chain.decode, arrays)
+    most = validation.LARGEST // len(arrays[0])
+    if validation.positive_int("k", k) > most:
         raise ValueError(f"k must be at most {most} with {len(arrays[0])} tags, got {k!r}.")
-    return _map(_bound(chain.decode_several, int(k)), arrays)
+    return _map(_bound(linear_chain.decode_several, int(k)), arrays)
 
 
 @keywords.explained("crf.sample")
@@ -302,11 +303,11 @@ def sample(
     Array([0, 1], dtype=int32)
     """
     arrays = _checked(params, emissions, lengths, allowed)
-    return _map(chain.sample, arrays, jax.random.split(checks.key(key), arrays[2].shape))
+    return _map(linear_chain.sample, arrays, jax.random.split(validation.key(key), arrays[2].shape))
 
 
 def _by(function, implementation):
-    name = checks.one_of("implementation", implementation, ("auto", *IMPLEMENTATIONS))
+    name = validation.one_of("implementation", implementation, ("auto", *IMPLEMENTATIONS))
     return _bound(function, IMPLEMENTATIONS[0] if name == "auto" else name)
 
 
@@ -315,26 +316,26 @@ _bound = cache(partial)  # one object for equal arguments, by which jit knows wh
 
 def _checked(params, emissions, lengths, allowed):
     """Transitions, emissions and lengths: start and end scores in the emissions, -inf for what is forbidden."""
-    checks.instance("params", params, CRFParams, "crf.init")
-    size = len(checks.weights("params.transitions", params.transitions, "from", "to"))
+    validation.instance("params", params, CRFParams, "crf.init")
+    size = len(validation.weights("params.transitions", params.transitions, "from", "to"))
     shapes = {"start": (size,), "transitions": (size, size), "end": (size,)}
     for name, shape in shapes.items():
-        checks.weights(f"params.{name}", getattr(params, name), *("tags",) * len(shape))
-        checks.shape(f"params.{name}", getattr(params, name), shape, "the tags of params.transitions")
-    emissions = checks.floating("emissions", emissions)
-    checks.features("emissions", emissions, size, "*batch, time, tags", "params.transitions has that many tags")
+        validation.weights(f"params.{name}", getattr(params, name), *("tags",) * len(shape))
+        validation.shape(f"params.{name}", getattr(params, name), shape, "the tags of params.transitions")
+    emissions = validation.floating("emissions", emissions)
+    validation.features("emissions", emissions, size, "*batch, time, tags", "params.transitions has that many tags")
     *batch, time, _ = emissions.shape
     if lengths is None:
         lengths = jnp.full(batch, time, jnp.int32)
     else:
-        lengths = checks.lengths(lengths, tuple(batch), time, "emissions")
-    dtype = checks.at_least_float32(jnp.result_type(params.start, params.transitions, params.end, emissions))
+        lengths = validation.lengths(lengths, tuple(batch), time, "emissions")
+    dtype = validation.at_least_float32(jnp.result_type(params.start, params.transitions, params.end, emissions))
     scores = {name: jnp.asarray(getattr(params, name), dtype) for name in shapes}
     if allowed is not None:
-        checks.instance("allowed", allowed, Allowed, "crf.bio")
+        validation.instance("allowed", allowed, Allowed, "crf.bio")
         for name, shape in shapes.items():
-            may = checks.booleans(f"allowed.{name}", getattr(allowed, name), "True where a path may go")
-            checks.shape(f"allowed.{name}", may, shape, "the tags of params.transitions")
+            may = validation.booleans(f"allowed.{name}", getattr(allowed, name), "True where a path may go")
+            validation.shape(f"allowed.{name}", may, shape, "the tags of params.transitions")
             scores[name] = jnp.where(may, scores[name], -jnp.inf)
     steps, counts = jax.lax.broadcasted_iota(jnp.int32, emissions.shape, len(batch)), lengths[..., None, None]
     emissions = padding.fill(emissions, lengths).astype(dtype)
@@ -344,10 +345,10 @@ def _checked(params, emissions, lengths, allowed):
 
 
 def _path(tags, transitions, emissions, lengths):
-    tags = tags if hasattr(tags, "shape") else checks.asarray("tags", tags)
-    checks.shape("tags", tags, emissions.shape[:-1], "[*batch, time] of emissions")
-    tags = checks.blank(tags, padding.valid(lengths, emissions.shape[-2]))  # padding is not looked at
-    return checks.integers("tags", tags, 0, len(transitions) - 1, "the tags of params.transitions")
+    tags = tags if hasattr(tags, "shape") else validation.asarray("tags", tags)
+    validation.shape("tags", tags, emissions.shape[:-1], "[*batch, time] of emissions")
+    tags = validation.blank(tags, padding.valid(lengths, emissions.shape[-2]))  # padding is not looked at
+    return validation.integers("tags", tags, 0, len(transitions) - 1, "the tags of params.transitions")
 
 
 @partial(jax.jit, static_argnums=0)
@@ -361,4 +362,4 @@ def _map(function, arrays, *arguments):
         results = jax.vmap(partial(function, transitions))(*flat)
         return jax.tree.map(lambda array: array.reshape(*batch, *array.shape[1:]), results)
 
-    return placement.automatic(run, len(batch))(transitions, emissions, lengths, *arguments)
+    return mesh.automatic(run, len(batch))(transitions, emissions, lengths, *arguments)

@@ -9,7 +9,7 @@ from jax.nn import initializers
 from jax.typing import DTypeLike
 from jaxtyping import Array, ArrayLike, Float
 
-from lstmjax import checks, keywords, pytrees
+from lstmjax._src import keywords, pytrees, validation
 
 
 @pytrees.container
@@ -54,13 +54,13 @@ def init(
     >>> init(jax.random.key(0), inputs=32, units=2, bias=False).bias is None
     True
     """
-    inputs, units = checks.positive_int("inputs", inputs), checks.positive_int("units", units)
-    dtype = checks.floating_dtype("dtype", dtype)
-    w_key, bias_key = jax.random.split(checks.key(key))
-    w = checks.drawn("w_init", w_init, w_key, (inputs, units), dtype)
-    if not checks.boolean("bias", bias):
+    inputs, units = validation.positive_int("inputs", inputs), validation.positive_int("units", units)
+    dtype = validation.floating_dtype("dtype", dtype)
+    w_key, bias_key = jax.random.split(validation.key(key))
+    w = validation.drawn("w_init", w_init, w_key, (inputs, units), dtype)
+    if not validation.boolean("bias", bias):
         return DenseParams(w)
-    return DenseParams(w, checks.drawn("bias_init", bias_init, bias_key, (units,), dtype))
+    return DenseParams(w, validation.drawn("bias_init", bias_init, bias_key, (units,), dtype))
 
 
 @keywords.explained("dense.apply")
@@ -81,13 +81,13 @@ def apply(params: DenseParams, xs: Float[ArrayLike, "*batch inputs"]) -> Float[A
     >>> apply(params, jnp.ones((8, 10, 32))).shape
     (8, 10, 2)
     """
-    checks.instance("params", params, DenseParams, "dense.init")
-    w = checks.weights("params.w", params.w, "inputs", "units")
-    xs = checks.floating("xs", xs)
-    checks.features("xs", xs, w.shape[0], "*batch, inputs", "params.w has that many rows")
+    validation.instance("params", params, DenseParams, "dense.init")
+    w = validation.weights("params.w", params.w, "inputs", "units")
+    xs = validation.floating("xs", xs)
+    validation.features("xs", xs, w.shape[0], "*batch, inputs", "params.w has that many rows")
     ys = xs @ w
     if params.bias is None:
         return ys
-    bias = checks.weights("params.bias", params.bias, "units")
-    checks.shape("params.bias", bias, w.shape[1:], "units, the columns of params.w")
+    bias = validation.weights("params.bias", params.bias, "units")
+    validation.shape("params.bias", bias, w.shape[1:], "units, the columns of params.w")
     return ys + jnp.broadcast_to(bias, ys.shape)

@@ -10,7 +10,7 @@ from jax.nn import initializers
 from jax.typing import DTypeLike
 from jaxtyping import Array, ArrayLike, Float, Integer
 
-from lstmjax import checks, keywords, pytrees
+from lstmjax._src import keywords, pytrees, validation
 
 
 @pytrees.container
@@ -46,9 +46,9 @@ def init(
         ValueError: vocabulary or features is not a positive integer, or table_init returns another shape.
         TypeError: dtype is not floating.
     """
-    shape = checks.positive_int("vocabulary", vocabulary), checks.positive_int("features", features)
-    dtype = checks.floating_dtype("dtype", dtype)
-    return EmbeddingParams(table=checks.drawn("table_init", table_init, checks.key(key), shape, dtype))
+    shape = validation.positive_int("vocabulary", vocabulary), validation.positive_int("features", features)
+    dtype = validation.floating_dtype("dtype", dtype)
+    return EmbeddingParams(table=validation.drawn("table_init", table_init, validation.key(key), shape, dtype))
 
 
 @keywords.explained("embedding.apply")
@@ -70,9 +70,9 @@ def apply(params: EmbeddingParams, tokens: Integer[ArrayLike, "*batch"]) -> Floa
     >>> apply(params, jnp.array([[1, 2, 3], [4, 5, 0]])).shape
     (2, 3, 4)
     """
-    checks.instance("params", params, EmbeddingParams, "embedding.init")
-    table = checks.weights("params.table", params.table, "vocabulary", "features")
-    tokens = checks.integers("tokens", tokens, 0, table.shape[0] - 1, "the vocabulary of params.table")
+    validation.instance("params", params, EmbeddingParams, "embedding.init")
+    table = validation.weights("params.table", params.table, "vocabulary", "features")
+    tokens = validation.integers("tokens", tokens, 0, table.shape[0] - 1, "the vocabulary of params.table")
     return table.at[tokens].get(mode="fill", fill_value=np.nan, wrap_negative_indices=False)
 
 
@@ -98,8 +98,8 @@ def attend(params: EmbeddingParams, xs: Float[ArrayLike, "*batch features"]) -> 
     >>> attend(params, apply(params, jnp.array([[1, 2, 3], [4, 5, 0]]))).shape
     (2, 3, 10)
     """
-    checks.instance("params", params, EmbeddingParams, "embedding.init")
-    table = checks.weights("params.table", params.table, "vocabulary", "features")
-    xs = checks.floating("xs", xs)
-    checks.features("xs", xs, table.shape[1], "*batch, features", "params.table has that many columns")
+    validation.instance("params", params, EmbeddingParams, "embedding.init")
+    table = validation.weights("params.table", params.table, "vocabulary", "features")
+    xs = validation.floating("xs", xs)
+    validation.features("xs", xs, table.shape[1], "*batch, features", "params.table has that many columns")
     return xs @ table.T

@@ -9,12 +9,13 @@ import jax
 import jax.export
 import jax.numpy as jnp
 
-from lstmjax import checks, keywords, lstm, stack
+from lstmjax import lstm, stack
+from lstmjax._src import keywords, validation
+from lstmjax._src.lstm.options import LSTMOptions
 from lstmjax.bidirectional import BidirectionalState
 from lstmjax.interop import gates
 from lstmjax.interop.onnx import to_onnx
 from lstmjax.lstm import LSTMState
-from lstmjax.options import LSTMOptions
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 KNOWN = (*PLATFORMS, "rocm")  # JAX lowers for any name at all, and tells of a wrong one where the program is to run
@@ -75,7 +76,7 @@ def stablehlo(
     [2.0, 2.0, 2.0, 2.0, 2.0]
     """
     for name, value in {"lengths": lengths, "state": state}.items():
-        checks.boolean(name, value)
+        validation.boolean(name, value)
     if not isinstance(platforms, tuple | list) or not platforms or any(name not in KNOWN for name in platforms):
         raise ValueError(f"platforms must be a tuple of some of {KNOWN}; got {platforms!r}.")
     if isinstance(source, gates.RECURRENT):

@@ -1,9 +1,9 @@
 """Weights on disk: one file in the safetensors format, which holds arrays and text, and nothing that could run.
 
-The metadata tell in JSON what the arrays are parts of, as `lstmjax.trees` has it, and the options; the number of the
-format, the version of this library, and the SHA-256 of the whole file with the digits of that very sum as zeros, so
-that no byte changes unseen, be it of the header. Who forges a file can compute that sum too: all that the header tells
-is checked before it is used.
+The metadata tell in JSON what the arrays are parts of, as `lstmjax._src.serialization` has it, and the options; the
+number of the format, the version of this library, and the SHA-256 of the whole file with the digits of that very sum as
+zeros, so that no byte changes unseen, be it of the header. Who forges a file can compute that sum too: all that the
+header tells is checked before it is used.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lstmjax import keywords, trees
+from lstmjax._src import keywords, serialization
 
 FORMAT = 1
 LONGEST_HEADER = 2**23  # bytes, enough for some 50,000 arrays; what a hostile header costs is bounded with it
@@ -79,7 +79,7 @@ def save(path: str | os.PathLike[str], params: Any, options: Any = None) -> None
     """
     from lstmjax import __version__
 
-    tree, arrays = trees.describe(params)
+    tree, arrays = serialization.describe(params)
     if "__metadata__" in arrays:
         raise ValueError("params has '__metadata__', a name that safetensors keeps for itself: choose another key.")
     for name, array in arrays.items():
@@ -90,7 +90,7 @@ def save(path: str | os.PathLike[str], params: Any, options: Any = None) -> None
             "format": FORMAT,
             "version": __version__,
             "tree": tree,
-            "options": trees.describe_options(options),
+            "options": serialization.describe_options(options),
         },
         separators=(",", ":"),
     )
@@ -137,13 +137,13 @@ def load(path: str | os.PathLike[str], *, like: Any = None) -> tuple[Any, Any]:
     try:
         document, content = _opened(path)
         arrays = {name: _array(name, found) for name, found in safetensors.deserialize(content)}
-        params = trees.rebuild(document["tree"], arrays)
-        options = trees.rebuild_options(document["options"])
-        if like is not None and (differences := list(trees.differences(params, like))):
-            raise ValueError(f"its params are not as those of like: {trees.listed(differences)}.")
-        params = trees.fitted(params, like)
+        params = serialization.rebuild(document["tree"], arrays)
+        options = serialization.rebuild_options(document["options"])
+        if like is not None and (differences := list(serialization.differences(params, like))):
+            raise ValueError(f"its params are not as those of like: {serialization.listed(differences)}.")
+        params = serialization.fitted(params, like)
     except (ValueError, TypeError, OverflowError, RecursionError, safetensors.SafetensorError) as error:
-        raise FileError(f"{os.fspath(path)} is refused: {trees.cut(str(error), 2000)}") from error
+        raise FileError(f"{os.fspath(path)} is refused: {serialization.cut(str(error), 2000)}") from error
     return params, options
 
 
@@ -183,7 +183,8 @@ def _parsed(header: bytes) -> tuple[dict[str, Any], Any]:
     if not isinstance(metadata, dict) or not isinstance(metadata.get("lstmjax"), str):
         names = list(tensors) if isinstance(tensors, dict) else []
         raise ValueError(
-            f"it was not written by lstmjax.files.save. It has {len(names)} arrays, {trees.listed(map(repr, names))}: "
+            f"it was not written by lstmjax.files.save. It has {len(names)} arrays, "
+            f"{serialization.listed(map(repr, names))}: "
             "safetensors.numpy.load_file reads them, and lstmjax.interop makes params of what other libraries wrote."
         )
     document = _json("its metadata", metadata["lstmjax"].encode())
@@ -197,7 +198,9 @@ def _parsed(header: bytes) -> tuple[dict[str, Any], Any]:
         )
     expected = {"sha256", "format", "version", "tree", "options"}
     if set(document) != expected:
-        raise ValueError(f"its metadata must have just {sorted(expected)}; got {trees.listed(map(repr, document))}.")
+        raise ValueError(
+            f"its metadata must have just {sorted(expected)}; got {serialization.listed(map(repr, document))}."
+        )
     try:
         return document, max((tensor["data_offsets"][1] for tensor in tensors.values()), default=0)
     except (TypeError, LookupError) as error:

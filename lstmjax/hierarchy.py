@@ -16,10 +16,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Integer
 
 from lstmjax import bidirectional as two_ways
-from lstmjax import checks, embedding, keywords, lstm, padding, pooling, pytrees, stack
+from lstmjax import embedding, lstm, pooling, stack
+from lstmjax._src import keywords, padding, pytrees, validation
+from lstmjax._src.dropout_masks import Dropout
 from lstmjax.bidirectional import BidirectionalParams
 from lstmjax.lstm import LSTMParams
-from lstmjax.regularize import Dropout
 from lstmjax.stack import StackParams
 
 MERGES = [name for name in two_ways.MERGES if name]  # a code is one vector, never a pair
@@ -93,9 +94,9 @@ def init(
     vocabularies = _lowest("vocabulary", vocabulary, count, above=None)
     directions = _each("bidirectional", bidirectional, count)
     levels, code = [], 0
-    for number, level_key in enumerate(jax.random.split(checks.key(key), count)):
+    for number, level_key in enumerate(jax.random.split(validation.key(key), count)):
         encoder_key, table_key = jax.random.split(level_key)
-        width = 0 if code and widths[number] == 0 else checks.positive_int(f"inputs[{number}]", widths[number])
+        width = 0 if code and widths[number] == 0 else validation.positive_int(f"inputs[{number}]", widths[number])
         table = None
         if vocabularies[number] is not None:
             if not width:
@@ -162,9 +163,11 @@ def apply(
     count = len(levels)
     if unknown := [name for name in arguments if name not in ARGUMENTS]:
         raise TypeError(f"apply() got an unexpected keyword argument {unknown[0]!r}")
-    checks.one_of("merge", merge, MERGES)
-    return_sequences = checks.boolean("return_sequences", return_sequences)
-    codes = [checks.one_of(f"code[{number}]", name, CODES) for number, name in enumerate(_each("code", code, count))]
+    validation.one_of("merge", merge, MERGES)
+    return_sequences = validation.boolean("return_sequences", return_sequences)
+    codes = [
+        validation.one_of(f"code[{number}]", name, CODES) for number, name in enumerate(_each("code", code, count))
+    ]
     dropouts = _each("dropout", dropout, count)
     keys = _keys(key, dropouts)
     if hasattr(lengths, "shape") and count > 1:
@@ -179,7 +182,7 @@ def apply(
     for number, (level, xs, steps) in enumerate(zip(levels, own, valid_steps, strict=True)):
         if level.embedding is not None:
             real = None if steps is None else padding.valid(steps, jnp.shape(xs)[-1])
-            xs = embedding.apply(level.embedding, checks.blank(xs, real))
+            xs = embedding.apply(level.embedding, validation.blank(xs, real))
         _check_inputs(number, level.encoder, xs, codes_below, merge)
         if number:
             xs = codes_below if xs is None else jnp.concatenate([xs.astype(codes_below.dtype), codes_below], axis=-1)
@@ -226,19 +229,19 @@ def encode(
     >>> codes[jnp.array([[0, 1, 5], [2, 3, 4]])].shape  # [conversation, utterance, outputs]
     (2, 3, 3)
     """
-    checks.one_of("code", code, CODES)
-    checks.one_of("merge", merge, MERGES)
+    validation.one_of("code", code, CODES)
+    validation.one_of("merge", merge, MERGES)
     pool = CODES[code]
     ys, _ = stack.apply(params, xs, lengths=lengths, return_sequences=pool is not None, merge=merge, **arguments)
     return ys if pool is None else pool(ys, lengths=lengths)
 
 
 def _check(params: HierarchyParams) -> tuple[LevelParams, ...]:
-    checks.instance("params", params, HierarchyParams, "hierarchy.init")
+    validation.instance("params", params, HierarchyParams, "hierarchy.init")
     if not isinstance(params.levels, tuple | list) or not params.levels:
         raise TypeError(f"params.levels must be a tuple of at least one LevelParams; got {params.levels!r}.")
     for number, level in enumerate(params.levels):
-        checks.instance(f"params.levels[{number}]", level, LevelParams, "hierarchy.init")
+        validation.instance(f"params.levels[{number}]", level, LevelParams, "hierarchy.init")
     return tuple(params.levels)
 
 
@@ -254,7 +257,7 @@ def _each(name: str, value: Any, count: int) -> tuple[Any, ...]:
 def _levels(name: str, arrays: Any, count: int) -> tuple[Any, ...]:
     """The array of each level, or that of the lowest alone; a list is an array, as everywhere, and no tuple."""
     if isinstance(arrays, list):
-        arrays = checks.asarray(f"{name}, unless it is a tuple with an entry for each level,", arrays)
+        arrays = validation.asarray(f"{name}, unless it is a tuple with an entry for each level,", arrays)
     return _lowest(name, arrays, count, above=None)
 
 
@@ -264,7 +267,9 @@ def _keys(key: Array | None, dropouts: tuple[Any, ...]) -> Sequence[Array | None
         return (None,) * len(dropouts)
     some = any(rates is not None for rates in dropouts)
     useless = [rates is None and some for rates in dropouts]
-    return [None if no else k for no, k in zip(useless, jax.random.split(checks.key(key), len(dropouts)), strict=True)]
+    return [
+        None if no else k for no, k in zip(useless, jax.random.split(validation.key(key), len(dropouts)), strict=True)
+    ]
 
 
 def _lowest(name: str, value: Any, count: int, above: Any) -> tuple[Any, ...]:
@@ -284,13 +289,13 @@ def _own(levels: tuple[LevelParams, ...], tokens: tuple[Any, ...]) -> tuple[list
                 raise ValueError(f"{name} must be an array, which {whose} reads; got None.")
             own.append(None)
             continue
-        array = given if hasattr(given, "shape") else checks.asarray(name, given)
+        array = given if hasattr(given, "shape") else validation.asarray(name, given)
         if not reads_tokens and jnp.issubdtype(array.dtype, jnp.integer):
             raise TypeError(
                 f"{name} must have a floating dtype, got {array.dtype.name} {array.shape}, and params.levels[{number}] "
                 "has no embedding to look tokens up in: hierarchy.init(..., vocabulary=...) makes one."
             )
-        array = array if reads_tokens else checks.floating(name, array)
+        array = array if reads_tokens else validation.floating(name, array)
         features = () if reads_tokens else array.shape[-1:]
         if number == 0:
             axes = jnp.shape(array)[: jnp.ndim(array) - len(features)]
@@ -301,7 +306,7 @@ def _own(levels: tuple[LevelParams, ...], tokens: tuple[Any, ...]) -> tuple[list
                 )
         else:
             shape = (*axes[: len(axes) - number], *features)
-            checks.shape(name, array, shape, "the axes of tokens[0] down to this level's steps")
+            validation.shape(name, array, shape, "the axes of tokens[0] down to this level's steps")
         own.append(array)
     return own, axes
 
@@ -330,7 +335,7 @@ def _within(lengths: tuple[Any, ...], axes: tuple[int, ...]) -> tuple[Array | No
         steps = lengths[number]
         if steps is not None:
             told = f"the time steps of level {number}", "the axes of tokens[0] above this level's steps"
-            steps = checks.steps(f"lengths[{number}]", steps, batch, time, *told, real=alive)
+            steps = validation.steps(f"lengths[{number}]", steps, batch, time, *told, real=alive)
         elif alive is not None:
             steps = jnp.where(alive, time, 0)
         alive = None if steps is None else padding.valid(steps, time)

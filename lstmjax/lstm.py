@@ -7,8 +7,8 @@
 
 `units` is the length of h and of c, whatever the number of time steps; the parameters are
 4 * units * (inputs + units + 1) numbers. Hochreiter & Schmidhuber, "Long short-term memory" (1997), with
-the forget gate of Gers, Schmidhuber & Cummins, "Learning to forget" (2000). `lstmjax.cell` has the same as code,
-with all that a cell may have beside: peepholes, projection, layer norm, clips.
+the forget gate of Gers, Schmidhuber & Cummins, "Learning to forget" (2000). `lstmjax._src.lstm.cell` has the
+same as code, with all that a cell may have beside: peepholes, projection, layer norm, clips.
 """
 
 import dataclasses
@@ -23,14 +23,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Integer
 
-from lstmjax import cell, checks, fused, keywords, padding, placement, recurrence, regularize
-from lstmjax.cell import LSTMNorm as LSTMNorm
-from lstmjax.cell import LSTMParams as LSTMParams
-from lstmjax.cell import LSTMState as LSTMState
-from lstmjax.initialization import init as init
-from lstmjax.initialization import initial_state as initial_state
-from lstmjax.options import NORM_EPSILON, LSTMOptions
-from lstmjax.regularize import Dropout, Masks
+from lstmjax._src import dropout_masks, keywords, mesh, padding, scan, validation
+from lstmjax._src.dropout_masks import Dropout, Masks
+from lstmjax._src.lstm import cell, fused
+from lstmjax._src.lstm.cell import LSTMNorm as LSTMNorm
+from lstmjax._src.lstm.cell import LSTMParams as LSTMParams
+from lstmjax._src.lstm.cell import LSTMState as LSTMState
+from lstmjax._src.lstm.initialization import init as init
+from lstmjax._src.lstm.initialization import initial_state as initial_state
+from lstmjax._src.lstm.options import NORM_EPSILON, LSTMOptions
 
 
 @keywords.explained("lstm.step")
@@ -67,9 +68,9 @@ def step(
     >>> y.shape
     (8, 3)
     """
-    key = regularize.key_of(dropout, key, deterministic)
+    key = dropout_masks.key_of(dropout, key, deterministic)
     if key is not None:
-        one = checks.floating("x", x)[..., None, :]
+        one = validation.floating("x", x)[..., None, :]
         return apply(params, one, state, return_sequences=False, options=options, dropout=dropout, key=key)
     if not _are_arrays(params, x, state):
         x, state, _ = _checked_step(params, x, state, options, dropout)
@@ -143,10 +144,10 @@ def apply(
     >>> ys.shape, bool((ys[-1] == state.h).all())
     ((4, 3), True)
     """
-    reverse = checks.boolean("reverse", reverse)
-    return_sequences = checks.boolean("return_sequences", return_sequences)
-    key = regularize.key_of(dropout, key, deterministic)
-    unroll = None if unroll is None else checks.positive_int("unroll", unroll)
+    reverse = validation.boolean("reverse", reverse)
+    return_sequences = validation.boolean("return_sequences", return_sequences)
+    key = dropout_masks.key_of(dropout, key, deterministic)
+    unroll = None if unroll is None else validation.positive_int("unroll", unroll)
     segments = 0
     if checkpoint is not False or not _are_arrays(params, xs, state, lengths, resets) or not _fit(lengths, xs):
         xs, state, lengths, resets = checked(params, xs, state, lengths, resets, key, options, dropout, implementation)
@@ -191,7 +192,7 @@ def explain(
 
     def prepared():
         inputs, start, *_ = checked(params, xs, state, None, None, key, options, dropout, implementation)
-        masks = regularize.draw(dropout, key, params, tuple(batch), time)
+        masks = dropout_masks.draw(dropout, key, params, tuple(batch), time)
         return *promoted(params, inputs, start, options)[:2], masks
 
     if implementation != "auto":
@@ -207,7 +208,7 @@ def explain(
 @partial(jax.jit, static_argnames=("options", "dropout"))
 def _step(params, x, state, options, dropout):
     x, state, dropout = _checked_step(params, x, state, options, dropout)
-    axis = placement.units_axis(options.units_axis)
+    axis = mesh.units_axis(options.units_axis)
     single = partial(cell.step, options=dataclasses.replace(options, units_axis=axis), dropout=dropout, masks=Masks())
     for _ in range(x.ndim - 1):
         single = jax.vmap(single, in_axes=(None, 0, 0))
@@ -217,12 +218,12 @@ def _step(params, x, state, options, dropout):
 
         def whole(params, state, initial, masks, x, clock=None):
             del initial, masks, clock
-            return single(params, *placement.varying_alike((x, state)))
+            return single(params, *mesh.varying_alike((x, state)))
 
-        part = whole if axis is None else placement.divided(whole, axis, state)
+        part = whole if axis is None else mesh.divided(whole, axis, state)
         return part(cell.merged(params), state, None, Masks(), x)
 
-    state = placement.automatic(run, x.ndim - 1, options.units_axis)(params, x, state)
+    state = mesh.automatic(run, x.ndim - 1, options.units_axis)(params, x, state)
     return state.h, state
 
 
@@ -236,10 +237,10 @@ def _apply(params, xs, arrays, static):
     *batch, time, _ = xs.shape
 
     def run(params, xs, state, lengths, resets, masks):
-        clock = recurrence.read_by(lengths, resets, time, reverse=reverse, unroll=unroll)
+        clock = scan.read_by(lengths, resets, time, reverse=reverse, unroll=unroll)
         # Filled before all else, so that no array in between holds the NaN of padding, at which jax.debug_nans stops.
-        xs = recurrence.in_order(padding.fill(xs, lengths), reverse, axis=-2)
-        masks = masks.at(recurrence.in_order(masks.in_loop()[1], reverse))
+        xs = scan.in_order(padding.fill(xs, lengths), reverse, axis=-2)
+        masks = masks.at(scan.in_order(masks.in_loop()[1], reverse))
         ys, state = _read(
             params,
             xs,
@@ -252,20 +253,20 @@ def _apply(params, xs, arrays, static):
             implementation=implementation,
             segments=segments,
         )
-        return recurrence.in_order(ys, reverse and return_sequences, axis=-2), state
+        return scan.in_order(ys, reverse and return_sequences, axis=-2), state
 
-    masks = regularize.draw(dropout, key, params, tuple(batch), time)
-    return placement.automatic(run, xs.ndim - 2, options.units_axis)(params, xs, state, lengths, resets, masks)
+    masks = dropout_masks.draw(dropout, key, params, tuple(batch), time)
+    return mesh.automatic(run, xs.ndim - 2, options.units_axis)(params, xs, state, lengths, resets, masks)
 
 
 @partial(jax.jit, static_argnames=("dropout", "return_sequences", "options", "implementation", "segments"))
 def _read(params, xs, state, clock, masks, *, dropout, return_sequences, options, implementation, segments):
     """Run over xs [*batch, time, inputs] in the order in which they stand."""
-    options = dataclasses.replace(options, units_axis=placement.units_axis(options.units_axis))
+    options = dataclasses.replace(options, units_axis=mesh.units_axis(options.units_axis))
     initial = initial_state(params)
     params, xs, state = promoted(params, xs, state, options)
     if xs.shape[-2] == 0:  # a loop of no steps is one that JAX does not run where jit is disabled
-        ys, *_ = placement.varying_alike((jnp.zeros((*xs.shape[:-1], params.outputs), xs.dtype), xs, state))
+        ys, *_ = mesh.varying_alike((jnp.zeros((*xs.shape[:-1], params.outputs), xs.dtype), xs, state))
         return ys if return_sequences else state.h, state
     implementation = AUTO if implementation == "auto" else implementation
     initial = LSTMState(h=initial.h.astype(xs.dtype).astype(state.c.dtype), c=initial.c.astype(state.c.dtype))
@@ -275,7 +276,7 @@ def _read(params, xs, state, clock, masks, *, dropout, return_sequences, options
         wide = dataclasses.replace(wide, w_h=wide.w_h * masks.recurrent_weights.astype(wide.w_h.dtype))
 
     def run(*arguments):
-        wide, state, initial, masks, xs, clock = placement.varying_alike(arguments)
+        wide, state, initial, masks, xs, clock = mesh.varying_alike(arguments)
         constants, steps = masks.in_loop()
 
         def loop(state, xs, steps, clock):
@@ -286,11 +287,11 @@ def _read(params, xs, state, clock, masks, *, dropout, return_sequences, options
             return jnp.moveaxis(ys, 0, -2) if return_sequences else None, state
 
         if segments:
-            return recurrence.in_segments(loop, state, xs, steps, clock, segments)
+            return scan.in_segments(loop, state, xs, steps, clock, segments)
         return loop(state, xs, steps, clock)
 
     if options.units_axis is not None:
-        run = placement.divided(run, options.units_axis, (xs if return_sequences else None, state))
+        run = mesh.divided(run, options.units_axis, (xs if return_sequences else None, state))
     in_loop = dataclasses.replace(masks, outputs=None, recurrent_weights=None)
     ys, state = run(wide, state, initial, in_loop, xs, clock)
     ys = state.h if ys is None else ys
@@ -307,16 +308,14 @@ def _scan(params, xs, state, initial, masks, clock, options, dropout, return_seq
         x, step = now
         return cell.step(cell.narrowed(params, x), x, state, options, dropout, constants.at(step)), None
 
-    ys, state, _ = recurrence.forward(
-        single, state, initial, xs, steps, constants, clock, return_sequences=return_sequences
-    )
+    ys, state, _ = scan.forward(single, state, initial, xs, steps, constants, clock, return_sequences=return_sequences)
     return ys, state
 
 
 def _pallas_tpu(*arguments):
-    from lstmjax.kernels import run  # Pallas takes as long to load as all else
+    from lstmjax._src.lstm.pallas_tpu import rules  # Pallas takes as long to load as all else
 
-    return run.run(*arguments)
+    return rules.run(*arguments)
 
 
 # The kernel has never run on its hardware, so that "auto" leaves it to those who name it.
@@ -328,15 +327,15 @@ def _why_no_kernel(params: Any, xs: Any, options: LSTMOptions, dropout: Dropout,
     """Why "auto" does not take the kernel."""
     if jax.default_backend() != "tpu":
         return "there is no TPU here"
-    from lstmjax.kernels import run
+    from lstmjax._src.lstm.pallas_tpu import rules
 
-    refused = run.refusal(params, xs, options, dropout, masks)
+    refused = rules.refusal(params, xs, options, dropout, masks)
     return refused or "nobody has timed it on a TPU; implementation='pallas_tpu' runs it"
 
 
 def _check(params: Any, name: str, x: Any, axes: str, options: Any) -> Array:
     check(params)
-    checks.instance("options", options, LSTMOptions, "LSTMOptions(...)")
+    validation.instance("options", options, LSTMOptions, "LSTMOptions(...)")
     if options.units_axis is not None and (params.norm is not None or params.w_projection is not None):
         part = "layer norm, which looks at all units" if params.norm is not None else "a projection"
         raise ValueError(f"options.units_axis={options.units_axis!r} does not divide units with {part}.")
@@ -350,8 +349,8 @@ def _check(params: Any, name: str, x: Any, axes: str, options: Any) -> Array:
             f"norm_epsilon={options.norm_epsilon!r} needs params with layer norm: lstm.init(..., layer_norm=...) makes "
             "them."
         )
-    x = checks.floating(name, x)
-    checks.features(name, x, params.inputs, axes, "params.w_x has that many rows")
+    x = validation.floating(name, x)
+    validation.features(name, x, params.inputs, axes, "params.w_x has that many rows")
     return x
 
 
@@ -360,20 +359,22 @@ def check(params: LSTMParams) -> None:
     cell.check_matrices("params", params)
     if params.w_projection is not None:
         shape = params.units, params.outputs
-        checks.shape("params.w_projection", params.w_projection, shape, "units, projection: the rows of params.w_h")
+        validation.shape("params.w_projection", params.w_projection, shape, "units, projection: the rows of params.w_h")
     units, hidden = params.units, "units" if params.w_projection is None else "projection"
     gates = 3 if params.w_x.shape[1] == 3 * units else 4
     every = f"{gates}*units"
-    checks.shape("params.w_x", params.w_x, (params.inputs, gates * units), f"inputs, {every}, with the units of params")
-    checks.shape("params.w_h", params.w_h, (params.outputs, gates * units), f"{hidden}, {every}")
+    validation.shape(
+        "params.w_x", params.w_x, (params.inputs, gates * units), f"inputs, {every}, with the units of params"
+    )
+    validation.shape("params.w_h", params.w_h, (params.outputs, gates * units), f"{hidden}, {every}")
     biases = "bias", "bias_h", "offset"
     vectors = {
         **{name: (getattr(params, name), gates * units, f"{every}, with the units of params.w_h") for name in biases},
         "w_peephole": (params.w_peephole, (gates - 1) * units, f"{gates - 1}*units"),
     }
     if params.norm is not None:
-        checks.instance("params.norm", params.norm, LSTMNorm, "lstm.init")
-        needed = cell.NORMS[checks.one_of("params.norm.kind", params.norm.kind, cell.NORMS)]
+        validation.instance("params.norm", params.norm, LSTMNorm, "lstm.init")
+        needed = cell.NORMS[validation.one_of("params.norm.kind", params.norm.kind, cell.NORMS)]
         for name in ("x_scale", "h_scale", "z_scale", "c_scale", "c_bias"):
             vector = getattr(params.norm, name)
             if name in needed:
@@ -381,15 +382,15 @@ def check(params: LSTMParams) -> None:
             elif vector is not None:
                 raise ValueError(f"params.norm.{name} must be None with the kind {params.norm.kind!r}; got an array.")
     if params.initial is not None:
-        checks.instance("params.initial", params.initial, LSTMState, "lstm.init")
+        validation.instance("params.initial", params.initial, LSTMState, "lstm.init")
         vectors |= {
             "initial.h": (params.initial.h, params.outputs, hidden),
             "initial.c": (params.initial.c, units, "units"),
         }
     for name, (vector, size, meaning) in vectors.items():
         if vector is not None or name.startswith(("norm", "initial")):
-            checks.weights(f"params.{name}", vector, meaning.split(",")[0])
-            checks.shape(f"params.{name}", vector, (size,), meaning)
+            validation.weights(f"params.{name}", vector, meaning.split(",")[0])
+            validation.shape(f"params.{name}", vector, (size,), meaning)
 
 
 def _check_dropout(dropout: Any, key: Any) -> Dropout:
@@ -397,9 +398,9 @@ def _check_dropout(dropout: Any, key: Any) -> Dropout:
         if key is not None:
             raise ValueError("key has no use without dropout: pass dropout=Dropout(...), or no key.")
         return Dropout()
-    checks.instance("dropout", dropout, Dropout, "Dropout(...)")
+    validation.instance("dropout", dropout, Dropout, "Dropout(...)")
     if key is not None:
-        checks.key(key)
+        validation.key(key)
     if dropout.between_layers:
         raise ValueError(
             f"Dropout(between_layers={dropout.between_layers!r}) needs layers: use stack.apply, or outputs= for one."
@@ -418,8 +419,8 @@ def _segments(checkpoint: Any, time: int) -> int:
     if not isinstance(time, int):
         raise ValueError(f"checkpoint={checkpoint!r} cuts a known number of steps; that of xs is left open: {time}.")
     if not isinstance(checkpoint, bool | np.bool_):
-        return checks.positive_int("checkpoint", checkpoint)
-    return recurrence.even(time, max(1, math.isqrt(6 * time)))
+        return validation.positive_int("checkpoint", checkpoint)
+    return scan.even(time, max(1, math.isqrt(6 * time)))
 
 
 def _are_arrays(params: Any, xs: Any, state: Any, *others: Any) -> bool:
@@ -438,7 +439,7 @@ def _fit(lengths: Any, xs: Any) -> bool:
     """Whether lengths lie within time, if their values can be read; all else is checked while tracing."""
     if lengths is None or isinstance(lengths, jax.core.Tracer):
         return True
-    if not checks.is_known(lengths):
+    if not validation.is_known(lengths):
         return False
     values = np.asarray(lengths)
     if getattr(xs, "ndim", 0) < 2 or values.dtype.kind not in "iu":
@@ -471,26 +472,26 @@ def checked(params, xs, state, lengths, resets, key, options, dropout, implement
     *batch, time, _ = xs.shape
     batch = tuple(batch)
     state = initial_state(params, batch) if state is None else _check_state(params, state, batch)
-    lengths = None if lengths is None else checks.lengths(lengths, batch, time)
-    resets = None if resets is None else checks.resets(resets, batch, time)
+    lengths = None if lengths is None else validation.lengths(lengths, batch, time)
+    resets = None if resets is None else validation.resets(resets, batch, time)
     _check_dropout(dropout, key)
-    checks.one_of("implementation", implementation, ("auto", *IMPLEMENTATIONS))
+    validation.one_of("implementation", implementation, ("auto", *IMPLEMENTATIONS))
     return xs, state, lengths, resets
 
 
 def _check_state(params: LSTMParams, state: Any, batch: tuple[int, ...]) -> LSTMState:
-    checks.no_lengths(state)
+    validation.no_lengths(state)
     if type(state) in (tuple, list) and len(state) == 2:
         raise TypeError(
             f"state must be LSTMState, as lstm.initial_state makes it; got {type(state).__name__}: make it "
             "LSTMState(h, c), and mind the order, which shapes do not tell: (h, c) in PyTorch and Keras, (c, h) in "
             "Flax and TensorFlow."
         )
-    checks.instance("state", state, LSTMState, "lstm.initial_state")
-    state = LSTMState(h=checks.floating("state.h", state.h), c=checks.floating("state.c", state.c))
+    validation.instance("state", state, LSTMState, "lstm.initial_state")
+    state = LSTMState(h=validation.floating("state.h", state.h), c=validation.floating("state.c", state.c))
     hidden = "units" if params.w_projection is None else "projection"
-    checks.shape("state.h", state.h, (*batch, params.outputs), f"the batch axes of the input, then {hidden}")
-    checks.shape("state.c", state.c, (*batch, params.units), "the batch axes of the input, then units")
+    validation.shape("state.h", state.h, (*batch, params.outputs), f"the batch axes of the input, then {hidden}")
+    validation.shape("state.c", state.c, (*batch, params.units), "the batch axes of the input, then units")
     return state
 
 
@@ -500,9 +501,9 @@ def promoted(
     """Bring all to one dtype, the common one if options name none, and c to at least float32."""
     dtype = jnp.dtype(options.precision or jnp.result_type(x, state.h, *jax.tree.leaves(params)))
     wide = (
-        checks.at_least_float32(dtype)
+        validation.at_least_float32(dtype)
         if options.precision
-        else jnp.result_type(state.c, checks.at_least_float32(dtype))
+        else jnp.result_type(state.c, validation.at_least_float32(dtype))
     )
     params = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), params)  # of NumPy too, where jit is disabled
     return params, x.astype(dtype), LSTMState(h=state.h.astype(dtype), c=state.c.astype(wide))

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Int, Integer
 
-from lstmjax import checks, keywords, padding
+from lstmjax._src import keywords, padding, validation
 from lstmjax.conv1d import output_lengths
 
 
@@ -52,8 +52,8 @@ def max_over_windows(
     Array([3., 3., 2., 0., 0.], dtype=float32)
     """
     xs, lengths = _check(xs, lengths)
-    window = checks.positive_int("window", window)
-    stride = window if stride is None else checks.positive_int("stride", stride)
+    window = validation.positive_int("window", window)
+    stride = window if stride is None else validation.positive_int("stride", stride)
     time = xs.shape[-2]
     filled = padding.fill(xs, lengths, -jnp.inf)
     window, step = min(window, max(time, 1)), min(stride, max(time, 1))  # beyond the end there is nothing
@@ -113,7 +113,7 @@ def global_mean(
     Array([ 1.5, -2. ], dtype=float32)
     """
     xs, lengths = _check(xs, lengths)
-    total = jnp.sum(padding.fill(xs, lengths), axis=-2, dtype=checks.at_least_float32(xs.dtype))
+    total = jnp.sum(padding.fill(xs, lengths), axis=-2, dtype=validation.at_least_float32(xs.dtype))
     return (total / jnp.maximum(_count(xs, lengths), 1).astype(total.dtype)).astype(xs.dtype)
 
 
@@ -169,10 +169,10 @@ def _over_windows(xs: Array, window: int) -> Array:
 
 
 def _check(xs, lengths) -> tuple[Array, Array | None]:
-    xs = checks.floating("xs", xs)
+    xs = validation.floating("xs", xs)
     if xs.ndim < 2:
         raise ValueError(f"xs must have axes [*batch, time, features], at least 2 of them; got shape {xs.shape}.")
-    return xs, None if lengths is None else checks.lengths(lengths, xs.shape[:-2], xs.shape[-2])
+    return xs, None if lengths is None else validation.lengths(lengths, xs.shape[:-2], xs.shape[-2])
 
 
 def _count(xs: Array, lengths: Array | None) -> Int[Array, "*batch 1"]:

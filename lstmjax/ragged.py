@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from lstmjax import checks, keywords, pytrees
+from lstmjax._src import keywords, pytrees, validation
 
 DEEPER = "Of lists nested more deeply levels= is the number of levels whose lengths vary, such as levels=2."
 KINDS = {np.bool_: np.bool_, np.integer: np.int32, np.floating: np.float32}  # what each is stored as
@@ -62,7 +62,7 @@ def pad(
     >>> words_per_utterance.tolist(), utterances_per_conversation.tolist()
     ([[3, 1], [0, 0], [0, 2]], [2, 0, 2])
     """
-    levels = checks.positive_int("levels", levels)
+    levels = validation.positive_int("levels", levels)
     nested, counts = [_list(sequences, 0)], []
     for level in range(levels):
         nested = [_list(inner, level + 1) for outer in nested for inner in outer]
@@ -96,7 +96,7 @@ def widths(lengths: Any, *, waste: float | int = 0.25) -> tuple[int, ...]:
     >>> widths([1, 2, 2, 3, 40], waste=0.5), widths([1, 2, 2, 3, 40], waste=0.05), widths([1, 2, 2, 3, 40], waste=0)
     ((3, 40), (2, 3, 40), (1, 2, 3, 40))
     """
-    waste, lengths = checks.rate("waste", waste), _lengths(lengths)
+    waste, lengths = validation.rate("waste", waste), _lengths(lengths)
     values, counts = np.unique(lengths, return_counts=True)
     if not waste:
         return tuple(values.tolist())
@@ -200,7 +200,7 @@ def buckets(
     >>> codes[np.argsort(np.concatenate([bucket.rows for bucket in made]))].tolist()
     [3, 28, 5, 0, 8]
     """
-    checks.rate("waste", waste)
+    validation.rate("waste", waste)
     sequences = [_list(sequence, 1) for sequence in _list(sequences, 0)]
     steps, sizes = _steps(sequences, dtype), np.array([len(sequence) for sequence in sequences], np.int32)
     if not sequences:

@@ -20,8 +20,9 @@ from jax.nn import initializers
 from jax.typing import DTypeLike
 from jaxtyping import Array, ArrayLike, Float, Integer
 
-from lstmjax import checks, conv1d, keywords, padding, placement, pytrees, regularize
-from lstmjax.options import ACTIVATIONS
+from lstmjax import conv1d
+from lstmjax._src import dropout_masks, keywords, mesh, padding, pytrees, validation
+from lstmjax._src.lstm.options import ACTIVATIONS
 
 DROPOUT_KINDS = ("spatial", "elementwise")
 
@@ -75,7 +76,7 @@ def init(
     >>> first.shortcut.w.shape, second.shortcut
     ((1, 2, 25), None)
     """
-    inputs = checks.positive_int("inputs", inputs)
+    inputs = validation.positive_int("inputs", inputs)
     units = _per_block("units", units)
     strides = _per_block("strides", [1] * len(units) if strides is None else strides, len(units))
 
@@ -91,7 +92,7 @@ def init(
             shortcut=conv(shortcut, inputs, units, 1) if inputs != units or stride != 1 else None,
         )
 
-    keys = jax.random.split(checks.key(key), len(units))
+    keys = jax.random.split(validation.key(key), len(units))
     return tuple(map(block, keys, (inputs, *units), units, strides))
 
 
@@ -119,7 +120,7 @@ def apply(
         dilations: one for each block, in steps of that block's input, the second convolution's in steps of the
             first's output; None for 1, 2, 4, ...
         strides: one for each block, as `init` got them; None where all are 1.
-        activation: a name in `lstmjax.options.ACTIVATIONS`.
+        activation: a name in `lstmjax._src.lstm.options.ACTIVATIONS`.
         dropout: rate, from 0 to 1, at which units are dropped behind each convolution's activation; those
             kept are divided by 1 - dropout.
         dropout_kind: "spatial", the same units at every step of a sequence (Tompson et al., "Efficient object
@@ -141,9 +142,9 @@ def apply(
     >>> apply(params, jnp.ones((4, 784, 1))).shape
     (4, 784, 25)
     """
-    checks.instance("params", params, tuple, "residual.init")
+    validation.instance("params", params, tuple, "residual.init")
     for i, block in enumerate(params):
-        checks.instance(f"params[{i}]", block, ResidualParams, "residual.init")
+        validation.instance(f"params[{i}]", block, ResidualParams, "residual.init")
         for name in ("first", "second", *(("shortcut",) if block.shortcut is not None else ())):
             conv1d.check(f"params[{i}].{name}", getattr(block, name))
     blocks = len(params)
@@ -151,17 +152,17 @@ def apply(
         raise ValueError("params must have at least one block, got ().")
     dilations = _per_block("dilations", [2**i for i in range(blocks)] if dilations is None else dilations, blocks)
     strides = _per_block("strides", [1] * blocks if strides is None else strides, blocks)
-    checks.one_of("activation", activation, ACTIVATIONS)
-    dropout = checks.probability("dropout", dropout)
-    checks.one_of("dropout_kind", dropout_kind, DROPOUT_KINDS)
-    xs = checks.floating("xs", xs)
+    validation.one_of("activation", activation, ACTIVATIONS)
+    dropout = validation.probability("dropout", dropout)
+    validation.one_of("dropout_kind", dropout_kind, DROPOUT_KINDS)
+    xs = validation.floating("xs", xs)
     inputs = params[0].first.w.shape[1]
-    checks.features("xs", xs, inputs, "*batch, time, inputs", "params[0].first.w has that many in its second axis")
+    validation.features("xs", xs, inputs, "*batch, time, inputs", "params[0].first.w has that many in its second axis")
     *batch, time, _ = xs.shape
-    lengths = None if lengths is None else checks.lengths(lengths, tuple(batch), time)
+    lengths = None if lengths is None else validation.lengths(lengths, tuple(batch), time)
     if key is not None:
-        checks.key(key)
-    key = regularize.key_of(bool(dropout), key, deterministic)
+        validation.key(key)
+    key = dropout_masks.key_of(bool(dropout), key, deterministic)
 
     def run(params, xs, lengths, key):
         # Causal, so that what is computed on padding reaches no valid step: zeros at both ends are enough.
@@ -172,7 +173,7 @@ def apply(
             ys = _block(block, ys, dilation, stride, ACTIVATIONS[activation], drop, key)
         return padding.fill(ys, None if lengths is None else conv1d.output_lengths(lengths, math.prod(strides)))
 
-    return placement.automatic(run, len(batch))(params, xs, lengths, key)
+    return mesh.automatic(run, len(batch))(params, xs, lengths, key)
 
 
 @keywords.explained("residual.receptive_field")
@@ -217,7 +218,7 @@ def _drop(xs, key, rate, kind):
     if key is None or not rate:
         return xs
     steps = xs.shape[-2] if kind == "elementwise" else 1
-    return xs * regularize.factors(key, rate, (*xs.shape[:-2], steps, xs.shape[-1])).astype(xs.dtype)
+    return xs * dropout_masks.factors(key, rate, (*xs.shape[:-2], steps, xs.shape[-1])).astype(xs.dtype)
 
 
 def _per_block(name: str, values: Any, blocks: int | None = None) -> tuple[int, ...]:
@@ -225,4 +226,4 @@ def _per_block(name: str, values: Any, blocks: int | None = None) -> tuple[int, 
     if not isinstance(values, Sequence) or not values or len(values) != (blocks or len(values)):
         count = "integers" if blocks is None else f"{blocks} integers"
         raise ValueError(f"{name} must be {count}, one for each block; got {values!r}.")
-    return tuple(checks.positive_int(f"{name}[{i}]", value) for i, value in enumerate(values))
+    return tuple(validation.positive_int(f"{name}[{i}]", value) for i, value in enumerate(values))

@@ -21,7 +21,7 @@ import jax
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from lstmjax import keywords
+from lstmjax._src import keywords
 
 Rule = tuple[str, *tuple[P, ...]]
 

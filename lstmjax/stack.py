@@ -13,11 +13,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Integer
 
 from lstmjax import bidirectional as two_ways
-from lstmjax import cell, checks, keywords, lstm, padding, pooling, pytrees, regularize
+from lstmjax import lstm, pooling
+from lstmjax._src import dropout_masks, keywords, padding, pytrees, validation
+from lstmjax._src.dropout_masks import Dropout
+from lstmjax._src.lstm import cell
+from lstmjax._src.lstm.options import LSTMOptions
 from lstmjax.bidirectional import BidirectionalParams
 from lstmjax.lstm import LSTMParams
-from lstmjax.options import LSTMOptions
-from lstmjax.regularize import Dropout
 
 
 @pytrees.container
@@ -60,10 +62,10 @@ def init(
     """
     if not isinstance(units, tuple | list) or not units:
         raise ValueError(f"units must be a tuple with one number for each layer, such as (64, 64); got {units!r}.")
-    checks.one_of("merge", merge, [name for name in two_ways.MERGES if name])
-    make = two_ways.init if checks.boolean("bidirectional", bidirectional) else lstm.init
+    validation.one_of("merge", merge, [name for name in two_ways.MERGES if name])
+    make = two_ways.init if validation.boolean("bidirectional", bidirectional) else lstm.init
     layers = []
-    for layer_key, layer_units in zip(jax.random.split(checks.key(key), len(units)), units, strict=True):
+    for layer_key, layer_units in zip(jax.random.split(validation.key(key), len(units)), units, strict=True):
         layers.append(make(layer_key, inputs, layer_units, **options))
         inputs = outputs(layers[-1], merge)
     return StackParams(tuple(layers))
@@ -115,7 +117,7 @@ def step(
     >>> y.shape
     (8, 3)
     """
-    checks.instance("params", params, StackParams, "stack.init")
+    validation.instance("params", params, StackParams, "stack.init")
     for number, layer in enumerate(_layers(params)):
         if isinstance(layer, BidirectionalParams):
             raise ValueError(f"params.layers[{number}] is bidirectional: its backward half needs the whole sequence.")
@@ -123,8 +125,8 @@ def step(
     _check_state(params, state)
     _check_residual(params, residual_from, "concat", True)
     _check_dropout(params, dropout)
-    key = regularize.key_of(dropout, key, deterministic)
-    y, count = checks.floating("x", x), len(params.layers)
+    key = dropout_masks.key_of(dropout, key, deterministic)
+    y, count = validation.floating("x", x), len(params.layers)
     states = []
     for number, (layer, layer_state, (layer_key, between)) in enumerate(
         zip(params.layers, state, _keys(key, count), strict=True)
@@ -195,7 +197,7 @@ def apply(
     """
     arguments |= {"lengths": lengths, "reverse": reverse}
     if merge is not None:
-        checks.one_of("merge", merge, [name for name in two_ways.MERGES if name])
+        validation.one_of("merge", merge, [name for name in two_ways.MERGES if name])
     if not isinstance(params, StackParams):
         _check_kind(params)
         arguments |= {"return_sequences": return_sequences, "dropout": dropout, "key": key}
@@ -209,11 +211,11 @@ def apply(
     _check_residual(params, residual_from, merge, return_sequences)
     _check_dropout(params, dropout)
     state = (None,) * len(params.layers) if state is None else _check_state(params, state)
-    below, return_sequences = checks.floating("xs", xs), checks.boolean("return_sequences", return_sequences)
+    below, return_sequences = validation.floating("xs", xs), validation.boolean("return_sequences", return_sequences)
     if residual_from == 0 and lengths is not None:
-        below = padding.fill(below, checks.lengths(lengths, below.shape[:-2], below.shape[-2]))
+        below = padding.fill(below, validation.lengths(lengths, below.shape[:-2], below.shape[-2]))
     count = len(params.layers)
-    key = regularize.key_of(dropout, key, deterministic)
+    key = dropout_masks.key_of(dropout, key, deterministic)
     keys, last = _keys(key, count), count - 1
     states = []
     for number, (layer, layer_state, (layer_key, between)) in enumerate(zip(params.layers, state, keys, strict=True)):
@@ -279,7 +281,7 @@ def _check_kind(params: Any) -> None:
             f"stack.init makes it; got {type(params).__name__}: of layers upon each other make it StackParams(layers)."
         )
     kinds = LSTMParams, BidirectionalParams, StackParams
-    checks.instance("params", params, kinds, "lstm.init, bidirectional.init or stack.init")
+    validation.instance("params", params, kinds, "lstm.init, bidirectional.init or stack.init")
 
 
 def _apply_layer(params, xs, state, merge, **arguments):
@@ -311,14 +313,14 @@ def _of_layer(dropout, *, first, last):
 
 def _keys(key, count):
     """Of each layer, and of what goes into it from the one below."""
-    return [(None, None)] * count if key is None else jax.random.split(checks.key(key), (count, 2))
+    return [(None, None)] * count if key is None else jax.random.split(validation.key(key), (count, 2))
 
 
 def _dropped(xs, dropout, key):
     if dropout is None or key is None or not dropout.between_layers:
         return xs
     steps = xs.shape[-2] if dropout.between_layers_kind == "step" else 1
-    kept = regularize.factors(key, dropout.between_layers, (*xs.shape[:-2], steps, xs.shape[-1]))
+    kept = dropout_masks.factors(key, dropout.between_layers, (*xs.shape[:-2], steps, xs.shape[-1]))
     return xs * kept.astype(xs.dtype)
 
 
@@ -352,7 +354,7 @@ def _inputs(layer: Any) -> int:
 
 
 def _check_state(params: StackParams, state: Any) -> tuple[Any, ...]:
-    checks.no_lengths(state)
+    validation.no_lengths(state)
     if not isinstance(state, tuple | list) or len(state) != len(params.layers):
         raise TypeError(
             f"state must be a tuple of {len(params.layers)} states, one for each layer, as stack.initial_state makes "
@@ -370,7 +372,7 @@ def _check_state(params: StackParams, state: Any) -> tuple[Any, ...]:
 def _check_dropout(params: StackParams, dropout: Any) -> None:
     if dropout is None:
         return
-    checks.instance("dropout", dropout, Dropout, "Dropout(...)")
+    validation.instance("dropout", dropout, Dropout, "Dropout(...)")
     if dropout.between_layers and len(params.layers) == 1:
         raise ValueError(
             f"Dropout(between_layers={dropout.between_layers!r}) needs at least 2 layers, and params has 1: use "

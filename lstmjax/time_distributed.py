@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lstmjax import checks, keywords
+from lstmjax._src import keywords, validation
 
 
 @keywords.explained("lstmjax.time_distributed")
@@ -58,7 +58,7 @@ def time_distributed(function: Callable) -> Callable:
     """
 
     def distributed(*args: Any, **kwargs: Any) -> Any:
-        axes = checks.common_leading_axes(jax.tree.leaves((args, kwargs)), 2, "batch, time")
+        axes = validation.common_leading_axes(jax.tree.leaves((args, kwargs)), 2, "batch, time")
         args, kwargs = jax.tree.map(lambda a: jnp.reshape(a, (math.prod(axes), *jnp.shape(a)[2:])), (args, kwargs))
         ys = function(*args, **kwargs)
         return jax.tree.map(lambda y: jnp.reshape(y, (*axes, *jnp.shape(y)[1:])), ys)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Integer, Shaped
 
-from lstmjax import checks, keywords, padding
+from lstmjax._src import keywords, padding, validation
 from lstmjax.bidirectional import BidirectionalState
 
 
@@ -50,9 +50,9 @@ def look_back(
     >>> windows[0, :, 0].tolist(), targets[0].tolist()
     ([0.0, 1.0, 2.0], [3.0])
     """
-    steps, horizon = checks.positive_int("steps", steps), checks.positive_int("horizon", horizon)
-    stride = checks.positive_int("stride", stride)
-    series = checks.asarray("series", series)
+    steps, horizon = validation.positive_int("steps", steps), validation.positive_int("horizon", horizon)
+    stride = validation.positive_int("stride", stride)
+    series = validation.asarray("series", series)
     if series.ndim < 2:
         raise ValueError(
             f"series must have axes [*batch, samples, features], got shape {series.shape}. For a single feature add "
@@ -99,8 +99,8 @@ def stateful_batches(
     >>> pieces[:2, :, 0].tolist()
     [[0, 50, 100], [10, 60, 110]]
     """
-    rows, steps = checks.positive_int("rows", rows), checks.positive_int("steps", steps)
-    sequence = checks.asarray("sequence", sequence)
+    rows, steps = validation.positive_int("rows", rows), validation.positive_int("steps", steps)
+    sequence = validation.asarray("sequence", sequence)
     if sequence.ndim < 1 or len(sequence) < rows * steps:
         raise ValueError(
             f"sequence must have at least rows * steps = {rows} * {steps} samples in its first axis, got shape "
@@ -141,7 +141,7 @@ def truncated(apply: Callable[..., tuple[Array, Any]], steps: int) -> Callable[.
     >>> gradient[:30].any().item(), gradient[30:].all().item()
     (False, True)
     """
-    steps = checks.positive_int("steps", steps)
+    steps = validation.positive_int("steps", steps)
 
     def apply_in_pieces(
         params: Any,
@@ -154,15 +154,15 @@ def truncated(apply: Callable[..., tuple[Array, Any]], steps: int) -> Callable[.
         return_sequences: bool = True,
         **options: Any,
     ) -> tuple[Array, Any]:
-        xs = checks.asarray("xs", xs)
-        reverse = checks.boolean("reverse", reverse)
-        return_sequences = checks.boolean("return_sequences", return_sequences)
+        xs = validation.asarray("xs", xs)
+        reverse = validation.boolean("reverse", reverse)
+        return_sequences = validation.boolean("return_sequences", return_sequences)
         if xs.ndim < 2:
             raise ValueError(f"xs must have axes [*batch, time, inputs], at least 2 of them; got shape {xs.shape}.")
         *batch, time, _ = xs.shape
         batch = tuple(batch)
-        lengths = None if lengths is None else checks.lengths(lengths, batch, time)
-        resets = None if resets is None else checks.resets(resets, batch, time)
+        lengths = None if lengths is None else validation.lengths(lengths, batch, time)
+        resets = None if resets is None else validation.resets(resets, batch, time)
         arrays = {name: value for name, value in options.items() if any(map(_is_array, jax.tree.leaves(value)))}
         static = tuple(sorted((name, value) for name, value in options.items() if name not in arrays))
         given = params, padding.fill(xs, lengths), state, lengths, resets, arrays

@@ -15,7 +15,8 @@ import test_contract as contract
 import test_conv1d as convolutions
 import test_variants as variants
 
-from lstmjax import Dropout, blocks, export, lstm
+from lstmjax import Dropout, export, lstm
+from lstmjax._src import chunking
 
 pytestmark = pytest.mark.slow
 
@@ -30,12 +31,12 @@ def on_an_accelerator(patch):
 
 
 def in_blocks_of_two_steps(patch):
-    patch.setattr(blocks, "CACHED", 64)
+    patch.setattr(chunking, "CACHED", 64)
 
 
 def with_a_product_a_step(patch):
-    patch.setattr(blocks, "ROWS", 0)
-    patch.setattr(blocks, "SHARED", 0)
+    patch.setattr(chunking, "ROWS", 0)
+    patch.setattr(chunking, "SHARED", 0)
 
 
 def entered(branch):

@@ -18,7 +18,7 @@ from jax.test_util import check_vjp
 
 import lstmjax
 from lstmjax import LSTMParams, LSTMState, lstm
-from lstmjax.kernels import tpu
+from lstmjax._src.lstm.pallas_tpu import tpu
 
 pytestmark = pytest.mark.versions
 

@@ -37,9 +37,9 @@ from lstmjax import (
     lstm,
     residual,
     stack,
-    trees,
 )
-from lstmjax.cell import LSTMNorm
+from lstmjax._src import serialization
+from lstmjax._src.lstm.cell import LSTMNorm
 from lstmjax.dense import DenseParams
 from lstmjax.files import FileError
 
@@ -298,7 +298,7 @@ def test_what_cannot_come_back_is_not_saved(path, params, error, message):
 
 def test_trees_too_deep_or_too_large_are_not_saved(path):
     deep = None
-    for _ in range(trees.DEEPEST + 1):
+    for _ in range(serialization.DEEPEST + 1):
         deep = [deep]
     with pytest.raises(ValueError, match="at most 64 levels"):
         files.save(path, deep)
@@ -832,9 +832,9 @@ def test_keys_of_another_kind_are_refused(tmp_path):
     with pytest.raises(FileError, match=r"params/key is key<fry>.*and in like key<rbg>"):
         files.load(tmp_path / "state", like={"key": jax.random.key(7, impl="rbg")})
     with pytest.raises(ValueError, match="params must be a key of threefry2x32, rbg, unsafe_rbg; got 'md5'"):
-        trees.rebuild({"key": "md5"}, {"": jnp.zeros(2, jnp.uint32)})
+        serialization.rebuild({"key": "md5"}, {"": jnp.zeros(2, jnp.uint32)})
     with pytest.raises((ValueError, TypeError), match=r"uint32|key"):
-        trees.rebuild({"key": "rbg"}, {"": jnp.zeros(2, jnp.uint32)})
+        serialization.rebuild({"key": "rbg"}, {"": jnp.zeros(2, jnp.uint32)})
 
 
 @pytest.mark.parametrize("value", [np.int64(-3), np.uint64(2**63), np.float64(0.1), np.int32(5), np.bool_(True)])

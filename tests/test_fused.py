@@ -3,7 +3,8 @@
 import jax
 import jax.numpy as jnp
 
-from lstmjax import blocks, lstm
+from lstmjax import lstm
+from lstmjax._src import chunking
 
 BATCH, TIME, INPUTS, UNITS = 2, 50, 3, 4
 
@@ -36,5 +37,5 @@ def test_a_gradient_keeps_as_much_where_steps_go_in_blocks(monkeypatch):
         return sum(leaf.size for leaf in jax.tree.leaves(pull))
 
     whole = all_kept()
-    monkeypatch.setattr(blocks, "CACHED", 256)
+    monkeypatch.setattr(chunking, "CACHED", 256)
     assert all_kept() <= whole

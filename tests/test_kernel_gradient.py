@@ -6,7 +6,7 @@ import pytest
 import reference
 
 from lstmjax import LSTMParams, LSTMState, lstm
-from lstmjax.kernels import tpu
+from lstmjax._src.lstm.pallas_tpu import tpu
 
 
 @pytest.mark.parametrize("time", [3, pytest.param(19, marks=pytest.mark.slow)])

@@ -13,7 +13,8 @@ import pytest
 from jax.experimental.pallas import tpu as pltpu
 
 from lstmjax import Dropout, LSTMOptions, LSTMState, bidirectional, lstm, stack
-from lstmjax.kernels import standin, tpu
+from lstmjax._src import custom_primitive
+from lstmjax._src.lstm.pallas_tpu import tpu
 
 slow = pytest.mark.slow
 KEY = jax.random.key(0)
@@ -106,7 +107,7 @@ def test_no_race_and_nothing_read_that_was_not_written(lengths, resets, capfd):
     assert "RACE" not in capfd.readouterr().out
 
 
-def test_blocks_that_no_row_has_are_not_fetched_and_their_steps_not_run():
+def test_chunking_that_no_row_has_are_not_fetched_and_their_steps_not_run():
     layout = tpu._Layout(tpu.plan(tpu.Shape(64, 8, 3, 4, 4, 4), backward=False), ragged=True)
     assert (layout.plan.steps, layout.plan.step_blocks) == (16, 4)
     spans = tpu.Spans(jnp.zeros(8, jnp.int32), jnp.array([0, 3, 20, 7, 1, 0, 2, 9], jnp.int32))
@@ -317,13 +318,13 @@ class TestStandIn:
     """A wrong kernel and a wrong transpose, so that it shows which of them was used."""
 
     def test_a_kernel_is_computed_and_its_function_differentiated(self):
-        call = partial(standin.call, lambda x: jnp.sin(x), lambda x: x * 0 + 7)
+        call = partial(custom_primitive.call, lambda x: jnp.sin(x), lambda x: x * 0 + 7)
         assert call(2.0) == 7
         assert jax.jit(call)(2.0) == 7
         np.testing.assert_allclose(jax.jvp(call, (2.0,), (1.0,)), (7, np.cos(2.0)), rtol=1e-6)
         np.testing.assert_allclose(jax.grad(call)(2.0), np.cos(2.0), rtol=1e-6)
         np.testing.assert_allclose(jax.grad(jax.grad(jax.checkpoint(call)))(2.0), -np.sin(2.0), rtol=1e-6)
-        twice = partial(standin.call, lambda x: 2 * x, lambda x: 7 * x)
+        twice = partial(custom_primitive.call, lambda x: 2 * x, lambda x: 7 * x)
         assert jax.linear_transpose(twice, 1.0)(1.0) == (2,)
         xs = jnp.arange(3.0)
         np.testing.assert_array_equal(jax.vmap(call)(xs), [7, 7, 7])
@@ -331,7 +332,7 @@ class TestStandIn:
 
     def test_a_linear_function_has_the_transpose_that_is_given(self):
         def call(factor, x):
-            return standin.linear(lambda r, x: r * x, lambda r, out: 10 * r * out, factor, x)
+            return custom_primitive.linear(lambda r, x: r * x, lambda r, out: 10 * r * out, factor, x)
 
         assert call(3.0, 2.0) == 6
         assert jax.jvp(partial(call, 3.0), (2.0,), (1.0,)) == (6, 3)

@@ -26,7 +26,6 @@ from lstmjax import (
     files,
     hierarchy,
     interop,
-    keywords,
     lstm,
     pooling,
     ragged,
@@ -36,6 +35,7 @@ from lstmjax import (
     windows,
 )
 from lstmjax import inspect as inspection
+from lstmjax._src import keywords
 
 KEY = jax.random.key(0)
 PARAMS = {

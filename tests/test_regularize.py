@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import reference
 
-from lstmjax import Dropout, bidirectional, hierarchy, lstm, regularize, residual, stack, windows
+from lstmjax import Dropout, bidirectional, hierarchy, lstm, residual, stack, windows
+from lstmjax._src import dropout_masks
 
 KEY = jax.random.key(3)
 EVERY_CELL = ["fused", "scan"]  # the kernel computes the standard one
@@ -49,7 +50,7 @@ def example(**options):
 
 
 def masks_of(dropout, params, key=KEY):
-    masks = regularize.draw(dropout, key, params, BATCH, TIME)
+    masks = dropout_masks.draw(dropout, key, params, BATCH, TIME)
     return {name: np.float64(mask) for name, mask in vars(masks).items() if mask is not None}
 
 
@@ -110,10 +111,10 @@ def test_values_and_gradients(kind, way, x64):
     assert any(np.abs(a - b).max() > 1e-3 for a, b in zip(*map(jax.tree.leaves, (actual, plain)), strict=True))
 
 
-RATES = regularize.RATES
+RATES = dropout_masks.RATES
 
 
-@pytest.mark.parametrize("recurrent_kind", regularize.RECURRENT_KINDS)
+@pytest.mark.parametrize("recurrent_kind", dropout_masks.RECURRENT_KINDS)
 def test_a_rate_of_1_drops_or_keeps_everything(recurrent_kind):
     dropout = Dropout(**dict.fromkeys(RATES, 1.0), recurrent_kind=recurrent_kind)
     masks = masks_of(dropout, shapes(50, 50))
@@ -143,9 +144,9 @@ def test_rates(rate):
     """Of 100,000 values each: the share dropped is within five standard deviations, and the mean factor is 1."""
     dropout = Dropout(**dict.fromkeys(RATES, rate))
     params = shapes(320, 320)
-    drawn = [regularize.draw(dropout, KEY, params, (320,), 1)]
+    drawn = [dropout_masks.draw(dropout, KEY, params, (320,), 1)]
     kinds = [dataclasses.replace(dropout, recurrent_kind=kind) for kind in ("per_gate", "candidate")]
-    drawn += [regularize.draw(kind, KEY, params, (320,), 1) for kind in kinds]
+    drawn += [dropout_masks.draw(kind, KEY, params, (320,), 1) for kind in kinds]
     leaves = jax.tree.leaves(drawn)
     assert len(leaves) == 18
     for mask in map(np.asarray, leaves):
@@ -160,7 +161,7 @@ def test_rates(rate):
 def test_shapes():
     """One mask for each sequence, the same at every step; zoneout's anew at every step; one of W_h for all."""
     dropout, params = dataclasses.replace(KINDS["all"], recurrent_kind="per_gate"), shapes(projection=2)
-    masks = jax.eval_shape(lambda key: regularize.draw(dropout, key, params, BATCH, TIME), KEY)
+    masks = jax.eval_shape(lambda key: dropout_masks.draw(dropout, key, params, BATCH, TIME), KEY)
     assert {name: mask.shape for name, mask in vars(masks).items() if mask is not None} == {
         "inputs": (*BATCH, INPUTS),
         "recurrent": (*BATCH, 4, 2),
@@ -238,7 +239,7 @@ def test_dropped_outputs_leave_the_state_and_padding_alone():
     ys, end = lstm.apply(params, xs, state, **arguments)
     whole, expected_end = lstm.apply(params, xs, state, lengths=arguments["lengths"])
     jax.tree.map(np.testing.assert_array_equal, end, expected_end)
-    mask = regularize.draw(arguments["dropout"], KEY, params, BATCH, TIME).outputs
+    mask = dropout_masks.draw(arguments["dropout"], KEY, params, BATCH, TIME).outputs
     mask = np.asarray(mask)
     np.testing.assert_allclose(ys, whole * mask[:, :, None], atol=1e-6)
     last, _ = lstm.apply(params, xs, state, **arguments, return_sequences=False)
@@ -268,7 +269,7 @@ def test_layers_of_a_stack():
     def run(params, xs, key):
         (first_key, _), (last_key, between_key) = jax.random.split(key, (2, 2))
         middle, first_state = lstm.apply(params.layers[0], xs, dropout=first, key=first_key)
-        kept = regularize.factors(between_key, 0.5, (3, 1, 5))
+        kept = dropout_masks.factors(between_key, 0.5, (3, 1, 5))
         ys, last_state = lstm.apply(params.layers[1], middle * kept, dropout=last, key=last_key)
         still = stack.apply(params, xs, dropout=Dropout(between_layers=0.9), key=key, deterministic=True)
         without_key = stack.apply(params, xs), still
@@ -376,7 +377,7 @@ def test_dropout_between_layers_at_every_step_as_pytorch_draws_it():
     for kind, steps in (("sequence", 1), ("step", 6)):
         dropout = Dropout(between_layers=0.5, between_layers_kind=kind)
         found[kind], _ = stack.apply(params, xs, dropout=dropout, key=KEY)
-        kept = np.asarray(regularize.factors(between, 0.5, (2, steps, 16)))
+        kept = np.asarray(dropout_masks.factors(between, 0.5, (2, steps, 16)))
         assert (kept != kept[:, :1]).any() == (kind == "step")
         np.testing.assert_allclose(found[kind], last(below * kept), atol=1e-6)
     assert not np.allclose(found["sequence"], found["step"])

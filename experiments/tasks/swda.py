@@ -29,17 +29,8 @@ from experiments.data.order import shuffled
 from experiments.data.vocabulary import Kinds
 from experiments.tagger import Tagger
 from experiments.task import Carried, Labelled, Published, Task
-from lstmjax import (
-    BidirectionalParams,
-    HierarchyParams,
-    bidirectional,
-    dense,
-    embedding,
-    hierarchy,
-    lstm,
-    padding,
-    ragged,
-)
+from lstmjax import BidirectionalParams, HierarchyParams, bidirectional, dense, embedding, hierarchy, lstm, ragged
+from lstmjax._src import padding
 
 MODELS = ("tagger",)
 CITED = (

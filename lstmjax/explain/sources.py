@@ -11,11 +11,12 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
-from lstmjax import cell, files, stack
+from lstmjax import files, stack
+from lstmjax._src.lstm import cell
+from lstmjax._src.lstm.options import LSTMOptions
 from lstmjax.bidirectional import BidirectionalParams
 from lstmjax.explain import defaults
 from lstmjax.lstm import LSTMParams, LSTMState
-from lstmjax.options import LSTMOptions
 from lstmjax.stack import StackParams
 
 LARGEST = 1e6  # of a weight, and of a number in the data

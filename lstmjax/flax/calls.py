@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lstmjax import checks, padding
+from lstmjax._src import padding, validation
 from lstmjax.bidirectional import BidirectionalParams, BidirectionalState
 from lstmjax.lstm import LSTMParams, LSTMState
 from lstmjax.stack import StackParams
@@ -45,7 +45,7 @@ def run(
         if jnp.ndim(xs) > 1:  # what has fewer axes, apply refuses
             *batch, time, _ = jnp.shape(xs)
             told = "the number of time steps of inputs", "the batch axes of inputs"
-            lengths = checks.steps("seq_lengths", seq_lengths, tuple(batch), time, *told)
+            lengths = validation.steps("seq_lengths", seq_lengths, tuple(batch), time, *told)
     ys, after = apply(
         params,
         promoted(params, "inputs", xs),
@@ -67,7 +67,7 @@ def run(
 
 def promoted(params: Any, name: str, array: Any) -> Any:
     """Integers and booleans in the dtype of params, as Flax's modules take them; any other array as it is."""
-    array = array if hasattr(array, "dtype") else checks.asarray(name, array)
+    array = array if hasattr(array, "dtype") else validation.asarray(name, array)
     if jnp.issubdtype(array.dtype, jnp.integer) or array.dtype == jnp.bool_:
         return array.astype(jnp.result_type(*jax.tree.leaves(params)))
     return array
@@ -96,6 +96,6 @@ def _as_read(ys, lengths):
     if lengths is None:
         return jnp.flip(ys, axis=-2)
     *batch, time, _ = ys.shape
-    lengths = checks.lengths(lengths, tuple(batch), time)
+    lengths = validation.lengths(lengths, tuple(batch), time)
     order = jnp.maximum(lengths[..., None] - 1 - jax.lax.broadcasted_iota(lengths.dtype, (*batch, time), len(batch)), 0)
     return padding.fill(jnp.take_along_axis(ys, order[..., None], axis=-2), lengths)

@@ -9,11 +9,12 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
-from lstmjax import checks, keywords, lstm
+from lstmjax import lstm
+from lstmjax._src import keywords, validation
+from lstmjax._src.dropout_masks import Dropout
+from lstmjax._src.lstm.options import LSTMOptions
 from lstmjax.flax import calls
 from lstmjax.lstm import LSTMParams
-from lstmjax.options import LSTMOptions
-from lstmjax.regularize import Dropout
 
 
 @keywords.explained("lstmjax.flax.LSTMCell")
@@ -48,9 +49,9 @@ class LSTMCell(nn.RNNCellBase):
     @nn.compact
     def weights(self, inputs: int) -> LSTMParams:
         """The parameters, which `init` makes for inputs of this length."""
-        checks.positive_int("features", self.features)
-        added = {"f": checks.number("forget_bias", self.forget_bias)}
-        dtype = checks.floating_dtype("param_dtype", self.param_dtype)
+        validation.positive_int("features", self.features)
+        added = {"f": validation.number("forget_bias", self.forget_bias)}
+        dtype = validation.floating_dtype("param_dtype", self.param_dtype)
 
         def gates(side, rows, kernel_init, bias_init):
             shape, every = (rows, self.features), [(gate, added.get(gate, 0.0)) for gate in "ifgo"]
@@ -81,9 +82,9 @@ class LSTMCell(nn.RNNCellBase):
         """
         del rng
         dtype = self.options.precision or self.param_dtype
-        batch = input_shape[:-1] if isinstance(input_shape, tuple | list) else checks.batch(input_shape)
+        batch = input_shape[:-1] if isinstance(input_shape, tuple | list) else validation.batch(input_shape)
         shape = (*batch, self.features)
-        return jnp.zeros(shape, checks.at_least_float32(dtype)), jnp.zeros(shape, dtype)
+        return jnp.zeros(shape, validation.at_least_float32(dtype)), jnp.zeros(shape, dtype)
 
     @property
     def num_feature_axes(self) -> int:
@@ -108,7 +109,7 @@ class _Gate(nn.Module):
         return kernel, self.param("bias", self._drawn, self.bias_init, self.shape[1:], self.added)
 
     def _drawn(self, key, initializer, shape, added):
-        drawn = initializer(key, shape, checks.at_least_float32(self.dtype))
+        drawn = initializer(key, shape, validation.at_least_float32(self.dtype))
         return jax.tree.map(lambda array: (array + added).astype(self.dtype), drawn)
 
 
@@ -186,7 +187,7 @@ class RNN(nn.Module):
             ValueError, TypeError: what `lstm.apply` raises; a cell of another kind.
         """
         del init_key
-        checks.instance("cell", self.cell, LSTMCell, "lstmjax.flax.LSTMCell(features)")
+        validation.instance("cell", self.cell, LSTMCell, "lstmjax.flax.LSTMCell(features)")
         key = None
         if self.dropout is not None and not nn.merge_param("deterministic", self.deterministic, deterministic):
             key = self.make_rng("dropout")

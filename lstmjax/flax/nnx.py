@@ -9,13 +9,14 @@ from flax import nnx
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array
 
-from lstmjax import bidirectional, checks, crf, keywords, lstm, stack
+from lstmjax import bidirectional, crf, lstm, stack
+from lstmjax._src import keywords, validation
+from lstmjax._src.dropout_masks import Dropout
+from lstmjax._src.lstm.options import LSTMOptions
 from lstmjax.bidirectional import BidirectionalParams
 from lstmjax.crf import CRFParams
 from lstmjax.flax import calls
 from lstmjax.lstm import LSTMParams
-from lstmjax.options import LSTMOptions
-from lstmjax.regularize import Dropout
 from lstmjax.stack import StackParams
 
 
@@ -54,7 +55,7 @@ class _Module(nnx.Module):
         )
 
     def _draw(self, rngs, param_dtype, arguments, *sizes):
-        checks.instance("rngs", rngs, nnx.Rngs, "nnx.Rngs(0)")
+        validation.instance("rngs", rngs, nnx.Rngs, "nnx.Rngs(0)")
         if "dtype" in arguments:
             raise TypeError(
                 "dtype is two things here: param_dtype= is that of the parameters, that to compute in is "
@@ -66,7 +67,7 @@ class _Module(nnx.Module):
 
     def _hold(self, params, rngs, settings):
         del rngs
-        checks.instance("params", params, self._kind, f"{self._functions.__name__.removeprefix('lstmjax.')}.init")
+        validation.instance("params", params, self._kind, f"{self._functions.__name__.removeprefix('lstmjax.')}.init")
         if unknown := settings.keys() - self._settings:
             raise TypeError(f"{type(self).__name__} of given params has no {', '.join(sorted(unknown))}.")
         for name, value in (self._settings | settings).items():
@@ -103,9 +104,9 @@ class _Recurrent(_Module):
 
     def _hold(self, params, rngs, settings):
         super()._hold(params, rngs, settings)
-        checks.instance("options", self.options, LSTMOptions, "LSTMOptions(...)")
+        validation.instance("options", self.options, LSTMOptions, "LSTMOptions(...)")
         if self.dropout is not None:
-            checks.instance("dropout", self.dropout, Dropout, "Dropout(...)")
+            validation.instance("dropout", self.dropout, Dropout, "Dropout(...)")
         self.deterministic = False
         self.rngs = nnx.data(None if self.dropout is None or rngs is None else rngs["dropout"].fork())
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from flax import serialization
 
-from lstmjax import pytrees
+from lstmjax._src import pytrees
 
 
 def register() -> None:

@@ -8,11 +8,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import ArrayLike, Bool, Float, Integer
 
-from lstmjax import cell, keywords, lstm, padding, pytrees, recurrence, stack
+from lstmjax import lstm, stack
+from lstmjax._src import keywords, padding, pytrees, scan
+from lstmjax._src.dropout_masks import Dropout, Masks
+from lstmjax._src.lstm import cell
+from lstmjax._src.lstm.options import LSTMOptions
 from lstmjax.bidirectional import BidirectionalParams
 from lstmjax.lstm import LSTMParams
-from lstmjax.options import LSTMOptions
-from lstmjax.regularize import Dropout, Masks
 from lstmjax.stack import StackParams
 
 
@@ -126,7 +128,7 @@ def _run(params, xs, state, lengths, resets, *, reverse, options, dropout):
     initial = lstm.initial_state(params)
     params, xs, state = lstm.promoted(params, padding.fill(xs, lengths), state, options)
     params = cell.merged(params)
-    clock = recurrence.read_by(lengths, resets, xs.shape[-2], reverse=reverse, unroll=1)
+    clock = scan.read_by(lengths, resets, xs.shape[-2], reverse=reverse, unroll=1)
 
     def single(before, x, _):
         z = cell.preactivations(params, x[0], before, options, Masks())
@@ -134,7 +136,7 @@ def _run(params, xs, state, lengths, resets, *, reverse, options, dropout):
         after = cell.step(params, x[0], before, options, dropout, Masks())
         return after, Trace(i=i, f=f, g=g, o=o, c=after.c, h=after.h)
 
-    xs = recurrence.in_order(xs, reverse, axis=-2)
-    _, _, seen = recurrence.forward(single, state, initial, xs, Masks(), Masks(), clock, return_sequences=False)
-    seen = jax.tree.map(lambda leaf: recurrence.where(clock.valid, leaf), seen)
-    return jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, -2), recurrence.in_order(seen, reverse))
+    xs = scan.in_order(xs, reverse, axis=-2)
+    _, _, seen = scan.forward(single, state, initial, xs, Masks(), Masks(), clock, return_sequences=False)
+    seen = jax.tree.map(lambda leaf: scan.where(clock.valid, leaf), seen)
+    return jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, -2), scan.in_order(seen, reverse))

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lstmjax import checks, keywords
+from lstmjax._src import keywords, validation
 from lstmjax.interop import gates
 
 
@@ -36,9 +36,9 @@ def from_cudnn(
     >>> from_cudnn(jnp.ones(4 * 3 * (2 + 3 + 2)), inputs=2, units=3).bias_h.shape
     (12,)
     """
-    inputs, units = checks.positive_int("inputs", inputs), checks.positive_int("units", units)
-    layers = checks.positive_int("layers", layers)
-    directions = 2 if checks.boolean("bidirectional", bidirectional) else 1
+    inputs, units = validation.positive_int("inputs", inputs), validation.positive_int("units", units)
+    layers = validation.positive_int("layers", layers)
+    directions = 2 if validation.boolean("bidirectional", bidirectional) else 1
     lengths = [inputs, *(directions * units,) * (layers - 1)]
     every = [length for length in lengths for _ in range(directions)]
     shapes = [shape for length in every for shape in ((4 * units, length), (4 * units, units))]

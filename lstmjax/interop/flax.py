@@ -16,10 +16,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lstmjax import checks, keywords
+from lstmjax._src import keywords, validation
+from lstmjax._src.lstm.options import ACTIVATIONS, LSTMOptions
 from lstmjax.interop import gates
 from lstmjax.lstm import LSTMParams
-from lstmjax.options import ACTIVATIONS, LSTMOptions
 
 # Names of the kernels on the side of x, then on that of h, where the bias is.
 LAYOUTS = (
@@ -105,7 +105,7 @@ def to_flax(params: gates.RECURRENT, like: Any = None) -> dict[Any, Any]:
                 inner = made
                 for key in (*path, name):
                     inner = inner.setdefault(key, {})
-                checks.floating_dtype("the dtype of params", part.dtype)
+                validation.floating_dtype("the dtype of params", part.dtype)
                 inner[kind] = jnp.array(part)
                 if cell is not None and (shape := tuple(_value(cell[name][kind]).shape)) != part.shape:
                     raise ValueError(f"{_name('like', *path, name, kind)} has shape {shape}; params have {part.shape}.")

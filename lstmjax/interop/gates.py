@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lstmjax import checks, lstm, stack
+from lstmjax import lstm, stack
+from lstmjax._src import validation
 from lstmjax.bidirectional import BidirectionalParams
 from lstmjax.lstm import LSTMParams
 from lstmjax.stack import StackParams
@@ -130,7 +131,7 @@ def params(w_x: np.ndarray, w_h: np.ndarray, bias: np.ndarray | None, **optional
     """`LSTMParams` of JAX arrays of the same dtypes, copies of these; an error where JAX has no such dtype enabled."""
     parts = LSTMParams(w_x, w_h, bias, **optional)
     for path, leaf in jax.tree.leaves_with_path(parts):
-        checks.floating_dtype(f"the dtype of {jax.tree_util.keystr(path)[1:]}", leaf.dtype)
+        validation.floating_dtype(f"the dtype of {jax.tree_util.keystr(path)[1:]}", leaf.dtype)
     return jax.tree.map(jnp.array, parts)
 
 

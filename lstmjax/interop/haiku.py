@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lstmjax import keywords
+from lstmjax._src import keywords
 from lstmjax.interop import gates
 from lstmjax.lstm import LSTMParams
 

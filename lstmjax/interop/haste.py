@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from lstmjax import keywords
-from lstmjax.cell import LSTMNorm
+from lstmjax._src import keywords
+from lstmjax._src.lstm.cell import LSTMNorm
 from lstmjax.interop import gates
 from lstmjax.lstm import LSTMParams
 

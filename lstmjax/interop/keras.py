@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from lstmjax import keywords
+from lstmjax._src import keywords
+from lstmjax._src.lstm.options import ACTIVATIONS, LSTMOptions
 from lstmjax.interop import gates
 from lstmjax.lstm import LSTMParams
-from lstmjax.options import ACTIVATIONS, LSTMOptions
 from lstmjax.stack import StackParams
 
 

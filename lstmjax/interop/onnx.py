@@ -12,11 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lstmjax import checks, keywords
+from lstmjax._src import keywords, validation
+from lstmjax._src.lstm.options import LSTMOptions
 from lstmjax.interop import gates, onnx_graph
 from lstmjax.interop.onnx_graph import title
 from lstmjax.lstm import LSTMParams, LSTMState
-from lstmjax.options import LSTMOptions
 
 INPUTS: tuple[str, ...] = ("X", "W", "R", "B", "sequence_lens", "initial_h", "initial_c", "P")
 ATTRIBUTES = (
@@ -92,7 +92,7 @@ def from_onnx(
     >>> params.w_x.shape, options.preactivation_clip  # doctest: +SKIP
     ((2, 12), 5.0)
     """
-    checks.boolean("reverse", reverse)
+    validation.boolean("reverse", reverse)
     if isinstance(source, gates.library("onnx").NodeProto):
         graph = onnx_graph.of_node(source, initializers)
     elif initializers is None:
@@ -159,7 +159,7 @@ def to_onnx(
 
     helper, numpy_helper, parser = (gates.library(f"onnx.{part}") for part in ("helper", "numpy_helper", "parser"))
     for name, value in {"reverse": reverse, "lengths": lengths, "state": state}.items():
-        checks.boolean(name, value)
+        validation.boolean(name, value)
     layers = [[gates.only("ONNX", half, *KEPT) for half in halves] for halves in gates.layers(params)]
     _check_layers(layers, reverse)
     dtype, attributes = _dtype(layers, options), _attributes(options)
@@ -317,13 +317,13 @@ def _said(name: str, *scales: float) -> str:
 
 def _attributes(options: LSTMOptions) -> dict[str, Any]:
     """Attributes as the text of a graph has them; lists are those of one direction."""
-    checks.instance("options", options, LSTMOptions, "LSTMOptions(...)")
+    validation.instance("options", options, LSTMOptions, "LSTMOptions(...)")
     for name in ("cell_clip", "projection_clip"):
         if getattr(options, name) is not None:
             raise ValueError(f"ONNX has no {name}, it clips what the gates see alone; got {getattr(options, name)}.")
     names = [options.recurrent_activation, options.activation, options.output_activation or options.activation]
     for name in names:
-        checks.one_of("an activation for ONNX", name, ACTIVATIONS)
+        validation.one_of("an activation for ONNX", name, ACTIVATIONS)
     scaled = [ACTIVATIONS[name] for name in names]
     attributes: dict[str, Any] = {"activations": [entry[0] for entry in scaled]}
     attributes["activation_alpha"] = [float(entry[1]) for entry in scaled if len(entry) > 1]
@@ -341,7 +341,7 @@ def _dtype(layers: list[list[LSTMParams]], options: LSTMOptions) -> np.dtype:
         raise ValueError(
             f"ONNX computes in the dtype of the weights, {dtypes[0]}: precision must be None; got {options.precision}."
         )
-    return checks.floating_dtype("the dtype of params", dtypes[0])
+    return validation.floating_dtype("the dtype of params", dtypes[0])
 
 
 def _check_layers(layers: list[list[LSTMParams]], reverse: bool) -> None:

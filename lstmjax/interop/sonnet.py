@@ -6,7 +6,7 @@ w_x = w_i    w_h = w_h    bias = b    w_projection = projection
 from collections.abc import Mapping
 from typing import Any
 
-from lstmjax import keywords
+from lstmjax._src import keywords
 from lstmjax.interop import gates
 from lstmjax.lstm import LSTMParams
 

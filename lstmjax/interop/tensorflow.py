@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from lstmjax import checks, keywords
+from lstmjax._src import keywords, validation
 from lstmjax.interop import gates
 from lstmjax.lstm import LSTMNorm, LSTMParams
 
@@ -62,7 +62,7 @@ def from_tensorflow(variables: Mapping[str, Any], forget_bias: float | int | Non
     (2, 3)
     """
     variables = gates.named("variables", variables, "variables of TensorFlow")
-    forget_bias = None if forget_bias is None else checks.number("forget_bias", forget_bias)
+    forget_bias = None if forget_bias is None else validation.number("forget_bias", forget_bias)
     cells: dict[str, dict[str, Any]] = {}
     for name, value in variables.items():
         match = VARIABLE.fullmatch(name)
@@ -108,7 +108,7 @@ def to_tensorflow(params: gates.RECURRENT, forget_bias: float = 1.0) -> dict[str
     >>> {name: v.shape for name, v in to_tensorflow(lstm.init(jax.random.key(0), inputs=2, units=3)).items()}
     {'kernel': (5, 12), 'bias': (12,)}
     """
-    forget_bias = checks.number("forget_bias", forget_bias)
+    forget_bias = validation.number("forget_bias", forget_bias)
     found, variables = gates.layers(params), {}
     for layer, halves in enumerate(found):
         for half, direction in zip(halves, ("fw/", "bw/"), strict=False):

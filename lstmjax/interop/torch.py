@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from lstmjax import keywords
+from lstmjax._src import keywords
 from lstmjax.interop import gates
 from lstmjax.lstm import LSTMParams
 

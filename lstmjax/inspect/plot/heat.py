@@ -5,7 +5,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import ArrayLike, Float
 
-from lstmjax import checks, lstm
+from lstmjax import lstm
+from lstmjax._src import validation
 from lstmjax.bidirectional import BidirectionalParams
 from lstmjax.inspect.plot.diagram import (
     BAND,
@@ -130,10 +131,10 @@ def gates(
     """
     _check_trace(trace)
     time = trace.c.shape[0]
-    inputs = None if xs is None else np.asarray(checks.floating("xs", xs), np.float32)
+    inputs = None if xs is None else np.asarray(validation.floating("xs", xs), np.float32)
     if inputs is not None and (inputs.ndim != 2 or len(inputs) != time):
         raise ValueError(f"xs must be [time, inputs] with the {time} steps of trace; got shape {inputs.shape}.")
-    padding = np.arange(time) >= (time if length is None else checks.positive_int("length", length))
+    padding = np.arange(time) >= (time if length is None else validation.positive_int("length", length))
     if length is not None and length > time:
         raise ValueError(f"length must be at most the {time} steps of trace; got {length}.")
     arrays = {name: np.where(padding, np.nan, np.asarray(getattr(trace, name), np.float32).T) for name in "ifogch"}
@@ -224,7 +225,7 @@ def _check_params(params: Any) -> None:
         raise TypeError("params has two directions: take params.forward or params.backward.")
     if isinstance(params, StackParams):
         raise TypeError(f"params has {len(params.layers)} layers: take one, such as params.layers[0].")
-    checks.instance("params", params, LSTMParams, "lstm.init")
+    validation.instance("params", params, LSTMParams, "lstm.init")
     lstm.check(params)
 
 
@@ -233,7 +234,7 @@ def _check_trace(trace: Any) -> None:
         raise TypeError("trace has two directions: take trace.forward or trace.backward.")
     if isinstance(trace, tuple):
         raise TypeError(f"trace has {len(trace)} layers: take one, such as trace[0].")
-    checks.instance("trace", trace, Trace, "lstmjax.inspect.trace")
+    validation.instance("trace", trace, Trace, "lstmjax.inspect.trace")
     shape = trace.c.shape
     if len(shape) != 2:
         index = ", ".join("0" * (len(shape) - 2))

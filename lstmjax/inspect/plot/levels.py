@@ -7,7 +7,7 @@ from typing import Any
 import jax
 from jaxtyping import ArrayLike, Integer
 
-from lstmjax import checks
+from lstmjax._src import validation
 from lstmjax.inspect.plot.diagram import (
     BAND,
     BLUE,
@@ -128,7 +128,7 @@ def _plural(length: int) -> str:
 def _checked(lengths: Any, words: Sequence[Sequence[str]] | None) -> list[int]:
     lengths = [length.item() if isinstance(length, jax.Array) else length for length in lengths]
     for length in lengths:
-        checks.size("each of lengths", length)
+        validation.size("each of lengths", length)
     if not len(lengths):
         raise ValueError("lengths must have an entry for each of at least 1 utterance; got none.")
     if words is not None and [len(utterance) for utterance in words] != list(lengths):

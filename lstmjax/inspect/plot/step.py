@@ -2,7 +2,8 @@
 
 import jax
 
-from lstmjax import checks, lstm
+from lstmjax import lstm
+from lstmjax._src import validation
 from lstmjax.inspect.plot.diagram import (
     BAND,
     GATES,
@@ -46,7 +47,7 @@ def cell(params: LSTMParams | None = None, *, ax: Axes | None = None) -> Axes:
     <Axes: >
     """
     if params is not None:
-        checks.instance("params", params, LSTMParams, "lstm.init")
+        validation.instance("params", params, LSTMParams, "lstm.init")
         jax.eval_shape(lstm.check, params)
     equations, shapes = _equations(params), _shapes(params)
     beside = RIGHT + 1.3

@@ -5,7 +5,8 @@ from typing import Any
 
 import jax
 
-from lstmjax import checks, stack
+from lstmjax import stack
+from lstmjax._src import validation
 from lstmjax.bidirectional import BidirectionalParams
 from lstmjax.inspect.plot.diagram import BAND, FAINT, INK, MUTED, SMALL, TEXT, Axes, Diagram, shown, told, width_of
 from lstmjax.lstm import LSTMParams
@@ -80,9 +81,9 @@ def unrolled(
     >>> unrolled(params, steps=4)
     <Axes: >
     """
-    steps = checks.positive_int("steps", steps)
-    return_sequences = checks.boolean("return_sequences", return_sequences)
-    layers = _layers(params, checks.boolean("reverse", reverse))
+    steps = validation.positive_int("steps", steps)
+    return_sequences = validation.boolean("return_sequences", return_sequences)
+    layers = _layers(params, validation.boolean("reverse", reverse))
     names = _names(layers, steps, return_sequences)
     captions = [(line, SMALL) for layer in layers for chain in layer.chains for line in _captions(chain)]
     captions += [line for name, how in names for line in ((name, TEXT), (how, SMALL))]

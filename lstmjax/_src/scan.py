@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from lstmjax import placement, pytrees
+from lstmjax._src import mesh, pytrees
 
 
 @pytrees.container
@@ -225,7 +225,7 @@ def in_segments(
     whole, rest = _cut(timed, time, size)
     outputs, _ = jax.eval_shape(lambda: run(state, xs, timed[1], clock))
     ys = jax.tree.map(jnp.zeros_like, outputs)
-    state, ys, _ = placement.varying_alike((state, ys, xs))
+    state, ys, _ = mesh.varying_alike((state, ys, xs))
     carry, _ = jax.lax.scan(advance, (state, ys), (size * jnp.arange(time // size), whole))
     if rest is not None:
         carry, _ = advance(carry, (time - time % size, rest))

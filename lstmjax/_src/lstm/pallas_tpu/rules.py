@@ -16,10 +16,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from lstmjax import cell, placement, recurrence
-from lstmjax.kernels import standin, tpu
-from lstmjax.options import LSTMOptions
-from lstmjax.regularize import Dropout, Masks
+from lstmjax._src import custom_primitive, mesh, scan
+from lstmjax._src.dropout_masks import Dropout, Masks
+from lstmjax._src.lstm import cell
+from lstmjax._src.lstm.options import LSTMOptions
+from lstmjax._src.lstm.pallas_tpu import tpu
 
 
 def refusal(params: cell.LSTMParams, xs: Array, options: LSTMOptions, dropout: Dropout, masks: Masks) -> str | None:
@@ -63,7 +64,7 @@ def run(
     state: cell.LSTMState,
     initial: cell.LSTMState,
     masks: Masks,
-    clock: recurrence.Clock,
+    clock: scan.Clock,
     options: LSTMOptions,
     dropout: Dropout,
     return_sequences: bool,
@@ -90,7 +91,7 @@ def run(
     initial = cell.LSTMState(h=initial.h.astype(dtype), c=initial.c.astype(wide))
     weights = tpu.Weights(params.w_x, params.w_h, bias, initial)
     spans = None if valid is None else tpu.Spans.of(valid)
-    arguments = placement.varying_alike((weights, tpu.Rows(state, spans), steps))
+    arguments = mesh.varying_alike((weights, tpu.Rows(state, spans), steps))
     compute: Callable = _kernel if xs.size and state.c.size else _loop_alone
     ys, state = compute(*arguments, return_sequences)
     return jax.tree.map(lambda leaf: leaf.reshape(*leaf.shape[:-2], *batch, leaf.shape[-1]), (ys, state))
@@ -113,9 +114,9 @@ def _kernel_jvp(return_sequences, primals, tangents):
     d_z += jnp.broadcast_to(d_weights.bias, d_z.shape)
     kept = weights.w_h, rows.spans, tpu.Kept(z, before_c, steps.resets)
     given = d_z.astype(z.dtype), d_rows.state, d_weights.initial
-    kept, given = placement.varying_alike((kept, given))
+    kept, given = mesh.varying_alike((kept, given))
     loop, transpose = (partial(f, return_sequences=return_sequences) for f in (_tangent_loop, _transposed))
-    return (ys if return_sequences else None, final), standin.linear(loop, transpose, kept, given)
+    return (ys if return_sequences else None, final), custom_primitive.linear(loop, transpose, kept, given)
 
 
 def _before(ys, weights, rows, steps):
@@ -131,7 +132,7 @@ def _before(ys, weights, rows, steps):
 
 def _forward(weights, rows, steps, **how):
     kernel = _folded(_on_tpu(partial(tpu.forward, **how)))
-    return standin.call(partial(_loop, **how), kernel, weights, rows, steps)
+    return custom_primitive.call(partial(_loop, **how), kernel, weights, rows, steps)
 
 
 def _transposed(kept, cotangents, *, return_sequences):
@@ -152,7 +153,7 @@ def _transposed(kept, cotangents, *, return_sequences):
         _, pull = jax.vjp(lambda given: _tangent_loop(kept, given, return_sequences=return_sequences), zeros)
         return pull(cotangents)[0]
 
-    return standin.call(loop, kernel, kept, cotangents)
+    return custom_primitive.call(loop, kernel, kept, cotangents)
 
 
 def _loop_alone(weights, rows, steps, return_sequences):
@@ -194,9 +195,9 @@ def _tangent_loop(kept, given, *, return_sequences):
 
 def _over_time(step, state, initial, timed, spans, resets, return_sequences):
     time = len(jax.tree.leaves(timed)[0])
-    clock = recurrence.Clock(None if spans is None else spans.valid(time), resets, None)
+    clock = scan.Clock(None if spans is None else spans.valid(time), resets, None)
     nothing = jnp.zeros((len(state.h), time, 0), state.h.dtype)
-    return recurrence.forward(step, state, initial, nothing, timed, None, clock, return_sequences=return_sequences)
+    return scan.forward(step, state, initial, nothing, timed, None, clock, return_sequences=return_sequences)
 
 
 def _on_tpu(kernel: Callable) -> Callable:

@@ -32,9 +32,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from lstmjax import checks, pytrees
-from lstmjax.options import ACTIVATIONS, LSTMOptions
-from lstmjax.regularize import Dropout, Masks
+from lstmjax._src import pytrees, validation
+from lstmjax._src.dropout_masks import Dropout, Masks
+from lstmjax._src.lstm.options import ACTIVATIONS, LSTMOptions
 
 # The kinds of layer norm, and which scales and shifts each has.
 NORMS = {
@@ -143,11 +143,11 @@ class LSTMParams:
 
 def check_matrices(name: str, params: Any) -> None:
     """Raise unless the matrices are there, which tell how many inputs, units and outputs there are."""
-    checks.instance(name, params, LSTMParams, "lstm.init")
-    checks.weights(f"{name}.w_x", params.w_x, "inputs", "4*units")
-    checks.weights(f"{name}.w_h", params.w_h, "units", "4*units")
+    validation.instance(name, params, LSTMParams, "lstm.init")
+    validation.weights(f"{name}.w_x", params.w_x, "inputs", "4*units")
+    validation.weights(f"{name}.w_h", params.w_h, "units", "4*units")
     if params.w_projection is not None:
-        checks.weights(f"{name}.w_projection", params.w_projection, "units", "projection")
+        validation.weights(f"{name}.w_projection", params.w_projection, "units", "projection")
 
 
 def merged(params: LSTMParams) -> LSTMParams:

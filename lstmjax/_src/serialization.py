@@ -24,6 +24,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from lstmjax import hierarchy, stack
+from lstmjax._src.dropout_masks import Dropout
+from lstmjax._src.lstm.options import LSTMOptions
 from lstmjax.bidirectional import BidirectionalParams, BidirectionalState
 from lstmjax.conv1d import Conv1DParams
 from lstmjax.crf import Allowed, CRFParams
@@ -31,8 +33,6 @@ from lstmjax.dense import DenseParams
 from lstmjax.embedding import EmbeddingParams
 from lstmjax.hierarchy import HierarchyParams, LevelParams
 from lstmjax.lstm import LSTMNorm, LSTMParams, LSTMState
-from lstmjax.options import LSTMOptions
-from lstmjax.regularize import Dropout
 from lstmjax.residual import ResidualParams
 from lstmjax.stack import StackParams
 

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from lstmjax import checks, keywords, pytrees
+from lstmjax._src import keywords, pytrees, validation
 
 ACTIVATIONS = {
     "tanh": jnp.tanh,
@@ -28,7 +28,7 @@ class LSTMOptions:
     """What distinguishes one LSTM from another beside its weights.
 
     Args:
-        activation: of the candidate g and of c on its way to h; a name in `lstmjax.options.ACTIVATIONS`.
+        activation: of the candidate g and of c on its way to h; a name in `lstmjax._src.lstm.options.ACTIVATIONS`.
         recurrent_activation: of the gates i, f and o; likewise.
         output_activation: of c on its way to h, where that is another than activation, as ONNX can have it.
         cell_clip: c_t is clipped to [-cell_clip, cell_clip], as in TensorFlow's LSTMCell.
@@ -60,14 +60,14 @@ class LSTMOptions:
     units_axis: str | None = None
 
     def __post_init__(self):
-        checks.one_of("activation", self.activation, ACTIVATIONS)
-        checks.one_of("recurrent_activation", self.recurrent_activation, ACTIVATIONS)
+        validation.one_of("activation", self.activation, ACTIVATIONS)
+        validation.one_of("recurrent_activation", self.recurrent_activation, ACTIVATIONS)
         if self.output_activation is not None:
-            checks.one_of("output_activation", self.output_activation, ACTIVATIONS)
+            validation.one_of("output_activation", self.output_activation, ACTIVATIONS)
         for name in ("cell_clip", "preactivation_clip", "projection_clip"):
-            object.__setattr__(self, name, checks.bound(name, getattr(self, name)))
-        object.__setattr__(self, "norm_epsilon", checks.positive("norm_epsilon", self.norm_epsilon))
+            object.__setattr__(self, name, validation.bound(name, getattr(self, name)))
+        object.__setattr__(self, "norm_epsilon", validation.positive("norm_epsilon", self.norm_epsilon))
         if self.precision is not None:
-            object.__setattr__(self, "precision", checks.floating_dtype("precision", self.precision).name)
+            object.__setattr__(self, "precision", validation.floating_dtype("precision", self.precision).name)
         if self.units_axis is not None:
-            checks.name("units_axis", self.units_axis, "of an axis of the mesh")
+            validation.name("units_axis", self.units_axis, "of an axis of the mesh")

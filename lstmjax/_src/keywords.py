@@ -231,7 +231,7 @@ def _takes(near: list[Any], argument: str, kind: type) -> bool:
 
 def _of_rates(label: str, near: list[Any], name: str) -> str | None:
     """What is said of a rate of dropout: of the one number that there is, or of those of Dropout."""
-    from lstmjax.regularize import Dropout
+    from lstmjax._src.dropout_masks import Dropout
 
     if name not in RATE:
         return None
@@ -244,8 +244,8 @@ def _of_rates(label: str, near: list[Any], name: str) -> str | None:
 
 def _of_settings(label: str, near: list[Any], ours: str) -> str | None:
     """The settings that have a field, where apply takes them."""
-    from lstmjax.options import LSTMOptions
-    from lstmjax.regularize import Dropout
+    from lstmjax._src.dropout_masks import Dropout
+    from lstmjax._src.lstm.options import LSTMOptions
 
     for kind, argument in ((LSTMOptions, "options"), (Dropout, "dropout")):
         has_it = ours in inspect.signature(kind).parameters and label != kind.__name__

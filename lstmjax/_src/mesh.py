@@ -8,8 +8,8 @@ from typing import Any
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from lstmjax.cell import LSTMParams, LSTMState
-from lstmjax.regularize import Masks
+from lstmjax._src.dropout_masks import Masks
+from lstmjax._src.lstm.cell import LSTMParams, LSTMState
 
 
 def varying_alike(tree: Any) -> Any:

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from lstmjax import checks, keywords, pytrees
+from lstmjax._src import keywords, pytrees, validation
 
 RECURRENT_KINDS = ("tied", "per_gate", "candidate")
 BETWEEN_LAYERS_KINDS = ("sequence", "step")
@@ -59,9 +59,9 @@ class Dropout:
 
     def __post_init__(self):
         for name in RATES:
-            object.__setattr__(self, name, checks.probability(name, getattr(self, name)))
-        checks.one_of("recurrent_kind", self.recurrent_kind, RECURRENT_KINDS)
-        checks.one_of("between_layers_kind", self.between_layers_kind, BETWEEN_LAYERS_KINDS)
+            object.__setattr__(self, name, validation.probability(name, getattr(self, name)))
+        validation.one_of("recurrent_kind", self.recurrent_kind, RECURRENT_KINDS)
+        validation.one_of("between_layers_kind", self.between_layers_kind, BETWEEN_LAYERS_KINDS)
 
     @property
     def drops(self) -> bool:
@@ -80,7 +80,7 @@ def key_of(dropout: Any, key: Array | None, deterministic: bool) -> Array | None
         key: a JAX random key, or None.
         deterministic: True for no key, given or not.
     """
-    deterministic = checks.boolean("deterministic", deterministic)
+    deterministic = validation.boolean("deterministic", deterministic)
     drops = dropout.drops if isinstance(dropout, Dropout) else dropout is True
     if drops and key is None and not deterministic:
         raise ValueError(

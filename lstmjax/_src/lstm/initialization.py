@@ -10,9 +10,9 @@ from jax.nn import initializers
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from lstmjax import checks, keywords
-from lstmjax.cell import NORMS, LSTMNorm, LSTMParams, LSTMState, check_matrices
-from lstmjax.options import LSTMOptions
+from lstmjax._src import keywords, validation
+from lstmjax._src.lstm.cell import NORMS, LSTMNorm, LSTMParams, LSTMState, check_matrices
+from lstmjax._src.lstm.options import LSTMOptions
 
 
 @keywords.explained("lstm.init")
@@ -39,7 +39,7 @@ def init(
     """Make the parameters of an LSTM: Glorot input weights, orthogonal recurrent weights, forget bias 1.
 
     Each gate's block is drawn by itself, so that every gate's own recurrent matrix is orthogonal. All options
-    combine; `lstmjax.cell` has the equations.
+    combine; `lstmjax._src.lstm.cell` has the equations.
 
     Args:
         key: a JAX random key.
@@ -79,35 +79,35 @@ def init(
     >>> params.w_x.shape, params.w_h.shape, params.bias.shape
     ((2, 12), (3, 12), (12,))
     """
-    inputs, units = checks.positive_int("inputs", inputs), checks.positive_int("units", units)
-    outputs = units if projection is None else checks.positive_int("projection", projection)
-    dtype = checks.floating_dtype("dtype", dtype)
-    gates = 3 if checks.boolean("coupled", coupled) else 4
+    inputs, units = validation.positive_int("inputs", inputs), validation.positive_int("units", units)
+    outputs = units if projection is None else validation.positive_int("projection", projection)
+    dtype = validation.floating_dtype("dtype", dtype)
+    gates = 3 if validation.boolean("coupled", coupled) else 4
     norm_kind = _norm_kind(layer_norm)
     if norm_kind is not None and units == 1:
         raise ValueError(f"layer_norm={layer_norm!r} needs units above 1: a single c less its mean is always 0.")
     x_keys, h_keys, bias_keys, peephole_keys, (projection_key, chrono_key, *_) = jax.random.split(
-        checks.key(key), (5, 4)
+        validation.key(key), (5, 4)
     )
 
     def draw(keys, name, initializer, *shape, count=gates):
-        blocks = [checks.drawn(name, initializer, key, shape, dtype) for key in keys[:count]]
+        blocks = [validation.drawn(name, initializer, key, shape, dtype) for key in keys[:count]]
         return jnp.concatenate(blocks, axis=-1)
 
     first_bias = _first_bias(chrono_key, units, gates, bias, forget_bias, chrono, dtype)
     b, w_peephole, w_projection, norm, initial = None, None, None, None, None
     if bias:
         b = draw(bias_keys, "bias_init", bias_init, units) + first_bias.astype(dtype)
-    if checks.boolean("peepholes", peepholes):
+    if validation.boolean("peepholes", peepholes):
         w_peephole = draw(peephole_keys, "w_peephole_init", w_peephole_init, units, count=gates - 1)
     if projection is not None:
-        w_projection = checks.drawn("w_projection_init", w_projection_init, projection_key, (units, outputs), dtype)
+        w_projection = validation.drawn("w_projection_init", w_projection_init, projection_key, (units, outputs), dtype)
     if norm_kind is not None:
         sizes = {"x_scale": gates * units, "h_scale": gates * units, "z_scale": gates * units, "c_scale": units}
         scales = {name: jnp.ones(size, dtype) for name, size in sizes.items() if name in NORMS[norm_kind]}
         shift = {"c_bias": jnp.zeros(units, dtype)} if "c_bias" in NORMS[norm_kind] else {}
         norm = LSTMNorm(**scales, **shift, kind=norm_kind)
-    if checks.boolean("learned_state", learned_state):
+    if validation.boolean("learned_state", learned_state):
         initial = LSTMState(h=jnp.zeros(outputs, dtype), c=jnp.zeros(units, dtype))
     return LSTMParams(
         w_x=draw(x_keys, "w_x_init", w_x_init, inputs, units),
@@ -146,18 +146,18 @@ def initial_state(
     ((8, 3), (8, 2, 3))
     """
     check_matrices("params", params)
-    checks.instance("options", options, LSTMOptions, "LSTMOptions(...)")
-    batch = checks.batch(batch)
+    validation.instance("options", options, LSTMOptions, "LSTMOptions(...)")
+    batch = validation.batch(batch)
     named = jax.tree_util.tree_leaves_with_path(params)
-    leaves = [checks.floating(f"params{jax.tree_util.keystr(path)}", leaf) for path, leaf in named]
+    leaves = [validation.floating(f"params{jax.tree_util.keystr(path)}", leaf) for path, leaf in named]
     dtype = jnp.dtype(options.precision or jnp.result_type(*leaves))
-    wide = checks.at_least_float32(dtype)
+    wide = validation.at_least_float32(dtype)
     if params.initial is None:
         return LSTMState(h=jnp.zeros((*batch, params.outputs), dtype), c=jnp.zeros((*batch, params.units), wide))
-    checks.instance("params.initial", params.initial, LSTMState, "lstm.init")
+    validation.instance("params.initial", params.initial, LSTMState, "lstm.init")
     for name, size in (("h", params.outputs), ("c", params.units)):
-        leaf = checks.weights(f"params.initial.{name}", getattr(params.initial, name), name)
-        checks.shape(f"params.initial.{name}", leaf, (size,), "those of params.w_h")
+        leaf = validation.weights(f"params.initial.{name}", getattr(params.initial, name), name)
+        validation.shape(f"params.initial.{name}", leaf, (size,), "those of params.w_h")
     # Copies, since a state may be donated, and params go on.
     initial = LSTMState(h=jnp.array(params.initial.h, dtype), c=jnp.array(params.initial.c, wide))
     return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (*batch, *leaf.shape)), initial)
@@ -166,19 +166,19 @@ def initial_state(
 def _norm_kind(layer_norm: Any) -> str | None:
     if layer_norm is None or isinstance(layer_norm, bool | np.bool_):
         return "joint" if layer_norm else None
-    return checks.one_of("layer_norm", layer_norm, (*NORMS, True, False, None))
+    return validation.one_of("layer_norm", layer_norm, (*NORMS, True, False, None))
 
 
 def _first_bias(key, units, gates, bias, forget_bias, chrono, dtype) -> Float[Array, " gates"]:
     """What is added to the biases of i, [f], g, o."""
-    forget_bias = None if forget_bias is None else checks.number("forget_bias", forget_bias)
+    forget_bias = None if forget_bias is None else validation.number("forget_bias", forget_bias)
     if forget_bias is not None and not abs(forget_bias) <= float(jnp.finfo(dtype).max):
         raise ValueError(f"forget_bias must be a finite number in {dtype.name}; got {forget_bias!r}.")
-    if chrono is not None and not 2 < checks.number("chrono", chrono) <= float(jnp.finfo(jnp.float32).max):
+    if chrono is not None and not 2 < validation.number("chrono", chrono) <= float(jnp.finfo(jnp.float32).max):
         raise ValueError(f"chrono must be above 2, and finite, the steps that a dependency may span; got {chrono!r}.")
     if chrono is not None and forget_bias is not None:
         raise ValueError(f"forget_bias={forget_bias} and chrono={chrono} both set the forget gate's bias: give one.")
-    if not checks.boolean("bias", bias) and (chrono or forget_bias):
+    if not validation.boolean("bias", bias) and (chrono or forget_bias):
         given = f"forget_bias={forget_bias}" if chrono is None else f"chrono={chrono}"
         raise ValueError(f"bias=False leaves no place for {given}: give one of the two.")
     nothing = jnp.zeros(units)

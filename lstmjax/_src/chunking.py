@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from lstmjax import recurrence
+from lstmjax._src import scan
 
 CACHED = 2**19  # numbers of z that stay in cache: 2 MiB of float32
 SHARED = 2**17  # weights of a product that several cores share
@@ -44,7 +44,7 @@ def behind(xs: Any, w_x: Any, w_h: Any) -> int | None:
 
 def _in_cache(xs, gates):
     time, block = xs.shape[-2], max(2, CACHED // max(1, _rows(xs) * gates))
-    return None if time < 2 * block else max(2, recurrence.even(time, block))
+    return None if time < 2 * block else max(2, scan.even(time, block))
 
 
 def _rows(xs):

@@ -22,9 +22,10 @@ import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float
 
-from lstmjax import blocks, cell, placement, pytrees, recurrence
-from lstmjax.options import LSTMOptions
-from lstmjax.regularize import Dropout, Masks
+from lstmjax._src import chunking, mesh, pytrees, scan
+from lstmjax._src.dropout_masks import Dropout, Masks
+from lstmjax._src.lstm import cell
+from lstmjax._src.lstm.options import LSTMOptions
 
 TOGETHER = 4  # steps in one iteration, but on CPU
 
@@ -36,7 +37,7 @@ def run(
     state: cell.LSTMState,
     initial: cell.LSTMState,
     masks: Masks,
-    clock: recurrence.Clock,
+    clock: scan.Clock,
     options: LSTMOptions,
     dropout: Dropout,
     return_sequences: bool,
@@ -73,7 +74,7 @@ def _run_jvp(options, dropout, return_sequences, primals, tangents):
     d_params, d_state, d_initial = _tangents(d_params), *_instantiated((d_state, d_initial))
     d_xs = jnp.moveaxis(d_xs, -2, 0) if _given(d_xs) else None
     timed = (d_xs, saved, steps)
-    d_state, d_initial, d_params, timed = placement.varying_alike((d_state, d_initial, d_params, timed))
+    d_state, d_initial, d_params, timed = mesh.varying_alike((d_state, d_initial, d_params, timed))
     params = cell.narrowed(params, xs)
     vectors = _vectors(params)
 
@@ -96,7 +97,7 @@ def _run_jvp(options, dropout, return_sequences, primals, tangents):
         narrow = cell.narrowed(d_params, xs)
         return _ahead_of_the_loop(params, narrow, xs, d_xs, saved, constants, options), saved, steps
 
-    d_ys, d_final, _ = recurrence.forward(
+    d_ys, d_final, _ = scan.forward(
         tick,
         d_state,
         d_initial,
@@ -106,7 +107,7 @@ def _run_jvp(options, dropout, return_sequences, primals, tangents):
         clock,
         return_sequences=return_sequences,
         ahead=ahead,
-        block=blocks.behind(xs, params.w_x, params.w_h),
+        block=chunking.behind(xs, params.w_x, params.w_h),
         together=TOGETHER,
         recompute=True,  # keep z alone, not every slope made from it
     )
@@ -146,7 +147,7 @@ def _forward(params, xs, state, initial, masks, clock, options, dropout, return_
 
     shifted = save and return_sequences and clock.resets is None
     constants, steps = masks.in_loop()
-    ys, final, saved = recurrence.forward(
+    ys, final, saved = scan.forward(
         tick,
         state,
         initial,
@@ -156,11 +157,11 @@ def _forward(params, xs, state, initial, masks, clock, options, dropout, return_
         clock,
         return_sequences=return_sequences and not shifted,
         ahead=ahead,
-        block=blocks.ahead(xs, params.w_x),
+        block=chunking.ahead(xs, params.w_x),
         together=TOGETHER,
     )
     if shifted:
-        ys = recurrence.where(clock.valid, jnp.concatenate([saved.before.h, final.h[None]])[1:])
+        ys = scan.where(clock.valid, jnp.concatenate([saved.before.h, final.h[None]])[1:])
     return ys, final, saved
 
 

@@ -24,7 +24,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Bool, Float
 
-from lstmjax import placement, pytrees
+from lstmjax._src import mesh, pytrees
 
 LANES = 128
 ROWS = 256  # of a block, at most
@@ -546,7 +546,7 @@ def _bounded(rows, time, count, plan):
     if rows.spans is not None or time % plan.steps == 0:
         return rows
     spans = Spans(jnp.zeros(count, jnp.int32), jnp.full(count, time, jnp.int32))
-    return dataclasses.replace(rows, spans=placement.varying_alike((rows.state, spans))[1])
+    return dataclasses.replace(rows, spans=mesh.varying_alike((rows.state, spans))[1])
 
 
 def vmem() -> int:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import checkify
 
-from lstmjax import keywords
+from lstmjax._src import keywords
 
 LARGEST = 2**31 - 1  # of the integers in which JAX counts
 # Which functions take params of a kind.

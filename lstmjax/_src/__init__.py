@@ -1,0 +1,1 @@
+"""Internal: what is imported from here may change at any time."""
