@@ -78,15 +78,15 @@ def cells(found: dict[str, dict[str, Any]]) -> list[str]:
 def products_ahead() -> dict[str, Callable]:
     return {
         "as chosen": lstm.apply,
-        "of each step": partial(patched, chunking, "ahead", lambda *_: 1),
-        "of all steps": partial(patched, chunking, "ahead", lambda *_: None),
+        "of each step": partial(patched, chunking, "input_chunk", lambda *_: 1),
+        "of all steps": partial(patched, chunking, "input_chunk", lambda *_: None),
     }
 
 
 def products_behind() -> dict[str, Callable]:
     return {
         "as chosen": value_and_grad(lstm.apply),
-        "of all steps": value_and_grad(partial(patched, chunking, "behind", lambda *_: None)),
+        "of all steps": value_and_grad(partial(patched, chunking, "grad_chunk", lambda *_: None)),
     }
 
 

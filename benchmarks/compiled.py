@@ -203,7 +203,7 @@ def kernel(target: str, kind: str, shape: tuple[int, int, int, int], dtype: str,
 def compile_kernel_(target: str, kind: str, shape: tuple[int, int, int, int], dtype: str, chosen: dict) -> None:
     """Compile in this process, and print how it goes over its arrays."""
     for name, size in chosen.items():
-        setattr(kernels, name, size)
+        setattr(tpu, name, size)
     device = topologies.get_topology_desc(**TARGETS[target]).devices[0]
     mesh = Mesh([device], ("device",))
     batch, time, inputs, units = shape

@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import tyro
 from jaxtyping import Array, Float, Int
 
@@ -13,7 +14,6 @@ from experiments.rnn import RNN
 from experiments.seq2seq import Seq2Seq
 from experiments.tagger import Tagger
 from lstmjax import Dropout, LSTMOptions, LSTMState, dense, lstm, pooling, residual
-from lstmjax._src import dropout_masks
 
 Params = dict[str, Any]
 
@@ -123,7 +123,8 @@ def every(
     if isinstance(model, TCN):
         if key is not None:
             key, inputs_key = jax.random.split(key)
-            xs = xs * dropout_masks.factors(inputs_key, model.inputs_dropout, xs.shape)
+            kept = jax.random.bernoulli(inputs_key, 1 - model.inputs_dropout, xs.shape)
+            xs = jnp.where(kept, xs / ((1 - model.inputs_dropout) or 1), 0)  # a rate of 1 keeps nothing
         rates = {"dropout": model.dropout, "dropout_kind": model.dropout_kind, "deterministic": key is None}
         ys = residual.apply(params["tcn"], xs, lengths=lengths, key=key, **rates)
     elif isinstance(model, RNN):

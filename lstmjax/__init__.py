@@ -12,6 +12,7 @@ from lstmjax import interop as interop
 from lstmjax import lstm as lstm
 from lstmjax import pooling as pooling
 from lstmjax import ragged as ragged
+from lstmjax import recurrent as recurrent
 from lstmjax import residual as residual
 from lstmjax import sharding as sharding
 from lstmjax import stack as stack

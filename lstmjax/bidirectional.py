@@ -11,10 +11,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
 from lstmjax import lstm
-from lstmjax._src import keywords, pytrees, validation
+from lstmjax._src import keywords, layout, pytrees, validation
 from lstmjax._src.dropout_masks import Dropout
-from lstmjax._src.lstm import cell
 from lstmjax._src.lstm.options import LSTMOptions
+from lstmjax._src.lstm.params import check_matrices
 from lstmjax.lstm import LSTMState
 
 MERGES = {
@@ -89,6 +89,7 @@ def initial_state(
 
 
 @keywords.explained("bidirectional.apply", lstm.apply)
+@layout.takes_time_major
 def apply(
     params: BidirectionalParams,
     xs: Float[ArrayLike, "*batch time inputs"],
@@ -117,8 +118,8 @@ def apply(
         merge: "concat", "sum", "mul", "ave", or None for the pair of both halves' outputs.
         dropout: Dropout; the halves draw masks of their own.
         key: a JAX random key, in training.
-        arguments: lengths, resets, options, deterministic, implementation, unroll and checkpoint, as `lstm.apply` takes
-            them.
+        arguments: lengths, mask, resets, return_states, time_major, options, deterministic, implementation, unroll and
+            checkpoint, as `lstm.apply` takes them.
 
     Returns:
         ys [*batch, time, 2*units] with "concat", else [*batch, time, units], without the time axis where there are no
@@ -134,7 +135,7 @@ def apply(
     """
     validation.instance("params", params, BidirectionalParams, "bidirectional.init")
     for name in ("forward", "backward"):
-        cell.check_matrices(f"params.{name}", getattr(params, name))
+        check_matrices(f"params.{name}", getattr(params, name))
     if state is not None:
         validation.no_lengths(state)
         if type(state) in (tuple, list):

@@ -147,7 +147,7 @@ def apply(
         ys = _convolve(w, bias, padding.fill(xs, lengths), stride, dilation, groups, causal)
         return padding.fill(ys, None if lengths is None else output_lengths(lengths, stride))
 
-    return mesh.automatic(run, len(batch))((w, bias), xs, lengths)
+    return mesh.with_auto_axes(run, len(batch))((w, bias), xs, lengths)
 
 
 def check(name: str, params: Any) -> tuple[Array, Array | None]:

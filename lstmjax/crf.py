@@ -362,4 +362,4 @@ def _map(function, arrays, *arguments):
         results = jax.vmap(partial(function, transitions))(*flat)
         return jax.tree.map(lambda array: array.reshape(*batch, *array.shape[1:]), results)
 
-    return mesh.automatic(run, len(batch))(transitions, emissions, lengths, *arguments)
+    return mesh.with_auto_axes(run, len(batch))(transitions, emissions, lengths, *arguments)

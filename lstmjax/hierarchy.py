@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Float, Integer
+from jaxtyping import Array, ArrayLike, Bool, Float, Integer
 
 from lstmjax import bidirectional as two_ways
 from lstmjax import embedding, lstm, pooling, stack
@@ -118,6 +118,7 @@ def apply(
     tokens: Any,
     *,
     lengths: Any = None,
+    mask: Any = None,
     code: str | Sequence[str] = "final",
     return_sequences: bool = True,
     merge: str = "concat",
@@ -138,6 +139,8 @@ def apply(
         lengths: a tuple with an entry for each level, lowest first: valid steps of each of its sequences, such as
             (words of each utterance [*batch, utterances], utterances of each conversation [*batch]); None where all
             steps are valid, be it an entry or all. Of one level, the array itself will do.
+        mask: likewise a tuple of bool arrays, such as (valid words [*batch, utterances, words], valid utterances
+            [*batch, utterances]), True where a step is valid, in any pattern; for a level, in place of lengths.
         code: how a sequence becomes a code, for all levels or for each: "final" state, "last" valid output, or the
             "max" or "mean" over valid outputs. With two directions, "last" has read one word backward and "final" all.
         return_sequences: False returns a code of the highest level's sequences too; True their outputs at each step.
@@ -170,23 +173,17 @@ def apply(
     ]
     dropouts = _each("dropout", dropout, count)
     keys = _keys(key, dropouts)
-    if hasattr(lengths, "shape") and count > 1:
-        raise ValueError(
-            f"lengths must be a tuple with an entry for each of the {count} levels, lowest first, some perhaps "
-            f"None; got one array, {lengths!r:.80}."
-        )
     own, axes = _own(levels, _levels("tokens", tokens, count))
-    valid_steps = _within(_each("lengths", lengths, count) if count > 1 else _levels("lengths", lengths, 1), axes)
+    valid_steps = _within(_of_levels("lengths", lengths, count), _of_levels("mask", mask, count), axes)
 
     codes_below: Any = None
     for number, (level, xs, steps) in enumerate(zip(levels, own, valid_steps, strict=True)):
         if level.embedding is not None:
-            real = None if steps is None else padding.valid(steps, jnp.shape(xs)[-1])
-            xs = embedding.apply(level.embedding, validation.blank(xs, real))
+            xs = embedding.apply(level.embedding, validation.blank(xs, _valid(steps, jnp.shape(xs)[-1])))
         _check_inputs(number, level.encoder, xs, codes_below, merge)
         if number:
             xs = codes_below if xs is None else jnp.concatenate([xs.astype(codes_below.dtype), codes_below], axis=-1)
-        rest = {"lengths": steps, "merge": merge, "dropout": dropouts[number], "key": keys[number]} | arguments
+        rest = {"merge": merge, "dropout": dropouts[number], "key": keys[number]} | steps | arguments
         if number == count - 1 and return_sequences:
             return stack.apply(level.encoder, xs, **rest)[0]
         codes_below = encode(level.encoder, xs, code=codes[number], **rest)
@@ -199,16 +196,18 @@ def encode(
     xs: Float[ArrayLike, "*batch time inputs"],
     *,
     lengths: Integer[ArrayLike, "*batch"] | None = None,
+    mask: Bool[ArrayLike, "*batch time"] | None = None,
     code: str = "final",
     merge: str = "concat",
     **arguments: Any,
-) -> Float[Array, "*batch outputs"]:
+) -> Float[Array, "..."]:
     """Make one vector of each sequence.
 
     Args:
         params: LSTMParams, BidirectionalParams or StackParams.
         xs: sequences [*batch, time, inputs], floating.
         lengths: valid steps of each sequence, integers [*batch].
+        mask: bool [*batch, time], True where a step is valid; in place of lengths.
         code: "final", "last", "max" or "mean", as in `apply`.
         merge: how two directions become one output, as in `apply`.
         arguments: dropout, key, deterministic, options, implementation, unroll and checkpoint, as `stack.apply` takes
@@ -232,8 +231,9 @@ def encode(
     validation.one_of("code", code, CODES)
     validation.one_of("merge", merge, MERGES)
     pool = CODES[code]
-    ys, _ = stack.apply(params, xs, lengths=lengths, return_sequences=pool is not None, merge=merge, **arguments)
-    return ys if pool is None else pool(ys, lengths=lengths)
+    steps = {"lengths": lengths, "mask": mask}
+    ys, _ = stack.apply(params, xs, return_sequences=pool is not None, merge=merge, **steps, **arguments)
+    return ys if pool is None else pool(ys, **steps)
 
 
 def _check(params: HierarchyParams) -> tuple[LevelParams, ...]:
@@ -327,17 +327,41 @@ def _check_inputs(number: int, encoder: Any, xs: Any, codes: Any, merge: str) ->
         )
 
 
-def _within(lengths: tuple[Any, ...], axes: tuple[int, ...]) -> tuple[Array | None, ...]:
-    """Valid steps of every sequence, none where the sequence itself is padding of the level above."""
-    within, alive = [], None
+def _of_levels(name: str, arrays: Any, count: int) -> tuple[Any, ...]:
+    """One array for each level; of a single level it may be the array itself."""
+    if hasattr(arrays, "shape") and count > 1:
+        raise ValueError(
+            f"{name} must be a tuple with an entry for each of the {count} levels, lowest first, some perhaps None; "
+            f"got one array, {arrays!r:.80}."
+        )
+    return _each(name, arrays, count) if count > 1 else _levels(name, arrays, 1)
+
+
+def _within(lengths: tuple[Any, ...], masks: tuple[Any, ...], axes: tuple[int, ...]) -> tuple[dict[str, Any], ...]:
+    """Lengths or mask of each level's sequences, without valid steps where a sequence is padding of the level above."""
+    within: list[dict[str, Any]] = []
+    alive = None
     for number in reversed(range(len(lengths))):
         batch, time = axes[: len(axes) - number - 1], axes[len(axes) - number - 1]
-        steps = lengths[number]
-        if steps is not None:
-            told = f"the time steps of level {number}", "the axes of tokens[0] above this level's steps"
+        steps, mask, given = lengths[number], masks[number], {}
+        above = "the axes of tokens[0] above this level's steps"
+        if steps is not None and mask is not None:
+            raise ValueError(f"lengths[{number}] and mask[{number}] both tell which steps are valid: pass one of them.")
+        if mask is not None:
+            name = f"mask[{number}]"
+            mask = validation.booleans(name, mask, "True where a step is valid")
+            validation.shape(name, mask, (*batch, time), f"{above}, then those")
+            given = {"mask": mask if alive is None else mask & alive[..., None]}
+        elif steps is not None:
+            told = f"the time steps of level {number}", above
             steps = validation.steps(f"lengths[{number}]", steps, batch, time, *told, real=alive)
+            given = {"lengths": steps}
         elif alive is not None:
-            steps = jnp.where(alive, time, 0)
-        alive = None if steps is None else padding.valid(steps, time)
-        within.append(steps)
+            given = {"lengths": jnp.where(alive, time, 0)}
+        alive = _valid(given, time)
+        within.append(given)
     return tuple(reversed(within))
+
+
+def _valid(steps: dict[str, Any], time: int) -> Array | None:
+    return padding.valid_steps(steps.get("lengths"), steps.get("mask"), time)

@@ -13,10 +13,9 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Float, Int, Integer
+from jaxtyping import Array, ArrayLike, Bool, Float, Int, Integer
 
 from lstmjax._src import keywords, padding, validation
-from lstmjax.conv1d import output_lengths
 
 
 @keywords.explained("pooling.max_over_windows")
@@ -26,6 +25,7 @@ def max_over_windows(
     *,
     stride: int | None = None,
     lengths: Integer[ArrayLike, "*batch"] | None = None,
+    mask: Bool[ArrayLike, "*batch time"] | None = None,
 ) -> Float[Array, "*batch steps features"]:
     """Take each feature's maximum over windows of time.
 
@@ -38,9 +38,10 @@ def max_over_windows(
         stride: steps from the start of one window to that of the next; None for the window's own size.
         lengths: valid steps of each sequence, integers [*batch] from 0 to time; None where all are valid. Those
             of the outputs are `conv1d.output_lengths(lengths, stride)`.
+        mask: bool [*batch, time], True where a step is valid, in any pattern; in place of lengths.
 
     Returns:
-        [*batch, ceil(time / stride), features], 0 at padding.
+        [*batch, ceil(time / stride), features], 0 where no step of a window is valid.
 
     Raises:
         ValueError: shapes or values that do not fit; TypeError: xs is not floating, or lengths are not integers.
@@ -51,31 +52,29 @@ def max_over_windows(
     >>> max_over_windows(xs, 2, stride=1, lengths=3)[:, 0]
     Array([3., 3., 2., 0., 0.], dtype=float32)
     """
-    xs, lengths = _check(xs, lengths)
+    xs, valid = _check(xs, lengths, mask)
     window = validation.positive_int("window", window)
     stride = window if stride is None else validation.positive_int("stride", stride)
-    time = xs.shape[-2]
-    filled = padding.fill(xs, lengths, -jnp.inf)
-    window, step = min(window, max(time, 1)), min(stride, max(time, 1))  # beyond the end there is nothing
-    if window <= step:
-        steps, axis = -(-time // step), xs.ndim - 2
-        ends = [(0, 0)] * axis + [(0, steps * step - time), (0, 0)]
-        apart = jnp.pad(filled, ends, constant_values=-jnp.inf).reshape(*xs.shape[:-2], steps, step, xs.shape[-1])
-        ys = jnp.max(apart[..., :window, :], axis=-2)
-    else:
-        ys = jax.lax.slice_in_dim(_over_windows(filled, window), 0, time, step, axis=xs.ndim - 2)
-    return padding.fill(ys, None if lengths is None else output_lengths(lengths, stride))
+    ys = _over_windows(_fill(xs, valid, -jnp.inf), window, stride)
+    if valid is None:
+        return ys
+    some = _over_windows(valid[..., None].astype(xs.dtype), window, stride)[..., 0] > 0
+    return _fill(ys, some, 0)
 
 
 @keywords.explained("pooling.global_max")
 def global_max(
-    xs: Float[ArrayLike, "*batch time features"], *, lengths: Integer[ArrayLike, "*batch"] | None = None
+    xs: Float[ArrayLike, "*batch time features"],
+    *,
+    lengths: Integer[ArrayLike, "*batch"] | None = None,
+    mask: Bool[ArrayLike, "*batch time"] | None = None,
 ) -> Float[Array, "*batch features"]:
     """Take each feature's maximum over time, y = max_t x_t. Steps that share a maximum share its gradient.
 
     Args:
         xs: sequences [*batch, time, features], floating; any number of batch axes, none included.
         lengths: valid steps of each sequence, integers [*batch] from 0 to time; None where all are valid.
+        mask: bool [*batch, time], True where a step is valid, in any pattern; in place of lengths.
 
     Returns:
         [*batch, features], 0 for a sequence without steps.
@@ -87,20 +86,24 @@ def global_max(
     >>> global_max(xs, lengths=2)
     Array([ 2., -1.], dtype=float32)
     """
-    xs, lengths = _check(xs, lengths)
-    ys = jnp.max(padding.fill(xs, lengths, -jnp.inf), axis=-2, initial=-jnp.inf)
-    return jnp.where(_count(xs, lengths) > 0, ys, 0)
+    xs, valid = _check(xs, lengths, mask)
+    ys = jnp.max(_fill(xs, valid, -jnp.inf), axis=-2, initial=-jnp.inf)
+    return jnp.where(_count(xs, valid) > 0, ys, 0)
 
 
 @keywords.explained("pooling.global_mean")
 def global_mean(
-    xs: Float[ArrayLike, "*batch time features"], *, lengths: Integer[ArrayLike, "*batch"] | None = None
+    xs: Float[ArrayLike, "*batch time features"],
+    *,
+    lengths: Integer[ArrayLike, "*batch"] | None = None,
+    mask: Bool[ArrayLike, "*batch time"] | None = None,
 ) -> Float[Array, "*batch features"]:
     """Take each feature's mean over time, y = mean_t x_t, adding up in at least float32.
 
     Args:
         xs: sequences [*batch, time, features], floating; any number of batch axes, none included.
         lengths: valid steps of each sequence, integers [*batch] from 0 to time; None where all are valid.
+        mask: bool [*batch, time], True where a step is valid, in any pattern; in place of lengths.
 
     Returns:
         [*batch, features], 0 for a sequence without steps.
@@ -112,20 +115,24 @@ def global_mean(
     >>> global_mean(xs, lengths=2)
     Array([ 1.5, -2. ], dtype=float32)
     """
-    xs, lengths = _check(xs, lengths)
-    total = jnp.sum(padding.fill(xs, lengths), axis=-2, dtype=validation.at_least_float32(xs.dtype))
-    return (total / jnp.maximum(_count(xs, lengths), 1).astype(total.dtype)).astype(xs.dtype)
+    xs, valid = _check(xs, lengths, mask)
+    total = jnp.sum(_fill(xs, valid, 0), axis=-2, dtype=validation.at_least_float32(xs.dtype))
+    return (total / jnp.maximum(_count(xs, valid), 1).astype(total.dtype)).astype(xs.dtype)
 
 
 @keywords.explained("pooling.last")
 def last(
-    xs: Float[ArrayLike, "*batch time features"], *, lengths: Integer[ArrayLike, "*batch"] | None = None
+    xs: Float[ArrayLike, "*batch time features"],
+    *,
+    lengths: Integer[ArrayLike, "*batch"] | None = None,
+    mask: Bool[ArrayLike, "*batch time"] | None = None,
 ) -> Float[Array, "*batch features"]:
     """Take the last valid step of each sequence, y = x_{length - 1}.
 
     Args:
         xs: sequences [*batch, time, features], floating; any number of batch axes, none included.
         lengths: valid steps of each sequence, integers [*batch] from 0 to time; None where all are valid.
+        mask: bool [*batch, time], True where a step is valid, in any pattern; in place of lengths.
 
     Returns:
         [*batch, features], 0 for a sequence without steps.
@@ -137,17 +144,29 @@ def last(
     >>> last(xs, lengths=2)
     Array([ 2., -1.], dtype=float32)
     """
-    xs, lengths = _check(xs, lengths)
-    if lengths is None:
+    xs, valid = _check(xs, lengths, mask)
+    if valid is None:
         return jnp.sum(xs[..., -1:, :], axis=-2, dtype=xs.dtype)  # of one step, or of none
-    steps = jax.lax.broadcasted_iota(jnp.int32, xs.shape, xs.ndim - 2)
-    here = steps == (_count(xs, lengths) - 1)[..., None]
-    return jnp.sum(jnp.where(here, xs, 0), axis=-2, dtype=xs.dtype)
+    steps = jax.lax.broadcasted_iota(jnp.int32, valid.shape, valid.ndim - 1)
+    final = jnp.max(jnp.where(valid, steps, -1), axis=-1, keepdims=True, initial=-1)
+    return jnp.sum(_fill(xs, steps == final, 0), axis=-2, dtype=xs.dtype)
+
+
+def _over_windows(xs: Array, window: int, stride: int) -> Array:
+    """Compute the maximum over windows; what is beyond the end counts as -inf."""
+    time, axis = xs.shape[-2], xs.ndim - 2
+    window, stride = min(window, max(time, 1)), min(stride, max(time, 1))
+    if window > stride:
+        return jax.lax.slice_in_dim(_over_every_window(xs, window), 0, time, stride, axis=axis)
+    steps = -(-time // stride)
+    ends = [(0, 0)] * axis + [(0, steps * stride - time), (0, 0)]
+    apart = jnp.pad(xs, ends, constant_values=-jnp.inf).reshape(*xs.shape[:-2], steps, stride, xs.shape[-1])
+    return jnp.max(apart[..., :window, :], axis=-2)
 
 
 @partial(jax.jit, static_argnames="window")
-def _over_windows(xs: Array, window: int) -> Array:
-    """The maximum over the window that starts at each step, of no more steps than there are, for windows that overlap.
+def _over_every_window(xs: Array, window: int) -> Array:
+    """Compute the maximum over the window that starts at each step; `window` is at most time.
 
     Windows double in a scan, so that neither the program nor its memory grows with their length as a maximum over so
     many shifted copies would. Its derivative is that of `jnp.maximum`, unlike that of `lax.reduce_window`, which gives
@@ -168,14 +187,21 @@ def _over_windows(xs: Array, window: int) -> Array:
     return jax.lax.scan(widened, xs, jnp.array(shifts, jnp.int32))[0]
 
 
-def _check(xs, lengths) -> tuple[Array, Array | None]:
+def _check(xs, lengths, mask) -> tuple[Array, Array | None]:
+    """Return xs and the mask of valid steps, None where all are."""
     xs = validation.floating("xs", xs)
     if xs.ndim < 2:
         raise ValueError(f"xs must have axes [*batch, time, features], at least 2 of them; got shape {xs.shape}.")
-    return xs, None if lengths is None else validation.lengths(lengths, xs.shape[:-2], xs.shape[-2])
+    lengths, mask, _ = validation.of_time(lengths, mask, None, xs.shape[:-2], xs.shape[-2])
+    return xs, padding.valid_steps(lengths, mask, xs.shape[-2])
 
 
-def _count(xs: Array, lengths: Array | None) -> Int[Array, "*batch 1"]:
-    """The number of valid steps, beside the features."""
-    time = xs.shape[-2]
-    return (jnp.full(xs.shape[:-2], time, jnp.int32) if lengths is None else lengths)[..., None]
+def _fill(xs, valid, value):
+    return padding.fill(xs, None, value, mask=valid)
+
+
+def _count(xs: Array, valid: Array | None) -> Int[Array, "*batch 1"]:
+    """The number of valid steps, next to the features."""
+    if valid is None:
+        return jnp.full((*xs.shape[:-2], 1), xs.shape[-2], jnp.int32)
+    return jnp.sum(valid, axis=-1, keepdims=True, dtype=jnp.int32)

@@ -173,7 +173,7 @@ def apply(
             ys = _block(block, ys, dilation, stride, ACTIVATIONS[activation], drop, key)
         return padding.fill(ys, None if lengths is None else conv1d.output_lengths(lengths, math.prod(strides)))
 
-    return mesh.automatic(run, len(batch))(params, xs, lengths, key)
+    return mesh.with_auto_axes(run, len(batch))(params, xs, lengths, key)
 
 
 @keywords.explained("residual.receptive_field")

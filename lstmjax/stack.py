@@ -10,14 +10,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Float, Integer
+from jaxtyping import Array, ArrayLike, Bool, Float, Integer
 
 from lstmjax import bidirectional as two_ways
 from lstmjax import lstm, pooling
-from lstmjax._src import dropout_masks, keywords, padding, pytrees, validation
+from lstmjax._src import dropout_masks, keywords, layout, padding, pytrees, validation
 from lstmjax._src.dropout_masks import Dropout
-from lstmjax._src.lstm import cell
 from lstmjax._src.lstm.options import LSTMOptions
+from lstmjax._src.lstm.params import check_matrices
 from lstmjax.bidirectional import BidirectionalParams
 from lstmjax.lstm import LSTMParams
 
@@ -147,12 +147,14 @@ def step(
 
 
 @keywords.explained("stack.apply", lstm.apply)
+@layout.takes_time_major
 def apply(
     params: StackParams | LSTMParams | BidirectionalParams,
     xs: Float[ArrayLike, "*batch time inputs"],
     state: Any = None,
     *,
     lengths: Integer[ArrayLike, "*batch"] | None = None,
+    mask: Bool[ArrayLike, "*batch time"] | None = None,
     reverse: bool = False,
     return_sequences: bool = True,
     residual_from: int | None = None,
@@ -171,6 +173,7 @@ def apply(
         xs: input sequences [*batch, time, inputs], floating.
         state: a tuple of the layers' states to start from; None for `initial_state`.
         lengths: valid steps of each sequence, integers [*batch].
+        mask: bool [*batch, time], True where a step is valid; in place of lengths.
         reverse: read valid steps last to first, in every layer.
         return_sequences: False returns the last layer's final h alone (see `lstm.apply`, `bidirectional.apply`),
             to which a residual connection adds what that layer read at the same step.
@@ -181,7 +184,8 @@ def apply(
             added, `between_layers` from what goes from one layer into the next, all else in every layer.
         key: a JAX random key, in training.
         deterministic: True in evaluation, as in `lstm.apply`.
-        arguments: resets, options, implementation, unroll and checkpoint, as `lstm.apply` takes them.
+        arguments: resets, return_states, time_major, options, implementation, unroll and checkpoint, as `lstm.apply`
+            takes them.
 
     Returns:
         ys [*batch, time, outputs], without the time axis where there are no sequences; and the tuple of states.
@@ -195,7 +199,7 @@ def apply(
     >>> ys.shape, state[0].forward.h.shape
     ((8, 10, 6), (8, 4))
     """
-    arguments |= {"lengths": lengths, "reverse": reverse}
+    arguments |= {"lengths": lengths, "mask": mask, "reverse": reverse}
     if merge is not None:
         validation.one_of("merge", merge, [name for name in two_ways.MERGES if name])
     if not isinstance(params, StackParams):
@@ -212,8 +216,9 @@ def apply(
     _check_dropout(params, dropout)
     state = (None,) * len(params.layers) if state is None else _check_state(params, state)
     below, return_sequences = validation.floating("xs", xs), validation.boolean("return_sequences", return_sequences)
-    if residual_from == 0 and lengths is not None:
-        below = padding.fill(below, validation.lengths(lengths, below.shape[:-2], below.shape[-2]))
+    if residual_from is not None and below.ndim > 1:  # fewer axes are refused by the first layer
+        lengths, mask, _ = validation.of_time(lengths, mask, None, below.shape[:-2], below.shape[-2])
+        below = padding.fill(below, lengths, mask=mask)
     count = len(params.layers)
     key = dropout_masks.key_of(dropout, key, deterministic)
     keys, last = _keys(key, count), count - 1
@@ -232,7 +237,7 @@ def apply(
             **arguments,
         )
         if _is_residual(number, residual_from):
-            ys += (below if sequences else _read_last(below, lengths, reverse)).astype(ys.dtype)
+            ys += (below if sequences else _read_last(below, lengths, mask, reverse)).astype(ys.dtype)
         below = ys
         states.append(after)
     return below, tuple(states)
@@ -294,9 +299,13 @@ def _is_residual(number: int, residual_from: int | None) -> bool:
     return residual_from is not None and number >= residual_from
 
 
-def _read_last(xs, lengths, reverse):
-    """What stood at the step that was read last; 0 where nothing was read."""
-    return jnp.sum(xs[..., :1, :], axis=-2) if reverse else pooling.last(xs, lengths=lengths)
+def _read_last(xs, lengths, mask, reverse):
+    """The input at the step that is read last; 0 where there is none."""
+    if reverse and mask is not None:
+        xs, mask = jnp.flip(xs, axis=-2), jnp.flip(mask, axis=-1)
+    elif reverse:
+        return jnp.sum(xs[..., :1, :], axis=-2)
+    return pooling.last(xs, lengths=lengths, mask=mask)
 
 
 def _of_layer(dropout, *, first, last):
@@ -332,7 +341,7 @@ def _layers(params: StackParams) -> tuple[Any, ...]:
         two = isinstance(layer, BidirectionalParams)
         halves = {f"{name}.{way}": getattr(layer, way) for way in ("forward", "backward")} if two else {name: layer}
         for place, half in halves.items():
-            cell.check_matrices(place, half)
+            check_matrices(place, half)
     return tuple(params.layers)
 
 

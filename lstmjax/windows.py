@@ -149,6 +149,7 @@ def truncated(apply: Callable[..., tuple[Array, Any]], steps: int) -> Callable[.
         state: Any = None,
         *,
         lengths: Integer[ArrayLike, "*batch"] | None = None,
+        mask: Bool[ArrayLike, "*batch time"] | None = None,
         resets: Bool[ArrayLike, "*batch time"] | None = None,
         reverse: bool = False,
         return_sequences: bool = True,
@@ -161,11 +162,10 @@ def truncated(apply: Callable[..., tuple[Array, Any]], steps: int) -> Callable[.
             raise ValueError(f"xs must have axes [*batch, time, inputs], at least 2 of them; got shape {xs.shape}.")
         *batch, time, _ = xs.shape
         batch = tuple(batch)
-        lengths = None if lengths is None else validation.lengths(lengths, batch, time)
-        resets = None if resets is None else validation.resets(resets, batch, time)
+        lengths, mask, resets = validation.of_time(lengths, mask, resets, batch, time)
         arrays = {name: value for name, value in options.items() if any(map(_is_array, jax.tree.leaves(value)))}
         static = tuple(sorted((name, value) for name, value in options.items() if name not in arrays))
-        given = params, padding.fill(xs, lengths), state, lengths, resets, arrays
+        given = params, padding.fill(xs, lengths, mask=mask), state, lengths, mask, resets, arrays
         how = {"apply": apply, "steps": steps, "reverse": reverse, "return_sequences": return_sequences}
         try:
             return _in_pieces(given, **how, static=static)
@@ -179,28 +179,35 @@ def truncated(apply: Callable[..., tuple[Array, Any]], steps: int) -> Callable[.
 @partial(jax.jit, static_argnames=("apply", "steps", "reverse", "return_sequences", "static"))
 def _in_pieces(given, *, apply, steps, reverse, return_sequences, static):
     """What `truncated` returns, as one program, since a loop compiles anew at each call outside of one."""
-    params, xs, state, lengths, resets, arrays = given
+    params, xs, state, lengths, mask, resets, arrays = given
     time = xs.shape[-2]
     options = arrays | dict(static)
     options |= {"reverse": True} if reverse else {}
     options |= {} if return_sequences else {"return_sequences": False}
+    ends = time if lengths is None else lengths
+    if mask is not None:
+        number = 1 + jax.lax.broadcasted_iota(jnp.int32, mask.shape, mask.ndim - 1)
+        ends = jnp.max(jnp.where(mask, number, 0), axis=-1, initial=0)  # after the last valid step
 
     def read(carry, piece):
         state, last = carry
-        start, xs, resets = piece
+        start, xs, mask, resets = piece
         span, timed = xs.shape[-2], {}
         boundary = start + span if reverse else start
-        goes_on = boundary < (time if lengths is None else lengths)
+        goes_on = boundary < ends
         state = jax.tree.map(partial(_stopped, (boundary > 0) & goes_on), state)
         if lengths is not None:
             timed["lengths"] = jnp.clip(lengths - start, 0, span)
+        if mask is not None:
+            timed["mask"] = mask
         if resets is not None:
             timed["resets"] = resets
         ys, state = apply(params, xs, state, **timed, **options)
         if return_sequences:
             return (state, last), ys
-        if lengths is not None:  # a sequence of which this piece has nothing has said its last before
-            ys = jnp.where(jnp.expand_dims(timed["lengths"] > 0, -1), ys, last)
+        if lengths is not None or mask is not None:  # the last output of a sequence without valid steps here was before
+            valid = timed["lengths"] > 0 if mask is None else mask.any(-1)
+            ys = jnp.where(jnp.expand_dims(valid, -1), ys, last)
         return (state, ys), None
 
     # Reading no step gives the state to begin with, in the dtype and on the devices in which it will be carried.
@@ -217,7 +224,7 @@ def _in_pieces(given, *, apply, steps, reverse, return_sequences, static):
         pieces = (
             jnp.arange(first, last, span),
             _cut(xs[..., first:last, :], span, -2),
-            None if resets is None else _cut(resets[..., first:last], span, -1),
+            *(None if each is None else _cut(each[..., first:last], span, -1) for each in (mask, resets)),
         )
         carry, ys = jax.lax.scan(read, carry, pieces, reverse=reverse)
         outputs += [] if ys is None else [_joined(ys)]

@@ -74,9 +74,9 @@ MUTANTS = (
     ),
     Mutant(
         "chunked scan: the remainder after the last whole chunk starts one step early",
-        "lstmjax/_src/scan.py",
-        "run(time % size)(time - time % size, state, rest)",
-        "run(time % size)(time - time % size - 1, state, rest)",
+        "lstmjax/_src/chunked_scan.py",
+        "scan(time % size)(time - time % size, state, rest)",
+        "scan(time % size)(time - time % size - 1, state, rest)",
         ("tests/test_chunking.py::test_values_and_gradients_of_chunks_and_a_remainder[forward]",),
     ),
     Mutant(
@@ -95,9 +95,9 @@ MUTANTS = (
     ),
     Mutant(
         "cell: the peephole of f uses p_i",
-        "lstmjax/_src/lstm/cell.py",
-        "enumerate((p_i, *p_f)))",
-        "enumerate((p_i, *[p_i] * len(p_f))))",
+        "lstmjax/_src/lstm/variants.py",
+        "enumerate((w_i, *w_f)))",
+        "enumerate((w_i, *[w_i] * len(w_f))))",
         ("tests/test_variants.py::test_values_and_gradients[peepholes-fused-True]",),
     ),
     Mutant(
@@ -109,7 +109,7 @@ MUTANTS = (
     ),
     Mutant(
         "lstm: c is not kept in at least float32",
-        "lstmjax/lstm.py",
+        "lstmjax/_src/lstm/implementations.py",
         "c=state.c.astype(wide))",
         "c=state.c.astype(dtype))",
         ("tests/test_precision.py::test_c_adds_up_in_float32[scan]",),
@@ -131,15 +131,15 @@ MUTANTS = (
     Mutant(
         "fused: the tangent of zoneout is dropped",
         "lstmjax/_src/lstm/fused.py",
-        "return cell.zoned_out(d_after, d_before, dropout, masks), None",
-        "return d_after, None",
+        "        d_after = variants.apply_zoneout(d_after, d_before, dropout, zoneout)\n",
+        "",
         ("tests/test_regularize.py::test_values_and_gradients[zoneout of h-fused]",),
     ),
     Mutant(
         "truncated: <= for < at the boundary of a piece",
         "lstmjax/windows.py",
-        "goes_on = boundary < (time",
-        "goes_on = boundary <= (time",
+        "goes_on = boundary < ends",
+        "goes_on = boundary <= ends",
         ("tests/test_windows.py::test_gradient_is_that_of_pieces_stopped_by_hand[plain-True-11]",),
     ),
     Mutant(
@@ -166,8 +166,8 @@ MUTANTS = (
     Mutant(
         "trace: the second bias is left out",
         "lstmjax/inspect/traces.py",
-        "params = cell.merged(params)",
-        "params = cell.merged(dataclasses.replace(params, bias_h=None))",
+        "params = variants.sum_biases(params)",
+        "params = variants.sum_biases(dataclasses.replace(params, bias_h=None))",
         ("tests/test_inspect.py::test_h_and_c_are_those_of_apply_at_every_step[two biases-False]",),
     ),
     Mutant(
@@ -179,9 +179,9 @@ MUTANTS = (
     ),
     Mutant(
         "lstm: no gradient into the learned initial state from resets",
-        "lstmjax/lstm.py",
-        "    initial = initial_state(params)\n    params, xs, state = promoted",
-        "    initial = jax.lax.stop_gradient(initial_state(params))\n    params, xs, state = promoted",
+        "lstmjax/_src/lstm/implementations.py",
+        "    initial = initial_state(params)\n",
+        "    initial = jax.lax.stop_gradient(initial_state(params))\n",
         ("tests/test_initialization.py::test_learned_state",),
     ),
     Mutant(
@@ -215,7 +215,7 @@ MUTANTS = (
     Mutant(
         "global_mean: divides by time",
         "lstmjax/pooling.py",
-        "(total / jnp.maximum(_count(xs, lengths), 1).astype(total.dtype))",
+        "(total / jnp.maximum(_count(xs, valid), 1).astype(total.dtype))",
         "(total / max(xs.shape[-2], 1))",
         ("tests/test_pooling.py::test_of_the_valid_steps_alone",),
     ),

@@ -34,17 +34,17 @@ def shapes(batch, time, inputs, units):
 )
 def test_steps_together(batch, time, units, ahead, behind):
     xs, w_x, w_h = shapes(batch, time, units, units)
-    assert chunking.ahead(xs, w_x) == ahead
-    assert chunking.behind(xs, w_x, w_h) == behind
+    assert chunking.input_chunk(xs, w_x) == ahead
+    assert chunking.grad_chunk(xs, w_x, w_h) == behind
 
 
 def test_steps_whose_number_is_open():
     batch, time = jax.export.symbolic_shape("b, t")
     for shape in ((batch, 1000, 64), (32, time, 64)):
         xs, w_x, w_h = jax.ShapeDtypeStruct(shape, jnp.float32), *shapes((), 1, 64, 64)[1:]
-        assert chunking.ahead(xs, w_x) is None
-        assert chunking.ahead(xs, jnp.zeros((256, 1024))) == 1
-        assert chunking.behind(xs, w_x, w_h) is None
+        assert chunking.input_chunk(xs, w_x) is None
+        assert chunking.input_chunk(xs, jnp.zeros((256, 1024))) == 1
+        assert chunking.grad_chunk(xs, w_x, w_h) is None
 
 
 @pytest.mark.parametrize(("time", "loops"), [(16, 2), (640, 4), (641, 6)])
@@ -78,7 +78,7 @@ def test_values_and_gradients_of_chunks_and_a_remainder(masked, x64):
         return loss((ys, end.h, end.c)), (ys, end.h, end.c)
 
     w_x, w_h, _, xs, *_ = wide = [jnp.asarray(array) for array in arrays]
-    assert chunking.ahead(xs, w_x) == chunking.behind(xs, w_x, w_h) == 4
+    assert chunking.input_chunk(xs, w_x) == chunking.grad_chunk(xs, w_x, w_h) == 4
     slopes = jax.jit(jax.grad(run, argnums=tuple(range(len(wide))), has_aux=True)).lower(*wide)
     assert slopes.as_text().count("stablehlo.while") == 6  # of chunks, within them, of the remainder; both ways
     found, outputs = slopes.compile()(*wide)

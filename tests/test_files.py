@@ -39,7 +39,7 @@ from lstmjax import (
     stack,
 )
 from lstmjax._src import serialization
-from lstmjax._src.lstm.cell import LSTMNorm
+from lstmjax._src.lstm.params import LSTMNorm
 from lstmjax.dense import DenseParams
 from lstmjax.files import FileError
 

@@ -8,6 +8,7 @@ import reference
 
 import lstmjax
 from lstmjax import Dropout, LSTMOptions, LSTMParams, LSTMState, lstm
+from lstmjax._src.lstm import arguments
 
 KEY = jax.random.key(0)
 
@@ -364,6 +365,6 @@ def test_calls_alike_are_checked_once(monkeypatch):
     state = lstm.initial_state(params, (3,))
     ys, _ = lstm.apply(params, xs)
     y, _ = lstm.step(params, xs[:, 0], state)
-    monkeypatch.setattr(lstm, "check", None)
+    monkeypatch.setattr(arguments, "check", None)
     assert (lstm.apply(params, xs)[0] == ys).all()
     assert (lstm.step(params, xs[:, 0], state)[0] == y).all()

@@ -71,7 +71,7 @@ def same(one, other):
 
 
 def test_all_are_found():
-    assert {"LSTMParams", "LSTMState", "CRFParams", "Conv1DParams", "Clock", "Masks", "Trace"} <= {
+    assert {"LSTMParams", "LSTMState", "CRFParams", "Conv1DParams", "StepMasks", "SequenceMasks", "Trace"} <= {
         kind.__name__ for kind in CONTAINERS
     }
 

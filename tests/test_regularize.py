@@ -50,8 +50,15 @@ def example(**options):
 
 
 def masks_of(dropout, params, key=KEY):
-    masks = dropout_masks.draw(dropout, key, params, BATCH, TIME)
-    return {name: np.float64(mask) for name, mask in vars(masks).items() if mask is not None}
+    masks = named(dropout_masks.draw(dropout, key, params, BATCH, TIME))
+    return {name: np.float64(mask) for name, mask in masks.items()}
+
+
+def named(drawn):
+    """All masks that were drawn, as the rates are named."""
+    masks, zoneout = drawn
+    every = vars(masks) | {f"zoneout_{name}": mask for name, mask in vars(zoneout).items()}
+    return {name: mask for name, mask in every.items() if mask is not None}
 
 
 def single_precision(**options):
@@ -162,7 +169,7 @@ def test_shapes():
     """One mask for each sequence, the same at every step; zoneout's anew at every step; one of W_h for all."""
     dropout, params = dataclasses.replace(KINDS["all"], recurrent_kind="per_gate"), shapes(projection=2)
     masks = jax.eval_shape(lambda key: dropout_masks.draw(dropout, key, params, BATCH, TIME), KEY)
-    assert {name: mask.shape for name, mask in vars(masks).items() if mask is not None} == {
+    assert {name: mask.shape for name, mask in named(masks).items()} == {
         "inputs": (*BATCH, INPUTS),
         "recurrent": (*BATCH, 4, 2),
         "outputs": (*BATCH, 2),
@@ -239,8 +246,7 @@ def test_dropped_outputs_leave_the_state_and_padding_alone():
     ys, end = lstm.apply(params, xs, state, **arguments)
     whole, expected_end = lstm.apply(params, xs, state, lengths=arguments["lengths"])
     jax.tree.map(np.testing.assert_array_equal, end, expected_end)
-    mask = dropout_masks.draw(arguments["dropout"], KEY, params, BATCH, TIME).outputs
-    mask = np.asarray(mask)
+    mask = np.asarray(dropout_masks.draw(arguments["dropout"], KEY, params, BATCH, TIME)[0].outputs)
     np.testing.assert_allclose(ys, whole * mask[:, :, None], atol=1e-6)
     last, _ = lstm.apply(params, xs, state, **arguments, return_sequences=False)
     np.testing.assert_allclose(last, expected_end.h * mask, atol=1e-6)

@@ -30,7 +30,6 @@ from experiments.data.vocabulary import Kinds
 from experiments.tagger import Tagger
 from experiments.task import Carried, Labelled, Published, Task
 from lstmjax import BidirectionalParams, HierarchyParams, bidirectional, dense, embedding, hierarchy, lstm, ragged
-from lstmjax._src import padding
 
 MODELS = ("tagger",)
 CITED = (
@@ -269,7 +268,9 @@ def emissions(model: Tagger, params: tagger.Params, batch: dict[str, Any]) -> Fl
         vectors = jnp.concatenate([vectors, code], axis=-1)
 
     xs = tagger.dropped(model, vectors[tagger.some_unknown(model, batch["said"], keys[0])], keys[1])
-    ys = padding.fill(codes(model, levels[0].encoder, xs, batch), batch["lengths"])
+    ys = codes(model, levels[0].encoder, xs, batch)
+    valid = jnp.arange(ys.shape[1])[None] < batch["lengths"][:, None]
+    ys = jnp.where(valid[..., None], ys, 0)
     ys = tagger.dropped(model, ys, keys[2])
     if model.context:
         xs = jnp.concatenate([batch["manner"], ys], axis=-1)

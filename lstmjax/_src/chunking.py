@@ -3,15 +3,13 @@
 import math
 from typing import Any
 
-from lstmjax._src import scan
-
 CACHED = 2**19  # numbers of z that stay in cache: 2 MiB of float32
 SHARED = 2**17  # weights of a product that several cores share
 ROWS = 16  # rows of such a product; assumed where there is no batch axis, since jax.vmap may hide one
 MANY = 2**20  # weights that are too many to add to after each block
 
 
-def ahead(xs: Any, w_x: Any) -> int | None:
+def input_chunk(xs: Any, w_x: Any) -> int | None:
     """Steps that get x W_x from one product, ahead of their loop; None for all.
 
     A step has a product of its own where that is large enough for several cores; else as many share one as stay in
@@ -27,7 +25,7 @@ def ahead(xs: Any, w_x: Any) -> int | None:
     return _in_cache(xs, w_x.shape[1]) if known else None
 
 
-def behind(xs: Any, w_x: Any, w_h: Any) -> int | None:
+def grad_chunk(xs: Any, w_x: Any, w_h: Any) -> int | None:
     """Steps that add to the gradients of weights by one product, after their loop; None for all.
 
     As many as stay in cache, unless there are so many weights that adding to them takes longer than that saves.
@@ -44,7 +42,7 @@ def behind(xs: Any, w_x: Any, w_h: Any) -> int | None:
 
 def _in_cache(xs, gates):
     time, block = xs.shape[-2], max(2, CACHED // max(1, _rows(xs) * gates))
-    return None if time < 2 * block else max(2, scan.even(time, block))
+    return None if time < 2 * block else max(2, nearest_divisor(time, block))
 
 
 def _rows(xs):
@@ -54,3 +52,9 @@ def _rows(xs):
 
 def _known(xs):
     return all(isinstance(size, int) for size in xs.shape)
+
+
+def nearest_divisor(whole: int, part: int) -> int:
+    """Return the divisor of `whole` nearest to `part`, from its half to its double; `part` itself if there is none."""
+    sizes = [size for size in range(-(-part // 2), min(2 * part, whole) + 1) if whole % size == 0]
+    return min(sizes, key=lambda size: abs(size - part), default=part)

@@ -91,16 +91,14 @@ def key_of(dropout: Any, key: Array | None, deterministic: bool) -> Array | None
 
 
 @pytrees.container
-class Masks:
-    """What was drawn: factors (0, or 1 / (1 - rate)), and for zoneout True where a unit keeps what it had.
+class SequenceMasks:
+    """Masks that are constant over a sequence: 0, or 1 / (1 - rate); None for what is not dropped.
 
     Args:
         inputs: [*batch, inputs].
         recurrent: [*batch, outputs], or [*batch, gates, outputs].
         candidate: [*batch, units].
         outputs: [*batch, outputs].
-        zoneout_h: bool [time, *batch, outputs].
-        zoneout_c: bool [time, *batch, units].
         recurrent_weights: of the shape of W_h.
     """
 
@@ -108,21 +106,32 @@ class Masks:
     recurrent: Any = None
     candidate: Any = None
     outputs: Any = None
-    zoneout_h: Any = None
-    zoneout_c: Any = None
     recurrent_weights: Any = None
 
-    def in_loop(self) -> tuple["Masks", "Masks"]:
-        """What a step is given: the same at every step of a sequence, and anew at each."""
-        constants = Masks(recurrent=self.recurrent, candidate=self.candidate)
-        return constants, Masks(zoneout_h=self.zoneout_h, zoneout_c=self.zoneout_c)
-
-    def at(self, step: "Masks") -> "Masks":
-        """These constants with the masks of one step beside them."""
-        return dataclasses.replace(self, zoneout_h=step.zoneout_h, zoneout_c=step.zoneout_c)
+    def of_steps(self) -> "SequenceMasks":
+        """Return those that a step needs; the others are applied before or after the loop."""
+        return SequenceMasks(recurrent=self.recurrent, candidate=self.candidate)
 
 
-def draw(dropout: Dropout, key: Array | None, params: Any, batch: tuple[int, ...], time: int) -> Masks:
+@pytrees.container
+class ZoneoutMasks:
+    """Masks that change at each step: True where a unit keeps its state; None without zoneout or in expectation.
+
+    Args:
+        h: bool [time, *batch, outputs].
+        c: bool [time, *batch, units].
+    """
+
+    h: Any = None
+    c: Any = None
+
+
+NAMES = "inputs", "recurrent", "candidate", "outputs", "zoneout_h", "zoneout_c", "recurrent_weights"
+
+
+def draw(
+    dropout: Dropout, key: Array | None, params: Any, batch: tuple[int, ...], time: int
+) -> tuple[SequenceMasks, ZoneoutMasks]:
     """Draw the masks of one call; none without a key. Each depends on the key and its own rate alone.
 
     Args:
@@ -133,30 +142,32 @@ def draw(dropout: Dropout, key: Array | None, params: Any, batch: tuple[int, ...
         time: the number of steps.
 
     Returns:
-        Masks; None for what is not dropped.
+        The masks; None for what is not dropped.
     """
     if key is None:
-        return Masks()
-    keys = dict(zip((field.name for field in dataclasses.fields(Masks)), jax.random.split(key, 7), strict=True))
+        return SequenceMasks(), ZoneoutMasks()
+    keys = dict(zip(NAMES, jax.random.split(key, len(NAMES)), strict=True))
     outputs = (*batch, params.outputs)
     recurrent, candidate = outputs, dropout.recurrent_kind == "candidate"
     if dropout.recurrent_kind == "per_gate":
         recurrent = (*batch, params.gates, params.outputs)
 
-    def kept(name, rate, shape):
+    def factor(name, rate, shape):
         return factors(keys[name], rate, shape) if rate else None
 
-    def held(name, rate, *shape):
-        return _drawn(keys[name], rate, (time, *batch, *shape)) if rate else None
+    def zoneout(name, rate, units):
+        return _drawn(keys[name], rate, (time, *batch, units)) if rate else None
 
-    return Masks(
-        inputs=kept("inputs", dropout.inputs, (*batch, params.inputs)),
-        recurrent=None if candidate else kept("recurrent", dropout.recurrent, recurrent),
-        candidate=kept("candidate", dropout.recurrent, (*batch, params.units)) if candidate else None,
-        outputs=kept("outputs", dropout.outputs, outputs),
-        zoneout_h=held("zoneout_h", dropout.zoneout_h, params.outputs),
-        zoneout_c=held("zoneout_c", dropout.zoneout_c, params.units),
-        recurrent_weights=kept("recurrent_weights", dropout.recurrent_weights, params.w_h.shape),
+    masks = SequenceMasks(
+        inputs=factor("inputs", dropout.inputs, (*batch, params.inputs)),
+        recurrent=None if candidate else factor("recurrent", dropout.recurrent, recurrent),
+        candidate=factor("candidate", dropout.recurrent, (*batch, params.units)) if candidate else None,
+        outputs=factor("outputs", dropout.outputs, outputs),
+        recurrent_weights=factor("recurrent_weights", dropout.recurrent_weights, params.w_h.shape),
+    )
+    return masks, ZoneoutMasks(
+        h=zoneout("zoneout_h", dropout.zoneout_h, params.outputs),
+        c=zoneout("zoneout_c", dropout.zoneout_c, params.units),
     )
 
 

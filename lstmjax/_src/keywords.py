@@ -77,6 +77,7 @@ OURS = {
     "allowed": "constraints",
     "k": "top_k topk nbest n_best num_paths top_paths beam_width beam_size",
     "groups": "feature_group_count num_groups",
+    "mask": "masks input_mask attention_mask",
     "norm_epsilon": "eps epsilon layer_norm_epsilon layer_norm_eps",
     "activation": "activation_fn cell_activation",
     "recurrent_activation": "gate_fn gate_activation inner_activation",
@@ -104,7 +105,7 @@ ADVICE = {
     ),
     "batch_first time_major": (
         "arrays are [*batch, time, features] here, as with batch_first=True or time_major=False; of arrays with time "
-        "first jnp.swapaxes(xs, 0, 1)",
+        "first jnp.swapaxes(xs, 0, 1), or time_major=True where apply takes it",
         None,
     ),
     "axis axes time_axis": ("time is the axis before the last here, the last has the features", None),

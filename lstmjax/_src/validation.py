@@ -330,8 +330,8 @@ def steps(
     if array.shape == (*batch, time):
         wanted = f"have shape {batch} ({of_batch})" if jnp.issubdtype(array.dtype, jnp.integer) else "be integers"
         raise TypeError(
-            f"{name} must {wanted}, got {array.dtype.name} {array.shape}. It looks like a mask: of padding at the end "
-            f"give {name}=mask.sum(-1)."
+            f"{name} must {wanted}, got {array.dtype.name} {array.shape}. It looks like a mask: pass "
+            f"mask=, or of padding at the end {name}=mask.sum(-1)."
         )
     if array.dtype == jnp.bool_:
         raise TypeError(
@@ -366,11 +366,23 @@ def booleans(name: str, value: Any, meaning: str) -> jax.Array:
     return array
 
 
-def resets(value: Any, batch: tuple[int, ...], time: int) -> jax.Array:
-    """Return `value` as bool [*batch, time], or raise."""
-    array = booleans("resets", value, "True where a step starts afresh")
-    shape("resets", array, (*batch, time), "[*batch, time] of xs")
-    return array
+def of_time(
+    lengths_: Any, mask: Any, resets: Any, batch: tuple[Any, ...], time: Any
+) -> tuple[jax.Array | None, jax.Array | None, jax.Array | None]:
+    """Return lengths as int32 [*batch], mask and resets as bool [*batch, time], None as None; or raise."""
+    if lengths_ is not None and mask is not None:
+        raise ValueError("lengths and mask both tell which steps are valid: pass one of them.")
+    lengths_ = None if lengths_ is None else lengths(lengths_, batch, time)
+    masks = []
+    for name, value, meaning in (
+        ("mask", mask, "True where a step is valid"),
+        ("resets", resets, "True where a step starts from the initial state"),
+    ):
+        array = None if value is None else booleans(name, value, meaning)
+        if array is not None:
+            shape(name, array, (*batch, time), "[*batch, time] of xs")
+        masks.append(array)
+    return lengths_, *masks
 
 
 def common_leading_axes(arrays: list[Any], count: int, axes: str) -> tuple[int, ...]:

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float
 
 from lstmjax import files, stack
-from lstmjax._src.lstm import cell
+from lstmjax._src.lstm import variants
 from lstmjax._src.lstm.options import LSTMOptions
 from lstmjax.bidirectional import BidirectionalParams
 from lstmjax.explain import defaults
@@ -236,5 +236,5 @@ def _check_cell(path: str, params: LSTMParams) -> None:
         has.append("coupled gates")
     if has:
         raise ValueError(f"--params {path} must be of the standard cell; it has {' and '.join(has)}.")
-    if any(not (np.abs(np.float64(leaf)) <= LARGEST).all() for leaf in jax.tree.leaves(cell.merged(params))):
+    if any(not (np.abs(np.float64(leaf)) <= LARGEST).all() for leaf in jax.tree.leaves(variants.sum_biases(params))):
         raise ValueError(f"--params {path} must have numbers from -{LARGEST:,.0f} to {LARGEST:,.0f}; it has others.")

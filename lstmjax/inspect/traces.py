@@ -10,8 +10,8 @@ from jaxtyping import ArrayLike, Bool, Float, Integer
 
 from lstmjax import lstm, stack
 from lstmjax._src import keywords, padding, pytrees, scan
-from lstmjax._src.dropout_masks import Dropout, Masks
-from lstmjax._src.lstm import cell
+from lstmjax._src.dropout_masks import Dropout, SequenceMasks
+from lstmjax._src.lstm import arguments, implementations, variants
 from lstmjax._src.lstm.options import LSTMOptions
 from lstmjax.bidirectional import BidirectionalParams
 from lstmjax.lstm import LSTMParams
@@ -59,6 +59,7 @@ def trace(
     state: Any = None,
     *,
     lengths: Integer[ArrayLike, "*batch"] | None = None,
+    mask: Bool[ArrayLike, "*batch time"] | None = None,
     resets: Bool[ArrayLike, "*batch time"] | None = None,
     reverse: bool = False,
     residual_from: int | None = None,
@@ -73,6 +74,7 @@ def trace(
         xs: input sequences [*batch, time, inputs], floating.
         state: what the `apply` of such params starts from; None for its `initial_state`.
         lengths: valid steps of each sequence, integers [*batch].
+        mask: bool [*batch, time], True where a step is valid; in place of lengths.
         resets: bool [*batch, time]; where True, the state returns to the initial one before that step is read.
         reverse: read valid steps last to first; each step's values still stand at that step.
         residual_from: as in `stack.apply`.
@@ -93,7 +95,7 @@ def trace(
     >>> bool(jnp.allclose(seen.c[1], seen.f[1] * seen.c[0] + seen.i[1] * seen.g[1]))
     True
     """
-    arguments = {"lengths": lengths, "resets": resets, "reverse": reverse, "options": options}
+    arguments = {"lengths": lengths, "mask": mask, "resets": resets, "reverse": reverse, "options": options}
     run = partial(stack.apply, deterministic=True, merge=merge, **arguments)
     run(params, xs, state, residual_from=residual_from, dropout=dropout)  # checks
     dropout = dropout or Dropout()
@@ -117,26 +119,33 @@ def _of_layer(params, xs, state, *, reverse, **arguments):
     return BidirectionalTrace(*(_of_lstm(half, xs, at, reverse=way, **arguments) for half, at, way in halves))
 
 
-def _of_lstm(params, xs, state, *, lengths, resets, reverse, options, dropout):
-    arrays = lstm.checked(params, xs, state, lengths, resets, None, options, dropout, "scan")
+def _of_lstm(params, xs, state, *, lengths, mask, resets, reverse, options, dropout):
+    arrays = arguments.validate(params, xs, state, lengths, mask, resets, None, options, dropout, "scan")
     return _run(params, *arrays, reverse=reverse, options=options, dropout=dropout)
 
 
 @partial(jax.jit, static_argnames=("reverse", "options", "dropout"))
-def _run(params, xs, state, lengths, resets, *, reverse, options, dropout):
-    options = dataclasses.replace(options, units_axis=None)
+def _run(params, xs, state, lengths, mask, resets, *, reverse, options, dropout):
+    options, time = dataclasses.replace(options, units_axis=None), xs.shape[-2]
     initial = lstm.initial_state(params)
-    params, xs, state = lstm.promoted(params, padding.fill(xs, lengths), state, options)
-    params = cell.merged(params)
-    clock = scan.read_by(lengths, resets, xs.shape[-2], reverse=reverse, unroll=1)
+    valid = padding.valid_steps(lengths, mask, time)
+    xs = padding.fill(xs, None, mask=valid)
+    params, xs, state = implementations.promote_dtypes(params, xs, state, options)
+    params = variants.sum_biases(params)
 
-    def single(before, x, _):
-        z = cell.preactivations(params, x[0], before, options, Masks())
-        i, f, g, o, _ = cell.gates(params, z, before.c, options, Masks())
-        after = cell.step(params, x[0], before, options, dropout, Masks())
-        return after, Trace(i=i, f=f, g=g, o=o, c=after.c, h=after.h)
+    def step(before, x, _):
+        z = variants.preactivations(params, x, before, options, SequenceMasks())
+        i, f, g, o, _ = variants.gates(params, z, before.c, options, SequenceMasks())
+        after = variants.step(params, x, before, options, dropout)
+        return after, Trace(i=i, f=f, g=g, o=o, c=after.c, h=after.h), None
 
-    xs = scan.in_order(xs, reverse, axis=-2)
-    _, _, seen = scan.forward(single, state, initial, xs, Masks(), Masks(), clock, return_sequences=False)
-    seen = jax.tree.map(lambda leaf: scan.where(clock.valid, leaf), seen)
-    return jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, -2), scan.in_order(seen, reverse))
+    _, (trace, _, _) = scan.scan(
+        step,
+        state,
+        initial,
+        scan.reverse_time(jnp.moveaxis(xs, -2, 0), reverse),
+        None,
+        scan.step_masks(valid, resets, reverse, mask is not None),
+        batch_axes=xs.ndim - 2,
+    )
+    return jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, -2), scan.reverse_time(trace, reverse))

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from lstmjax._src import keywords
-from lstmjax._src.lstm.cell import LSTMNorm
+from lstmjax._src.lstm.params import LSTMNorm
 from lstmjax.interop import gates
 from lstmjax.lstm import LSTMParams
 

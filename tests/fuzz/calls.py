@@ -520,7 +520,6 @@ CALLS = {
             **EMISSIONS,
             "tags": np.array([[0, 1, 2, 0], [1, 1, 99, -1]], np.int32),
             **CHAIN,
-            "implementation": "auto",
         },
         likelihood,
     ),

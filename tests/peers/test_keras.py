@@ -152,18 +152,20 @@ def test_padding_repeats_the_last_output_by_default():
     assert_close(np.where(MASK[..., None], ours, np.asarray(end.h)[:, None]), ys)
 
 
-def test_a_mask_with_holes_skips_steps():
-    """Keras's does; lengths have no holes: move the valid steps to the front."""
-    layer = keras_lstm()
+HOLES = np.random.default_rng(3).random((BATCH, TIME)) < 0.5
+
+
+@pytest.mark.parametrize("go_backwards", [False, True])
+@pytest.mark.parametrize("mask", [HOLES, MASK[:, ::-1]], ids=["holes", "left padding"])
+@pytest.mark.parametrize("implementation", list(lstm.IMPLEMENTATIONS))
+def test_the_same_mask(implementation, mask, go_backwards):
+    """In any pattern; Keras's outputs read backwards are in the order of reading."""
+    layer = keras_lstm(zero_output_for_mask=True, go_backwards=go_backwards)
     xs, h, c, *_ = example()
-    mask = np.random.default_rng(3).random((BATCH, TIME)) < 0.5
-    assert len(set(mask.sum(axis=1))) > 1
-    front = np.argsort(~mask, axis=1, kind="stable")
     ys, *state = layer(xs, initial_state=[h, c], mask=mask)
-    moved = np.take_along_axis(xs, front[..., None], axis=1)
-    ours, end = lstm.apply(params_of(layer), moved, LSTMState(h, c), lengths=mask.sum(axis=1))
-    assert_close(end, LSTMState(*state))
-    assert_close(np.asarray(ours)[np.sort(mask, axis=1)[:, ::-1]], np.asarray(ys)[mask])
+    how = {"mask": mask, "reverse": go_backwards, "implementation": implementation}
+    ours, end = lstm.apply(params_of(layer), xs, LSTMState(h, c), **how)
+    assert_close((ours[:, ::-1] if go_backwards else ours, end), (ys, LSTMState(*state)))
 
 
 @pytest.mark.parametrize("masked", [False, True])

@@ -25,7 +25,7 @@ from lstmjax import (
     stack,
 )
 from lstmjax._src import dropout_masks
-from lstmjax._src.lstm.cell import LSTMNorm
+from lstmjax._src.lstm.params import LSTMNorm
 
 
 def sigmoid(x):
@@ -585,7 +585,7 @@ def test_haste(layer_norm, zoneout, x64):
     key = jax.random.key(1) if zoneout == "training" else None
     theirs = {"norm": norm if layer_norm else None}
     if zoneout == "training":
-        kept = np.asarray(dropout_masks.draw(dropout, key, params, xs.shape[:1], xs.shape[1]).zoneout_h)
+        kept = np.asarray(dropout_masks.draw(dropout, key, params, xs.shape[:1], xs.shape[1])[1].h)
         assert 0 < kept.mean() < 1
         theirs["zoneout_mask"] = 1.0 - kept
     elif zoneout == "inference":
@@ -602,7 +602,7 @@ def test_haste_dropconnect(x64):
     arguments, _, params, state = haste_example()
     params, dropout, key = replace(params, norm=None), Dropout(recurrent_weights=0.4), jax.random.key(2)
     xs = np.moveaxis(arguments[0], 0, 1)
-    factors = np.asarray(dropout_masks.draw(dropout, key, params, xs.shape[:1], xs.shape[1]).recurrent_weights)
+    factors = np.asarray(dropout_masks.draw(dropout, key, params, xs.shape[:1], xs.shape[1])[0].recurrent_weights)
     np.testing.assert_allclose(np.unique(factors), [0, 1 / 0.6], rtol=1e-6)
     xs_, h, c, kernel, recurrent_kernel, bias = arguments
     expected, _ = haste(xs_, h, c, kernel, recurrent_kernel * reordered(factors, "ifgo", "igfo"), bias)

@@ -83,7 +83,7 @@ def decode_several(k, transitions, emissions, length):
         tags = jnp.where(t < length, place // k, 0)
         return jnp.where(t < length, jnp.take_along_axis(sources.reshape(-1), place, axis=0), place), tags
 
-    first, emissions = mesh.varying_alike((jnp.zeros((size, k), emissions.dtype), emissions))
+    first, emissions = mesh.match_varying_axes((jnp.zeros((size, k), emissions.dtype), emissions))
     delta, sources = jax.lax.scan(step, first, (steps, emissions))
     found, places = jax.lax.top_k(delta.reshape(-1), k)
     _, tags = jax.lax.scan(back, places, (steps, sources), reverse=True)
@@ -165,7 +165,7 @@ def _recursion(predict, emissions, length):
         return scores - norm, (scores - norm, jnp.where(t < length, norm, 0))
 
     time, size = emissions.shape
-    before, emissions = mesh.varying_alike((jnp.zeros(size, emissions.dtype), emissions))
+    before, emissions = mesh.match_varying_axes((jnp.zeros(size, emissions.dtype), emissions))
     return jax.lax.scan(step, before, (jnp.arange(time), emissions))[1]
 
 
@@ -201,7 +201,7 @@ def _backward(transitions, alphas, length, noise):
         return tag, tag
 
     possible = (_at(alphas, length - 1) > -jnp.inf).any()
-    none, alphas, noise = mesh.varying_alike((jnp.int32(0), alphas, noise))
+    none, alphas, noise = mesh.match_varying_axes((jnp.int32(0), alphas, noise))
     _, tags = jax.lax.scan(step, none, (jnp.arange(len(alphas)), alphas, noise), reverse=True)
     return jnp.where(possible, tags, 0)
 

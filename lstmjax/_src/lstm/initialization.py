@@ -11,8 +11,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from lstmjax._src import keywords, validation
-from lstmjax._src.lstm.cell import NORMS, LSTMNorm, LSTMParams, LSTMState, check_matrices
 from lstmjax._src.lstm.options import LSTMOptions
+from lstmjax._src.lstm.params import NORMS, LSTMNorm, LSTMParams, LSTMState, check_matrices
 
 
 @keywords.explained("lstm.init")
@@ -39,7 +39,7 @@ def init(
     """Make the parameters of an LSTM: Glorot input weights, orthogonal recurrent weights, forget bias 1.
 
     Each gate's block is drawn by itself, so that every gate's own recurrent matrix is orthogonal. All options
-    combine; `lstmjax._src.lstm.cell` has the equations.
+    combine; `lstmjax/_src/lstm/variants.py` has the equations.
 
     Args:
         key: a JAX random key.

@@ -11,34 +11,33 @@ import dataclasses
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from lstmjax._src import custom_primitive, mesh, scan
-from lstmjax._src.dropout_masks import Dropout, Masks
-from lstmjax._src.lstm import cell
+from lstmjax._src.dropout_masks import Dropout, SequenceMasks, ZoneoutMasks
+from lstmjax._src.lstm import cell, variants
 from lstmjax._src.lstm.options import LSTMOptions
 from lstmjax._src.lstm.pallas_tpu import tpu
+from lstmjax._src.lstm.params import LSTMParams, LSTMState
 
 
-def refusal(params: cell.LSTMParams, xs: Array, options: LSTMOptions, dropout: Dropout, masks: Masks) -> str | None:
+def refusal(
+    params: LSTMParams,
+    xs: Array,
+    options: LSTMOptions,
+    dropout: Dropout,
+    masks: SequenceMasks,
+    stacked: scan.Stacked,
+) -> str | None:
     """Why the kernel cannot compute this; None where it can."""
-    activations = options.activation, options.recurrent_activation, options.output_activation or "tanh"
-    parts = {
-        "peepholes": params.w_peephole is not None,
-        "projection": params.w_projection is not None,
-        "layer norm": params.norm is not None,
-        "coupled gates": params.gates == 3,
-        "clips": options.cell_clip is not None or options.preactivation_clip is not None,
-        "other activations": activations != ("tanh", "sigmoid", "tanh"),
-        "divided units": options.units_axis is not None,
-        "recurrent dropout": masks.recurrent is not None or masks.candidate is not None,
-        "zoneout": bool(dropout.zoneout_h or dropout.zoneout_c),
-    }
-    if found := [name for name, there in parts.items() if there]:
+    if found := variants.departures(params, options, dropout, masks):
         return f"it computes the standard cell, without {', '.join(found)}"
+    if stacked.states:
+        return "it keeps no states: leave out return_states=True"
     if not all(isinstance(size, int) for size in xs.shape):
         return "it needs sizes that are known when it is traced"
     if jax.default_backend() == "tpu" and xs.dtype not in (jnp.bfloat16, jnp.float32):
@@ -59,42 +58,58 @@ def refusal(params: cell.LSTMParams, xs: Array, options: LSTMOptions, dropout: D
 
 
 def run(
-    params: cell.LSTMParams,
+    params: LSTMParams,
     xs: Float[Array, "*batch time inputs"],
-    state: cell.LSTMState,
-    initial: cell.LSTMState,
-    masks: Masks,
-    clock: scan.Clock,
+    state: LSTMState,
+    initial: LSTMState,
+    step_masks: scan.StepMasks,
+    masks: SequenceMasks,
+    zoneout: ZoneoutMasks,
     options: LSTMOptions,
     dropout: Dropout,
-    return_sequences: bool,
-) -> tuple[Float[Array, "time *batch outputs"] | None, cell.LSTMState]:
+    stacked: scan.Stacked,
+    unroll: int | None,
+) -> tuple[LSTMState, Any, Any]:
     """Run the LSTM over time; as `fused.run`.
 
     Raises:
         ValueError: with the reason, where the kernel cannot compute this.
     """
-    if reason := refusal(params, xs, options, dropout, masks):
+    del zoneout, unroll  # there is no zoneout here, and the kernel has a number of its own
+    if reason := refusal(params, xs, options, dropout, masks, stacked):
         raise ValueError(f"implementation='pallas_tpu' cannot run here: {reason}.")
     *batch, time, _ = xs.shape
     rows = math.prod(batch)
 
-    def flat(array):
+    def flat(array: Any) -> Any:
         return None if array is None else array.reshape(time, rows, *array.shape[1 + len(batch) :])
 
-    steps = tpu.Steps(flat(jnp.moveaxis(xs, -2, 0)), flat(clock.resets))
-    valid = flat(clock.valid)
+    xs, valid, resets = flat(jnp.moveaxis(xs, -2, 0)), flat(step_masks.valid), flat(step_masks.resets)
+    order = None
+    if step_masks.may_have_holes:
+        # The kernel takes spans of valid steps: those of each row are brought together, in their order.
+        order = jnp.argsort(~valid, axis=0, stable=True)
+        xs, valid = _take(xs, order), _take(valid, order)
+        resets = None if resets is None else _take(resets, order)
     state = jax.tree.map(lambda leaf: leaf.reshape(rows, leaf.shape[-1]), state)
     dtype, wide = xs.dtype, state.c.dtype
-    params = cell.narrowed(params, xs)
+    params = variants.cast_params(params, xs)
     bias = jnp.zeros(params.w_x.shape[1], wide) if params.bias is None else params.bias.astype(wide)
-    initial = cell.LSTMState(h=initial.h.astype(dtype), c=initial.c.astype(wide))
+    initial = LSTMState(h=initial.h.astype(dtype), c=initial.c.astype(wide))
     weights = tpu.Weights(params.w_x, params.w_h, bias, initial)
     spans = None if valid is None else tpu.Spans.of(valid)
-    arguments = mesh.varying_alike((weights, tpu.Rows(state, spans), steps))
+    arguments = mesh.match_varying_axes((weights, tpu.Rows(state, spans), tpu.Steps(xs, resets)))
     compute: Callable = _kernel if xs.size and state.c.size else _loop_alone
-    ys, state = compute(*arguments, return_sequences)
-    return jax.tree.map(lambda leaf: leaf.reshape(*leaf.shape[:-2], *batch, leaf.shape[-1]), (ys, state))
+    ys, state = compute(*arguments, stacked.outputs)
+    if order is not None and ys is not None:
+        ys = _take(ys, jnp.argsort(order, axis=0))
+    ys, state = jax.tree.map(lambda leaf: leaf.reshape(*leaf.shape[:-2], *batch, leaf.shape[-1]), (ys, state))
+    return state, ys, None
+
+
+def _take(array, order):
+    """Take the steps of each row of [time, rows, ...] in an order [time, rows]."""
+    return jnp.take_along_axis(array, order.reshape(*order.shape, *[1] * (array.ndim - 2)), axis=0)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(3,))
@@ -109,12 +124,12 @@ def _kernel_jvp(return_sequences, primals, tangents):
     d_weights, d_rows, d_steps = tangents
     final, (ys, (z, before_c)) = _forward(weights, rows, steps, save=True, return_sequences=True)
     before_h, wide = _before(ys, weights, rows, steps), before_c.dtype
-    d_z = cell.input_product(weights.w_x, d_steps.xs, wide) + cell.input_product(d_weights.w_x, steps.xs, wide)
-    d_z += cell.input_product(d_weights.w_h, before_h, wide)
+    d_z = variants.input_product(weights.w_x, d_steps.xs, wide) + variants.input_product(d_weights.w_x, steps.xs, wide)
+    d_z += variants.input_product(d_weights.w_h, before_h, wide)
     d_z += jnp.broadcast_to(d_weights.bias, d_z.shape)
     kept = weights.w_h, rows.spans, tpu.Kept(z, before_c, steps.resets)
     given = d_z.astype(z.dtype), d_rows.state, d_weights.initial
-    kept, given = mesh.varying_alike((kept, given))
+    kept, given = mesh.match_varying_axes((kept, given))
     loop, transpose = (partial(f, return_sequences=return_sequences) for f in (_tangent_loop, _transposed))
     return (ys if return_sequences else None, final), custom_primitive.linear(loop, transpose, kept, given)
 
@@ -148,7 +163,7 @@ def _transposed(kept, cotangents, *, return_sequences):
     def loop(kept, cotangents):
         _, _, arrays = kept
         _, state = cotangents
-        row = cell.LSTMState(h=state.h.sum(0), c=state.c.sum(0))
+        row = LSTMState(h=state.h.sum(0), c=state.c.sum(0))
         zeros = jax.tree.map(jnp.zeros_like, (arrays.z, state, row))
         _, pull = jax.vjp(lambda given: _tangent_loop(kept, given, return_sequences=return_sequences), zeros)
         return pull(cotangents)[0]
@@ -164,15 +179,18 @@ def _loop_alone(weights, rows, steps, return_sequences):
 def _loop(weights, rows, steps, *, save, return_sequences):
     """What the forward kernel computes."""
     wide = rows.state.c.dtype
-    z_x = cell.input_product(weights.w_x, steps.xs, wide)
+    z_x = variants.input_product(weights.w_x, steps.xs, wide)
     z_x += jnp.broadcast_to(weights.bias, z_x.shape)
 
     def step(before, now, _):
-        z = now[1] + cell.recurrent_product(weights.w_h, before, Masks())
-        m, c = cell.pointwise(cell.LSTMParams(None, None, None), z, before.c, LSTMOptions(), Masks())
-        return cell.LSTMState(h=m.astype(before.h.dtype), c=c), (z.astype(now[0].dtype), before.c) if save else None
+        x, z_x = now
+        z = z_x + variants.recurrent_product(weights.w_h, before, SequenceMasks())
+        h, c = cell.standard_update(z, before.c)
+        state = LSTMState(h=h.astype(before.h.dtype), c=c)
+        return state, state.h, (z.astype(x.dtype), before.c) if save else None
 
-    ys, state, saved = _over_time(step, rows.state, weights.initial, z_x, rows.spans, steps.resets, return_sequences)
+    timed = steps.xs, z_x
+    state, ys, saved = _over_time(step, rows.state, weights.initial, timed, rows.spans, steps.resets, return_sequences)
     return state, (ys, saved)
 
 
@@ -180,24 +198,25 @@ def _tangent_loop(kept, given, *, return_sequences):
     """What the backward kernel computes the transpose of."""
     w_h, spans, arrays = kept
     d_z, d_state, d_initial = given
-    pointwise = partial(cell.pointwise, cell.LSTMParams(None, None, None), options=LSTMOptions(), masks=Masks())
 
     def step(d_before, now, _):
-        d_z, z, before_c = now[1]
-        d_z = d_z.astype(before_c.dtype) + cell.recurrent_product(w_h, d_before, Masks())
-        _, (d_m, d_c) = jax.jvp(pointwise, (z.astype(before_c.dtype), before_c), (d_z, d_before.c))
-        return cell.LSTMState(h=d_m.astype(d_before.h.dtype), c=d_c), None
+        d_z, z, before_c = now
+        d_z = d_z.astype(before_c.dtype) + variants.recurrent_product(w_h, d_before, SequenceMasks())
+        _, (d_h, d_c) = jax.jvp(cell.standard_update, (z.astype(before_c.dtype), before_c), (d_z, d_before.c))
+        d_state = LSTMState(h=d_h.astype(d_before.h.dtype), c=d_c)
+        return d_state, d_state.h, None
 
     timed = d_z, arrays.z, arrays.before_c
-    d_ys, d_final, _ = _over_time(step, d_state, d_initial, timed, spans, arrays.resets, return_sequences)
+    d_final, d_ys, _ = _over_time(step, d_state, d_initial, timed, spans, arrays.resets, return_sequences)
     return d_ys, d_final
 
 
 def _over_time(step, state, initial, timed, spans, resets, return_sequences):
     time = len(jax.tree.leaves(timed)[0])
-    clock = scan.Clock(None if spans is None else spans.valid(time), resets, None)
-    nothing = jnp.zeros((len(state.h), time, 0), state.h.dtype)
-    return scan.forward(step, state, initial, nothing, timed, None, clock, return_sequences=return_sequences)
+    masks = scan.StepMasks(None if spans is None else spans.valid(time), resets)
+    stacked = scan.Stacked(outputs=return_sequences)
+    state, (ys, _, saved) = scan.scan(step, state, initial, timed, None, masks, batch_axes=1, stacked=stacked)
+    return state, ys, saved
 
 
 def _on_tpu(kernel: Callable) -> Callable:

@@ -546,7 +546,7 @@ def _bounded(rows, time, count, plan):
     if rows.spans is not None or time % plan.steps == 0:
         return rows
     spans = Spans(jnp.zeros(count, jnp.int32), jnp.full(count, time, jnp.int32))
-    return dataclasses.replace(rows, spans=mesh.varying_alike((rows.state, spans))[1])
+    return dataclasses.replace(rows, spans=mesh.match_varying_axes((rows.state, spans))[1])
 
 
 def vmem() -> int:
