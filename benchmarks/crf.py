@@ -6,7 +6,6 @@ gives medians of times, and medians of the ratios to the first variant taken rou
 
 import argparse
 import platform
-import statistics
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -16,13 +15,12 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks import race
-from benchmarks.choices import awaited
+from benchmarks.choices import awaited, cells
 from benchmarks.markdown import sizes, table, used
 from lstmjax import crf
 from lstmjax._src.crf import linear_chain
 
 SHAPES = [(16, 170, 41), (32, 64, 23), (64, 30, 9), (1, 5000, 10)]
-LARGEST = 10**7  # numbers in what "associative" adds up; one that is larger is left out
 
 
 def main() -> None:
@@ -45,23 +43,14 @@ def measure(shape: tuple[int, int, int], rounds: int) -> dict[str, dict[str, Any
     path = jax.random.randint(keys[2], (batch, steps), 0, tags)
     calls = {}
     for name, variant in VARIANTS.items():
-        if name != "associative" or batch * steps * tags**3 <= LARGEST:
-            jax.clear_caches()  # variants may differ in what they put behind the same jitted function
-            program = jax.jit(jax.value_and_grad(variant, argnums=(0, 1))).lower(params, emissions, path).compile()
-            calls[name] = partial(awaited, program, params, emissions, path)
+        jax.clear_caches()  # variants may differ in what they put behind the same jitted function
+        program = jax.jit(jax.value_and_grad(variant, argnums=(0, 1))).lower(params, emissions, path).compile()
+        calls[name] = partial(awaited, program, params, emissions, path)
     return race.here(calls, sizes(shape), rounds)
 
 
-def cells(found: dict[str, dict[str, Any]]) -> list[str]:
-    """The first variant's time, and those of the others with their ratios; "-" for one that was left out."""
-    name, *others = VARIANTS
-    first = found[name]["seconds"]
-    texts = [race.beside(found[other]["seconds"], first) if other in found else "-" for other in others]
-    return [race.seconds(statistics.median(first)), *texts]
-
-
-def likelihood(params, emissions, path, **arguments):
-    return crf.log_likelihood(params, emissions, path, **arguments).sum()
+def likelihood(params, emissions, path):
+    return crf.log_likelihood(params, emissions, path).sum()
 
 
 def mapped(params, emissions, path):
@@ -105,8 +94,8 @@ def from_marginals(params, emissions, path):
         tangent = (jnp.exp(joint - totals[:, None]) * tangents[1]).sum() + (pairs * tangents[0]).sum()
         return norms.sum() + linear_chain._log_sum(alphas[-1], 0), tangent
 
-    def instead(implementation, transitions, emissions, length):
-        del implementation, length
+    def instead(transitions, emissions, length):
+        del length
         return log_partition(transitions, emissions)
 
     with mock.patch.object(linear_chain, "log_partition", instead):
@@ -124,7 +113,6 @@ VARIANTS: dict[str, Callable] = {
     "without its guard": without_guard,
     "in logarithms": in_logarithms,
     "in logarithms, derivative from marginals": from_marginals,
-    "associative": partial(likelihood, implementation="associative"),
 }
 
 

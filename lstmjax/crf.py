@@ -28,7 +28,6 @@ from jaxtyping import Array, ArrayLike, Float, Int, Integer
 
 from lstmjax._src import keywords, mesh, padding, pytrees, validation
 from lstmjax._src.crf import linear_chain
-from lstmjax._src.crf.linear_chain import IMPLEMENTATIONS
 
 
 @pytrees.container
@@ -142,7 +141,6 @@ def log_likelihood(
     *,
     lengths: Integer[ArrayLike, "*batch"] | None = None,
     allowed: Allowed | None = None,
-    implementation: str = "auto",
 ) -> Float[Array, "*batch"]:
     """Compute log p(tags | emissions), 0 or less but for rounding.
 
@@ -153,7 +151,6 @@ def log_likelihood(
             cannot be read: one that is out of range then gives NaN.
         lengths: valid steps of each sequence, integers [*batch] from 0 to time; None where all are valid.
         allowed: what a path may do; None where it may do anything.
-        implementation: "auto" or one of `IMPLEMENTATIONS`.
 
     Returns:
         [*batch], in at least float32; -inf, without a gradient, for a path that is not allowed.
@@ -166,7 +163,7 @@ def log_likelihood(
     Array(-3., dtype=float32)
     """
     arrays = _checked(params, emissions, lengths, allowed)
-    return _map(_by(linear_chain.log_likelihood, implementation), arrays, _path(tags, *arrays))
+    return _map(linear_chain.log_likelihood, arrays, _path(tags, *arrays))
 
 
 @keywords.explained("crf.log_partition")
@@ -176,7 +173,6 @@ def log_partition(
     *,
     lengths: Integer[ArrayLike, "*batch"] | None = None,
     allowed: Allowed | None = None,
-    implementation: str = "auto",
 ) -> Float[Array, "*batch"]:
     """Compute log Z, of the sum over all paths that are allowed; -inf where none is.
 
@@ -185,7 +181,6 @@ def log_partition(
         emissions: score of each tag at each step [*batch, time, tags], floating; any number of batch axes.
         lengths: valid steps of each sequence, integers [*batch] from 0 to time; None where all are valid.
         allowed: what a path may do; None where it may do anything.
-        implementation: "auto" or one of `IMPLEMENTATIONS`.
 
     Returns:
         [*batch], in at least float32.
@@ -197,7 +192,7 @@ def log_partition(
     >>> log_partition(params, jnp.zeros((3, 2))) / jnp.log(2)
     Array(3., dtype=float32)
     """
-    return _map(_by(linear_chain.log_partition, implementation), _checked(params, emissions, lengths, allowed))
+    return _map(linear_chain.log_partition, _checked(params, emissions, lengths, allowed))
 
 
 @keywords.explained("crf.marginals")
@@ -207,7 +202,6 @@ def marginals(
     *,
     lengths: Integer[ArrayLike, "*batch"] | None = None,
     allowed: Allowed | None = None,
-    implementation: str = "auto",
 ) -> Float[Array, "*batch time tags"]:
     """Compute p(y_t | emissions), the probability of each tag at each step.
 
@@ -216,7 +210,6 @@ def marginals(
         emissions: score of each tag at each step [*batch, time, tags], floating; any number of batch axes.
         lengths: valid steps of each sequence, integers [*batch] from 0 to time; None where all are valid.
         allowed: what a path may do; None where it may do anything.
-        implementation: "auto" or one of `IMPLEMENTATIONS`.
 
     Returns:
         [*batch, time, tags], in at least float32; 0 at padding, and where no path is allowed.
@@ -229,7 +222,7 @@ def marginals(
     Array([[0.5, 0.5],
            [1. , 0. ]], dtype=float32)
     """
-    return _map(_by(linear_chain.marginals, implementation), _checked(params, emissions, lengths, allowed))
+    return _map(linear_chain.marginals, _checked(params, emissions, lengths, allowed))
 
 
 @keywords.explained("crf.decode")
@@ -304,11 +297,6 @@ def sample(
     """
     arrays = _checked(params, emissions, lengths, allowed)
     return _map(linear_chain.sample, arrays, jax.random.split(validation.key(key), arrays[2].shape))
-
-
-def _by(function, implementation):
-    name = validation.one_of("implementation", implementation, ("auto", *IMPLEMENTATIONS))
-    return _bound(function, IMPLEMENTATIONS[0] if name == "auto" else name)
 
 
 _bound = cache(partial)  # one object for equal arguments, by which jit knows what it has compiled

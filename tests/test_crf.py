@@ -20,7 +20,6 @@ TIME = 5
 LENGTHS = np.array([5, 3, 0, 1, 2, 4])
 CONSTRAINTS = ("none", "some", "most", "all")
 every_size = pytest.mark.parametrize("tags", [1, 5])
-every_implementation = pytest.mark.parametrize("implementation", crf.IMPLEMENTATIONS)
 every_constraint = pytest.mark.parametrize("constraint", CONSTRAINTS)
 
 
@@ -98,24 +97,20 @@ def padded(emissions, lengths, value=np.nan):
     return np.where(np.arange(emissions.shape[-2])[:, None] < lengths[..., None, None], emissions, value)
 
 
-@cache
-def jitted(implementation):
+@jax.jit
+def jitted(params, emissions, tags, lengths, allowed):
     """One program for each signature, over all of the module."""
+    arguments = {"lengths": lengths, "allowed": allowed}
 
-    def run(params, emissions, tags, lengths, allowed):
-        arguments = {"lengths": lengths, "allowed": allowed, "implementation": implementation}
+    def likelihood(params, emissions):
+        values = crf.log_likelihood(params, emissions, tags, **arguments)
+        return jnp.where(values > -jnp.inf, values, 0).sum(), values
 
-        def likelihood(params, emissions):
-            values = crf.log_likelihood(params, emissions, tags, **arguments)
-            return jnp.where(values > -jnp.inf, values, 0).sum(), values
-
-        return {
-            "log_likelihood": jax.value_and_grad(likelihood, argnums=(0, 1), has_aux=True)(params, emissions),
-            "log_partition": crf.log_partition(params, emissions, **arguments),
-            "marginals": crf.marginals(params, emissions, **arguments),
-        }
-
-    return jax.jit(run)
+    return {
+        "log_likelihood": jax.value_and_grad(likelihood, argnums=(0, 1), has_aux=True)(params, emissions),
+        "log_partition": crf.log_partition(params, emissions, **arguments),
+        "marginals": crf.marginals(params, emissions, **arguments),
+    }
 
 
 @jax.jit
@@ -139,8 +134,7 @@ def enumerated_example(tags, constraint):
 
 @every_constraint
 @every_size
-@every_implementation
-def test_against_all_paths(tags, constraint, implementation):
+def test_against_all_paths(tags, constraint):
     params, emissions, allowed, truths = enumerated_example(tags, constraint)
     rng = np.random.default_rng(1)
     chosen = [rng.choice(len(t.paths), p=t.probabilities if t.probabilities.any() else None) for t in truths]
@@ -148,7 +142,7 @@ def test_against_all_paths(tags, constraint, implementation):
     for row, truth, c in zip(path, truths, chosen, strict=True):
         row[: truth.paths.shape[1]] = truth.paths[c]
     given = float32((params, padded(emissions, LENGTHS)))
-    result = jitted(implementation)(*given, path, LENGTHS, allowed)
+    result = jitted(*given, path, LENGTHS, allowed)
     result, (tags_found, scores) = jax.tree.map(np.asarray, (result, decoded(*given, LENGTHS, allowed)))
 
     (_, likelihoods), slopes = result["log_likelihood"]
@@ -202,18 +196,17 @@ def test_samples(constraint):
         assert (np.abs(drawn - count * truth.probabilities) <= 5 * deviation).all()
 
 
-@partial(jax.jit, static_argnames="implementation")
-def differentiated(params, emissions, path, lengths, allowed, along, weights, implementation):
+@jax.jit
+def differentiated(params, emissions, path, lengths, allowed, along, weights):
     """Likelihoods, marginals, the slopes of their sum with these weights, and how they change along a direction."""
-    arguments = {"lengths": lengths, "allowed": allowed, "implementation": implementation}
+    arguments = {"lengths": lengths, "allowed": allowed}
     marginals = partial(crf.marginals, **arguments)  # themselves a derivative
     found, pull = jax.vjp(marginals, params, emissions)
-    ahead = jax.jvp(marginals, (params, emissions), along)[1] if implementation == "scan" else None
+    ahead = jax.jvp(marginals, (params, emissions), along)[1]
     return crf.log_likelihood(params, emissions, path, **arguments), found, pull(weights), ahead
 
 
-@every_implementation
-def test_derivatives_in_float64(implementation, x64):
+def test_derivatives_in_float64(x64):
     """Of first and second order, forward and reverse, against those of all paths and against differences."""
     given, allowed = example(3, 2, time=4), allowed_of("most", 3)
     params, emissions = given
@@ -223,9 +216,7 @@ def test_derivatives_in_float64(implementation, x64):
     rng = np.random.default_rng(3)
     along = jax.tree.map(lambda a: rng.normal(size=a.shape), given)
     weights = rng.normal(size=emissions.shape)
-    likelihoods, found, slopes, ahead = differentiated(
-        params, emissions, path, lengths, allowed, along, weights, implementation
-    )
+    likelihoods, found, slopes, ahead = differentiated(params, emissions, path, lengths, allowed, along, weights)
 
     truths = enumerated(params, emissions, allowed, lengths)
     expected = [
@@ -251,8 +242,7 @@ def test_derivatives_in_float64(implementation, x64):
         assert not slopes[1][row, length:].any()
     total = sum(jax.tree.leaves(jax.tree.map(lambda a, b: (a * np.asarray(b)).sum(), along, slopes)))
     np.testing.assert_allclose(total, (weights * change).sum(), rtol=1e-6, atol=1e-6)
-    if implementation == "scan":
-        np.testing.assert_allclose(ahead, change, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(ahead, change, rtol=1e-6, atol=1e-6)
 
 
 def forward(params, emissions):
@@ -270,26 +260,21 @@ def forward(params, emissions):
     return total, np.exp(ahead + behind - emissions - total)
 
 
-@partial(jax.jit, static_argnames="implementation")
-def best_of(params, emissions, implementation):
+@jax.jit
+def best_of(params, emissions):
     path, score = crf.decode(params, emissions)
-    partition = partial(crf.log_partition, implementation=implementation)
-    total, marginals = jax.value_and_grad(partition, argnums=1)(params, emissions)
-    likelihood = crf.log_likelihood(params, emissions, path, implementation=implementation)
+    total, marginals = jax.value_and_grad(crf.log_partition, argnums=1)(params, emissions)
+    likelihood = crf.log_likelihood(params, emissions, path)
     return total, marginals, path, score, likelihood
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e3, 1e4])
-@pytest.mark.parametrize(
-    ("implementation", "time"),
-    [("scan", 10_000), ("associative", 20), pytest.param("associative", 100, marks=pytest.mark.slow)],
-)
-def test_long_sequences(implementation, time, scale):
-    tags = 4
+def test_long_sequences(scale):
+    tags, time = 4, 10_000
     params, emissions = example(tags, time=time, scale=scale)
     emissions = np.float64(np.float32(emissions + 3 * scale))
     expected, expected_marginals = forward(params, emissions)
-    total, marginals, path, best, likelihood = best_of(*float32((params, emissions)), implementation)
+    total, marginals, path, best, likelihood = best_of(*float32((params, emissions)))
     np.testing.assert_allclose(total, expected, rtol=1e-6)
     np.testing.assert_allclose(marginals, expected_marginals, atol=3e-5)
     path_score = scores_of(params, emissions, np.array(path)[None])[0]
@@ -405,34 +390,20 @@ def test_batch_axes_are_vmap():
     assert (same[0, 0] != same[1, 3]).any()  # each sequence draws for itself
 
 
-@pytest.mark.parametrize(
-    ("batch", "time", "implementations"),
-    [
-        ((3,), 0, crf.IMPLEMENTATIONS),
-        ((2, 0), 2, ("scan",)),
-        pytest.param((2, 0), 4, crf.IMPLEMENTATIONS, marks=pytest.mark.slow),
-    ],
-)
-def test_nothing(batch, time, implementations):
+@pytest.mark.parametrize(("batch", "time"), [((3,), 0), ((2, 0), 2)])
+def test_nothing(batch, time):
     """Of no steps there is one path, with score 0; start and end count where there is a first and a last."""
     params, emissions = float32(example(2, *batch, time=time))
     tags = np.zeros((*batch, time), np.int32)
 
     def totals(params, emissions):
-        scores = [
-            score
-            for implementation in implementations
-            for score in (
-                crf.log_likelihood(params, emissions, tags, implementation=implementation),
-                crf.log_partition(params, emissions, implementation=implementation),
-            )
-        ]
+        scores = [crf.log_likelihood(params, emissions, tags), crf.log_partition(params, emissions)]
         return sum(score.sum() for score in scores), scores
 
     @jax.jit
     def run(params, emissions):
         slopes, scores = jax.grad(totals, (0, 1), has_aux=True)(params, emissions)
-        marginals = [crf.marginals(params, emissions, implementation=name) for name in implementations]
+        marginals = crf.marginals(params, emissions)
         drawn = crf.sample(params, emissions, key=jax.random.key(0))
         return slopes, scores, crf.decode(params, emissions), drawn, marginals
 
@@ -442,7 +413,7 @@ def test_nothing(batch, time, implementations):
     for leaf in jax.tree.leaves(slopes):
         np.testing.assert_array_equal(leaf, 0)
     assert path.shape == tags.shape == drawn.shape
-    assert [found.shape for found in marginals] == [emissions.shape] * len(implementations)
+    assert marginals.shape == emissions.shape
 
 
 def test_half_precision_adds_up_in_float32():
@@ -590,11 +561,11 @@ def test_non_finite_emissions_of_valid_steps_propagate():
         assert np.isfinite(result[0, 1:]).all()
 
 
-def run_on_five_tags(path, lengths, *, implementation="scan", emissions=None, allowed=None, **scores):
+def run_on_five_tags(path, lengths, *, emissions=None, allowed=None, **scores):
     """The program of `test_against_all_paths` on `enumerated_example(5, "none")` with some arrays replaced."""
     params, given, free, _ = enumerated_example(5, "none")
     params, emissions = float32((dataclasses.replace(params, **scores), given if emissions is None else emissions))
-    return jitted(implementation)(params, emissions, path, lengths, free if allowed is None else allowed)
+    return jitted(params, emissions, path, lengths, free if allowed is None else allowed)
 
 
 def test_scores_of_minus_infinity_forbid():
@@ -697,10 +668,9 @@ def test_init():
     np.testing.assert_array_equal(params.end, 0)
 
 
-@every_implementation
-def test_marginals_of_padding_are_0_even_beside_nan(implementation):
+def test_marginals_of_padding_are_0_even_beside_nan():
     start, path = np.array([np.nan, 0, 0, 0, 0]), np.zeros((len(LENGTHS), TIME), int)
-    found = np.asarray(run_on_five_tags(path, LENGTHS, implementation=implementation, start=start)["marginals"])
+    found = np.asarray(run_on_five_tags(path, LENGTHS, start=start)["marginals"])
     for marginals, length in zip(found, LENGTHS, strict=True):
         assert np.isnan(marginals[:length]).all()
         assert not marginals[length:].any()
@@ -741,9 +711,6 @@ def test_refusals(untyped):
             call(params, emissions, allowed=crf.Allowed(np.ones(3, np.int32), np.ones((3, 3), bool), np.ones(3, bool)))
         with pytest.raises(ValueError, match=r"allowed\.start must have shape \(3,\) .*, got \(2,\)"):
             call(params, emissions, allowed=crf.bio(["O", "B-X"]))
-    for call in functions[:3]:
-        with pytest.raises(ValueError, match="implementation must be one of 'auto', 'scan', 'associative'; got 'fast'"):
-            call(params, emissions, implementation="fast")
     with pytest.raises(
         ValueError, match=r"tags must lie between 0 and 2 \(the tags of params\.transitions\); got .* 3"
     ):

@@ -19,18 +19,14 @@ import numpy as np
 
 from lstmjax._src import mesh
 
-# "scan" goes from step to step; "associative" multiplies the steps' matrices pairwise, in a number of rounds that is
-# logarithmic in time, at about 2 * tags times the work. "auto" is the first.
-IMPLEMENTATIONS = ("scan", "associative")
 
-
-def log_likelihood(implementation, transitions, emissions, length, tags):
+def log_likelihood(transitions, emissions, length, tags):
     """-log Z of the scores less those of the path, step by step: nothing large is subtracted from something large."""
     emissions = emissions - _highest(emissions)
     scores = _step_scores(transitions, emissions, length, tags)
     possible = (scores != -jnp.inf).all()
     relative = emissions - jnp.where(possible, scores, 0)[:, None]
-    log_p = -log_partition(implementation, transitions, relative, length)
+    log_p = -log_partition(transitions, relative, length)
     otherwise = jnp.where(jnp.isnan(log_p) | jnp.isnan(scores).any(), jnp.nan, -jnp.inf)
     return jnp.where(possible, log_p, otherwise)
 
@@ -43,15 +39,15 @@ def _step_scores(transitions, emissions, length, tags):
     return jnp.where(jnp.arange(len(tags)) < length, scores + jnp.pad(moves, (len(tags) - len(moves), 0)), 0)
 
 
-def log_partition(implementation, transitions, emissions, length):
+def log_partition(transitions, emissions, length):
     """log(sum_j exp(alpha_T[j])), 0 without steps."""
-    alphas, norm = _forward(implementation, transitions, emissions, length)
+    alphas, norm = _forward(transitions, emissions, length)
     return jnp.where(length > 0, norm + _log_sum(_at(alphas, length - 1), 0), 0)
 
 
-def marginals(implementation, transitions, emissions, length):
+def marginals(transitions, emissions, length):
     """The derivative of log Z in the emissions; 0 at padding, even where that derivative is NaN."""
-    slopes = jax.grad(log_partition, argnums=2)(implementation, transitions, emissions, length)
+    slopes = jax.grad(log_partition, argnums=1)(transitions, emissions, length)
     return jnp.where(jnp.arange(len(emissions))[:, None] < length, slopes, 0)
 
 
@@ -97,16 +93,14 @@ def decode_several(k, transitions, emissions, length):
 
 def sample(transitions, emissions, length, key):
     """A path as likely as the others are: the argmax of scores with Gumbel noise is a draw from their softmax."""
-    alphas, _ = _forward("scan", transitions, emissions, length)
+    alphas, _ = _forward(transitions, emissions, length)
     return _backward(transitions, alphas, length, jax.random.gumbel(key, alphas.shape, alphas.dtype))
 
 
-def _forward(implementation, transitions, emissions, length):
+def _forward(transitions, emissions, length):
     """alpha_t, each less a constant of its step, and what was taken from the last of them."""
     tops = _highest(emissions)
     lowered = emissions - tops
-    if implementation == "associative":
-        return _by_products(transitions, lowered, tops, length)
 
     def exactly(transitions, lowered, alphas, norms):
         del alphas, norms
@@ -167,28 +161,6 @@ def _recursion(predict, emissions, length):
     time, size = emissions.shape
     before, emissions = mesh.match_varying_axes((jnp.zeros(size, emissions.dtype), emissions))
     return jax.lax.scan(step, before, (jnp.arange(time), emissions))[1]
-
-
-@jax.jit
-def _by_products(transitions, emissions, tops, length):
-    """The same from products of the steps' matrices, in any order: log(exp(A) exp(B)) is associative."""
-    size = len(transitions)
-    steps = jnp.arange(len(emissions))[:, None, None]
-    nothing = jnp.where(jnp.eye(size, dtype=bool), 0, -jnp.inf)
-    moves = jnp.where(steps == 0, 0, transitions) + emissions[:, None, :]  # all rows of the first are alpha
-
-    def lowered(matrices):
-        tops = _highest(matrices, (1, 2))
-        return matrices - tops, tops[:, 0, 0]
-
-    def multiply(before, after):
-        (left, left_norm), (right, right_norm) = before, after
-        product, norm = lowered(_log_sum(left[..., :, :, None] + right[..., None, :, :], -2))
-        return product, left_norm + right_norm + norm
-
-    matrices, norms = lowered(jnp.where(steps < length, moves, nothing))
-    products, norms = jax.lax.associative_scan(multiply, (matrices, norms + tops[:, 0]))
-    return products[:, 0], _at(norms[:, None], length - 1)[0]
 
 
 def _backward(transitions, alphas, length, noise):
