@@ -129,7 +129,7 @@ def apply(
             of `jax.vmap` and every shard of `jax.shard_map` that is given it: split it for those.
         deterministic: True in evaluation: no key is needed, zoneout counts by its expectation, nothing is dropped.
         implementation: "scan", "fused" (with derivatives of its own), "pallas_tpu" (a kernel for the standard cell,
-            never timed on a TPU yet, which a CPU interprets, slowly) or "auto", the fastest of the others; `explain`
+            never timed on a TPU yet, which a CPU interprets, slowly) or "auto", the fastest of the others; `dispatch`
             tells which one runs.
         unroll: steps in one iteration of the compiled loop; None for 1, but several on the fused path off CPU. The
             kernel has a number of its own.
@@ -175,8 +175,8 @@ def apply(
         raise
 
 
-@keywords.explained("lstm.explain", apply)
-def explain(
+@keywords.explained("lstm.dispatch", apply)
+def dispatch(
     params: LSTMParams,
     xs: Float[ArrayLike, "*batch time inputs"],
     state: LSTMState | None = None,
@@ -193,7 +193,7 @@ def explain(
         ValueError, TypeError: what `apply` raises.
 
     >>> params = init(jax.random.key(0), inputs=2, units=3)
-    >>> print(explain(params, jnp.ones((10, 2)), implementation="scan"))
+    >>> print(dispatch(params, jnp.ones((10, 2)), implementation="scan"))
     scan runs
     pallas_tpu does not: implementation='scan' was asked for
     fused does not: implementation='scan' was asked for

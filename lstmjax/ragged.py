@@ -1,8 +1,9 @@
 """Lists of unequal length into padded arrays and their lengths, with a bound on how much of them is padding.
 
 On the host: this is done once, before any program is compiled. Sequences that go into one array are as wide as the
-longest of them; `widths` finds the fewest widths whose arrays have no more padding than is allowed, and `buckets`
-makes those arrays (Khomenko et al., "Accelerating recurrent neural network training using sequence bucketing", 2016).
+longest of them; `bucket_boundaries` finds the fewest widths whose arrays have no more padding than is allowed, and
+`buckets` makes those arrays (Khomenko et al., "Accelerating recurrent neural network training using sequence
+bucketing", 2016).
 """
 
 import bisect
@@ -76,8 +77,8 @@ def pad(
     return _filled(real, _steps(nested, dtype), fill), tuple(reversed(lengths))
 
 
-@keywords.explained("ragged.widths")
-def widths(lengths: Any, *, waste: float | int = 0.25) -> tuple[int, ...]:
+@keywords.explained("ragged.bucket_boundaries")
+def bucket_boundaries(lengths: Any, *, waste: float | int = 0.25) -> tuple[int, ...]:
     """Find the fewest widths such that, each sequence in the narrowest that holds it, padding is at most a share.
 
     Of as many widths, those with the least padding; of as little padding, the narrowest. For n different lengths this
@@ -93,8 +94,8 @@ def widths(lengths: Any, *, waste: float | int = 0.25) -> tuple[int, ...]:
     Raises:
         ValueError: a negative length, no lengths at all, a share out of range; TypeError: lengths are no integers.
 
-    >>> widths([1, 2, 2, 3, 40], waste=0.5), widths([1, 2, 2, 3, 40], waste=0.05), widths([1, 2, 2, 3, 40], waste=0)
-    ((3, 40), (2, 3, 40), (1, 2, 3, 40))
+    >>> [bucket_boundaries([1, 2, 2, 3, 40], waste=waste) for waste in (0.5, 0.05, 0)]
+    [(3, 40), (2, 3, 40), (1, 2, 3, 40)]
     """
     waste, lengths = validation.rate("waste", waste), _lengths(lengths)
     values, counts = np.unique(lengths, return_counts=True)
@@ -184,10 +185,10 @@ def buckets(
         dtype: of the arrays, as in `pad`.
 
     Returns:
-        A Bucket for each of `widths`, narrowest first; within one, sequences stand in the order in which they came.
+        A Bucket for each of `bucket_boundaries`, narrowest first; within one, sequences keep their order.
 
     Raises:
-        ValueError, TypeError: what `pad` and `widths` raise.
+        ValueError, TypeError: what `pad` and `bucket_boundaries` raise.
 
     >>> utterances = [[3], [1, 4, 1, 5, 9, 2, 6], [5], [], [3, 5]]
     >>> made = buckets(utterances, waste=0.3)
@@ -205,7 +206,7 @@ def buckets(
     steps, sizes = _steps(sequences, dtype), np.array([len(sequence) for sequence in sequences], np.int32)
     if not sequences:
         return []
-    chosen, made = widths(sizes, waste=waste), []
+    chosen, made = bucket_boundaries(sizes, waste=waste), []
     home = np.searchsorted(chosen, sizes)
     order = np.argsort(home, kind="stable")
     ends = np.cumsum(sizes[order], dtype=np.int64)  # of the steps of each sequence, in this order

@@ -111,8 +111,8 @@ def stateful_batches(
     return jnp.moveaxis(read.reshape(rows, pieces, steps, *sequence.shape[1:]), 0, 1), left
 
 
-@keywords.explained("windows.truncated")
-def truncated(apply: Callable[..., tuple[Array, Any]], steps: int) -> Callable[..., tuple[Array, Any]]:
+@keywords.explained("windows.truncated_bptt")
+def truncated_bptt(apply: Callable[..., tuple[Array, Any]], steps: int) -> Callable[..., tuple[Array, Any]]:
     """Make a recurrent `apply` whose values are the same and whose gradients stop at every `steps`-th step.
 
     Truncated backpropagation through time: wherever a sequence goes on past time step k * steps, the state is carried
@@ -137,7 +137,7 @@ def truncated(apply: Callable[..., tuple[Array, Any]], steps: int) -> Callable[.
     >>> from lstmjax import lstm
     >>> params = lstm.init(jax.random.key(0), inputs=1, units=3)
     >>> xs = jnp.ones((40, 1))
-    >>> gradient = jax.grad(lambda xs: truncated(lstm.apply, 10)(params, xs)[0][-1].sum())(xs)
+    >>> gradient = jax.grad(lambda xs: truncated_bptt(lstm.apply, 10)(params, xs)[0][-1].sum())(xs)
     >>> gradient[:30].any().item(), gradient[30:].all().item()
     (False, True)
     """
@@ -178,7 +178,7 @@ def truncated(apply: Callable[..., tuple[Array, Any]], steps: int) -> Callable[.
 
 @partial(jax.jit, static_argnames=("apply", "steps", "reverse", "return_sequences", "static"))
 def _in_pieces(given, *, apply, steps, reverse, return_sequences, static):
-    """What `truncated` returns, as one program, since a loop compiles anew at each call outside of one."""
+    """What `truncated_bptt` returns, as one program, since a loop compiles anew at each call outside of one."""
     params, xs, state, lengths, mask, resets, arrays = given
     time = xs.shape[-2]
     options = arrays | dict(static)

@@ -37,7 +37,7 @@ OF_LENGTHS = {
     "pooling.global_max": lambda n: pooling.global_max(XS, lengths=n),
     "pooling.global_mean": lambda n: pooling.global_mean(XS, lengths=n),
     "pooling.max_over_windows": lambda n: pooling.max_over_windows(XS, 2, lengths=n),
-    "windows.truncated": lambda n: windows.truncated(lstm.apply, 2)(LSTM, XS, lengths=n, reverse=True),
+    "windows.truncated_bptt": lambda n: windows.truncated_bptt(lstm.apply, 2)(LSTM, XS, lengths=n, reverse=True),
     "crf.log_likelihood": lambda n: crf.log_likelihood(CHAIN, XS, PATH, lengths=n),
     "crf.log_partition": lambda n: crf.log_partition(CHAIN, XS, lengths=n),
     "crf.marginals": lambda n: crf.marginals(CHAIN, XS, lengths=n),

@@ -162,7 +162,7 @@ def test_other_cells_are_refused(cell, arguments, part, monkeypatch):
     ):
         lstm.apply(params, xs, implementation="pallas_tpu", **arguments)
     on_a_tpu(monkeypatch)
-    said = lstm.explain(params, xs, **arguments)
+    said = lstm.dispatch(params, xs, **arguments)
     assert said == f"fused runs\npallas_tpu does not: it computes the standard cell, without {part}"
 
 
@@ -185,26 +185,26 @@ def test_weights_that_do_not_fit_are_refused_with_the_numbers(monkeypatch):
         jax.eval_shape(partial(lstm.apply, implementation="pallas_tpu"), params, xs)
     on_a_tpu(monkeypatch)
     params, xs = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), (params, xs))
-    assert lstm.explain(params, xs).splitlines()[0] == "fused runs"
+    assert lstm.dispatch(params, xs).splitlines()[0] == "fused runs"
 
 
 def test_auto_leaves_it_to_those_who_name_it(monkeypatch):
     """It has never run on a TPU."""
     params, xs = lstm.init(KEY, INPUTS, UNITS), jnp.ones((2, 4, INPUTS))
-    assert lstm.explain(params, xs).splitlines() == ["fused runs", "pallas_tpu does not: there is no TPU here"]
+    assert lstm.dispatch(params, xs).splitlines() == ["fused runs", "pallas_tpu does not: there is no TPU here"]
     on_a_tpu(monkeypatch)
-    runs, why = lstm.explain(params, xs).splitlines()
+    runs, why = lstm.dispatch(params, xs).splitlines()
     assert runs == "fused runs"
     assert why == "pallas_tpu does not: nobody has timed it on a TPU; implementation='pallas_tpu' runs it"
     assert "stand_in" not in str(jax.make_jaxpr(lstm.apply)(params, xs))
-    assert lstm.explain(params, xs, implementation="pallas_tpu") == "pallas_tpu runs"
+    assert lstm.dispatch(params, xs, implementation="pallas_tpu") == "pallas_tpu runs"
     jax.clear_caches()
 
 
 def test_a_dtype_that_a_tpu_lacks_is_refused_there(monkeypatch):
     params, xs = lstm.init(KEY, INPUTS, UNITS, dtype=jnp.float16), jnp.ones((2, 4, INPUTS), jnp.float16)
     on_a_tpu(monkeypatch)
-    assert lstm.explain(params, xs).splitlines()[1] == (
+    assert lstm.dispatch(params, xs).splitlines()[1] == (
         "pallas_tpu does not: a TPU has bfloat16 and float32, not float16"
     )
 

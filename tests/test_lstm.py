@@ -142,9 +142,9 @@ def test_equal_options_are_equal(untyped):
 
 def test_explain():
     params, xs = lstm.init(KEY, 2, 3), jnp.ones((4, 2))
-    assert lstm.explain(params, xs) == "fused runs\npallas_tpu does not: there is no TPU here"
+    assert lstm.dispatch(params, xs) == "fused runs\npallas_tpu does not: there is no TPU here"
     asked = "does not: implementation='scan' was asked for"
-    assert lstm.explain(params, xs, implementation="scan") == f"scan runs\npallas_tpu {asked}\nfused {asked}"
+    assert lstm.dispatch(params, xs, implementation="scan") == f"scan runs\npallas_tpu {asked}\nfused {asked}"
 
 
 def test_auto_runs_what_explain_says():
@@ -286,7 +286,7 @@ class TestRefusals:
             ({"unroll": 1.5}, ValueError, r"unroll must be an integer of at least 1, got 1\.5"),
         ],
     )
-    @pytest.mark.parametrize("entrance", [lstm.apply, lstm.explain])
+    @pytest.mark.parametrize("entrance", [lstm.apply, lstm.dispatch])
     def test_apply(self, entrance, arguments, error, text):
         with pytest.raises(error, match=text):
             entrance(**{"params": self.params, "xs": XS, **arguments})

@@ -173,7 +173,7 @@ def test_the_kernel_refuses_states_by_name():
 
 
 def test_lengths_and_mask_together_are_refused():
-    for apply in (lstm.apply, lambda params, xs, **how: windows.truncated(lstm.apply, 2)(params, xs, **how)):
+    for apply in (lstm.apply, lambda params, xs, **how: windows.truncated_bptt(lstm.apply, 2)(params, xs, **how)):
         with pytest.raises(ValueError, match=r"lengths and mask both tell which steps are valid: pass one of them"):
             apply(PARAMS, XS, lengths=np.full(BATCH, 2), mask=MASK)
 
@@ -182,7 +182,7 @@ def test_lengths_and_mask_together_are_refused():
 @pytest.mark.parametrize("reverse", [False, True])
 def test_truncated(reverse, return_sequences):
     """Values are those of the whole; a mask of lengths has their gradient."""
-    run = windows.truncated(lstm.apply, 4)
+    run = windows.truncated_bptt(lstm.apply, 4)
     how = {"resets": RESETS, "reverse": reverse, "return_sequences": return_sequences}
     close(run(PARAMS, DIRTY, STATE, mask=MASK, **how), lstm.apply(PARAMS, XS, STATE, mask=MASK, **how))
     lengths = np.array([6, 0, 3, 4])

@@ -106,7 +106,7 @@ KEYWORDS = [
     (lstm.apply, "nonsense", "unknown argument 'nonsense' of lstm.apply (one of: params"),
     (lstm.step, "carry", "lstm.step calls it state"),
     (lstm.step, "lengths", "lstm.apply takes lengths"),
-    (lstm.explain, "seq_lengths", "lstm.explain calls it lengths"),
+    (lstm.dispatch, "seq_lengths", "lstm.dispatch calls it lengths"),
     (bidirectional.init, "hidden_size", "bidirectional.init calls it units"),
     (bidirectional.apply, "merge_mode", "bidirectional.apply calls it merge"),
     (bidirectional.apply, "sequence_length", "bidirectional.apply calls it lengths"),
@@ -150,9 +150,9 @@ KEYWORDS = [
     (pooling.last, "seq_lens", "pooling.last calls it lengths"),
     (windows.look_back, "timesteps", "windows.look_back calls it steps"),
     (windows.stateful_batches, "batch_size", "windows.stateful_batches calls it rows"),
-    (windows.truncated, "seq_len", "windows.truncated calls it steps"),
+    (windows.truncated_bptt, "seq_len", "windows.truncated_bptt calls it steps"),
     (ragged.pad, "padding_value", "ragged.pad calls it fill"),
-    (ragged.widths, "wast", "did you mean 'waste'?"),
+    (ragged.bucket_boundaries, "wast", "did you mean 'waste'?"),
     (ragged.buckets, "value", "ragged.buckets calls it fill"),
     (Dropout, "rate", "Dropout(inputs=0.2"),
     (Dropout, "recurrent_dropout", "Dropout calls it recurrent"),
@@ -347,7 +347,7 @@ OF_LENGTHS = {
     "conv1d": lambda n: conv1d.apply(PARAMS["conv1d"], XS, lengths=n),
     "residual": lambda n: residual.apply(PARAMS["residual"], XS, lengths=n),
     "pooling": lambda n: pooling.last(XS, lengths=n),
-    "windows": lambda n: windows.truncated(lstm.apply, 2)(LSTM, XS, lengths=n),
+    "windows": lambda n: windows.truncated_bptt(lstm.apply, 2)(LSTM, XS, lengths=n),
     "crf": lambda n: crf.decode(PARAMS["crf"], XS, lengths=n),
 }
 
@@ -399,7 +399,7 @@ def test_params_of_one_layer_or_of_several(name, given, found, untyped):
 OF_STATE = {
     "lstm": lambda state: lstm.apply(LSTM, XS, state),
     "lstm step": lambda state: lstm.step(LSTM, X, state),
-    "explain": lambda state: lstm.explain(LSTM, XS, state),
+    "dispatch": lambda state: lstm.dispatch(LSTM, XS, state),
     "bidirectional": lambda state: bidirectional.apply(BOTH, XS, state),
     "stack": lambda state: stack.apply(STACK, XS, state),
     "stack of one": lambda state: stack.apply(LSTM, XS, state),

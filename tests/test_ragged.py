@@ -54,7 +54,7 @@ def by_brute_force(lengths, waste):
 @hypothesis.example([0, 0], 0)
 @hypothesis.example([71, 100], 0.145)
 def test_widths_are_the_fewest_and_of_as_many_the_tightest(lengths, waste):
-    chosen = ragged.widths(lengths, waste=waste)
+    chosen = ragged.bucket_boundaries(lengths, waste=waste)
     assert (len(chosen), padding(lengths, chosen)) == by_brute_force(lengths, waste)
     assert list(chosen) == sorted(set(chosen))
     assert set(chosen) <= set(lengths)
@@ -62,8 +62,8 @@ def test_widths_are_the_fewest_and_of_as_many_the_tightest(lengths, waste):
 
 @hypothesis.given(LENGTHS, WASTES)
 def test_widths_keep_the_bound(lengths, waste):
-    assert share(lengths, ragged.widths(lengths, waste=waste)) <= waste
-    assert ragged.widths(lengths, waste=0) == tuple(sorted(set(lengths)))
+    assert share(lengths, ragged.bucket_boundaries(lengths, waste=waste)) <= waste
+    assert ragged.bucket_boundaries(lengths, waste=0) == tuple(sorted(set(lengths)))
 
 
 def by_all_pairs(lengths, waste):
@@ -86,7 +86,7 @@ def by_all_pairs(lengths, waste):
 @hypothesis.settings(max_examples=300)
 def test_widths_are_those_of_a_search_over_all_pairs(lengths, waste):
     """Of several choices that are as good, too."""
-    assert ragged.widths(lengths, waste=waste) == by_all_pairs(lengths, waste)
+    assert ragged.bucket_boundaries(lengths, waste=waste) == by_all_pairs(lengths, waste)
 
 
 @pytest.mark.parametrize(("waste", "count"), [(0.25, 3), (0.001, 800)])
@@ -94,7 +94,7 @@ def test_widths_of_many_lengths_take_memory_in_proportion(waste, count):
     """A table of all pairs of 4,000 lengths has 128 MB."""
     tracemalloc.start()
     try:
-        assert len(ragged.widths(np.arange(1, 4_001), waste=waste)) == count
+        assert len(ragged.bucket_boundaries(np.arange(1, 4_001), waste=waste)) == count
         assert tracemalloc.get_traced_memory()[1] < 3e6
     finally:
         tracemalloc.stop()
@@ -102,23 +102,27 @@ def test_widths_of_many_lengths_take_memory_in_proportion(waste, count):
 
 def test_widths_of_100_000_lengths():
     """A table of all pairs has 80 GB."""
-    assert ragged.widths(np.arange(1, 100_001)) == (33_333, 66_666, 100_000)
+    assert ragged.bucket_boundaries(np.arange(1, 100_001)) == (33_333, 66_666, 100_000)
 
 
 def test_a_width_for_each_of_many_lengths_is_not_searched_for():
     lengths = np.random.default_rng(0).permutation(50_000)  # the search would compare 2.5e9 pairs for each width
-    assert ragged.widths(lengths, waste=0) == tuple(range(50_000))
+    assert ragged.bucket_boundaries(lengths, waste=0) == tuple(range(50_000))
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.int32, np.uint64])
 def test_widths_count_beyond_the_dtype_of_lengths(dtype):
     lengths = np.array([[3, 100, 100], [100, 120, 120]], dtype)
-    assert ragged.widths(lengths, waste=0.1) == (3, 120) == ragged.widths(lengths.tolist(), waste=0.1)
+    assert (
+        ragged.bucket_boundaries(lengths, waste=0.1)
+        == (3, 120)
+        == ragged.bucket_boundaries(lengths.tolist(), waste=0.1)
+    )
 
 
 def test_a_share_of_padding_that_is_just_the_bound_is_allowed():
     assert share([42, 100], [100]) == 0.29  # 0.29 * 200 is 57.99999999999999
-    assert ragged.widths([42, 100], waste=0.29) == (100,)
+    assert ragged.bucket_boundaries([42, 100], waste=0.29) == (100,)
 
 
 @hypothesis.given(st.data(), st.integers(1, 3))
@@ -249,7 +253,7 @@ def test_buckets_hold_every_sequence_once_in_order(sequences, waste):
     assert (cells - sum(map(len, sequences))) / max(cells, 1) <= waste
     if sequences:
         sizes = [len(sequence) for sequence in sequences]
-        assert tuple(bucket.xs.shape[1] for bucket in made) == ragged.widths(sizes, waste=waste)
+        assert tuple(bucket.xs.shape[1] for bucket in made) == ragged.bucket_boundaries(sizes, waste=waste)
 
 
 def test_codes_by_buckets_put_back_are_those_of_one_padded_array():
@@ -302,11 +306,11 @@ def test_sequences_that_are_none_are_refused(untyped, make, sequences, error, me
         (lambda: ragged.pad([[1]], levels=0), ValueError, r"levels must be an integer of at least 1, got 0"),
         (lambda: ragged.pad([[1]], levels=2), ValueError, r"sequences must have a list or an array in list 2"),
         (lambda: ragged.pad([[1]], fill="a"), TypeError, r"fill must hold bools, integers or floats; got str"),
-        (lambda: ragged.widths([]), ValueError, r"lengths must be at least one, each at least 0"),
-        (lambda: ragged.widths([1, -1]), ValueError, r"lengths must be at least one, each at least 0"),
-        (lambda: ragged.widths([1.0]), TypeError, r"lengths must be integers; got float64"),
-        (lambda: ragged.widths([True]), TypeError, r"lengths must be integers; got bool"),
-        (lambda: ragged.widths([1], waste=1), ValueError, r"waste must be a rate from 0 to below 1; got 1"),
+        (lambda: ragged.bucket_boundaries([]), ValueError, r"lengths must be at least one, each at least 0"),
+        (lambda: ragged.bucket_boundaries([1, -1]), ValueError, r"lengths must be at least one, each at least 0"),
+        (lambda: ragged.bucket_boundaries([1.0]), TypeError, r"lengths must be integers; got float64"),
+        (lambda: ragged.bucket_boundaries([True]), TypeError, r"lengths must be integers; got bool"),
+        (lambda: ragged.bucket_boundaries([1], waste=1), ValueError, r"waste must be a rate from 0 to below 1; got 1"),
         (lambda: ragged.buckets([], waste=-0.1), ValueError, r"waste must be a rate from 0 to below 1; got -0.1"),
         (lambda: ragged.buckets([[1]], waste="0"), TypeError, r"waste must be a number, got '0'"),
     ],

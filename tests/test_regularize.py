@@ -332,7 +332,7 @@ RUNS = {
     "hierarchy.apply": (hierarchy.apply, shapes(2, (3, 3), hierarchy.init), (4, 5, 2), Dropout(inputs=0.5)),
     "hierarchy.encode": (hierarchy.encode, shapes(2, 3), (4, 2), Dropout(recurrent=0.5)),
     "residual.apply": (residual.apply, shapes(2, (3,), residual.init), (4, 2), 0.5),
-    "windows.truncated": (windows.truncated(lstm.apply, 2), shapes(2, 3), (4, 2), Dropout(inputs=0.5)),
+    "windows.truncated_bptt": (windows.truncated_bptt(lstm.apply, 2), shapes(2, 3), (4, 2), Dropout(inputs=0.5)),
 }
 
 

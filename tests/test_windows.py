@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from lstmjax import bidirectional, lstm, stack, windows
-from lstmjax.windows import look_back, stateful_batches, truncated
+from lstmjax.windows import look_back, stateful_batches, truncated_bptt
 
 KEY = jax.random.key(0)
 RNG = np.random.default_rng(0)
@@ -40,8 +40,8 @@ MEANINGS = {
 
 @cache
 def cut(apply, steps, **options):
-    """`truncated` as one program for each signature; steps None: the whole."""
-    return jax.jit(partial(apply if steps is None else truncated(apply, steps), **options))
+    """`truncated_bptt` as one program for each signature; steps None: the whole."""
+    return jax.jit(partial(apply if steps is None else truncated_bptt(apply, steps), **options))
 
 
 CUTS = [(3, 1, 1), (1, 1, 1), (4, 3, 2), (8, 2, 1), (2, 1, 5)]  # steps, horizon, stride
@@ -115,11 +115,11 @@ def test_state_carried_over_batches_is_the_state_of_one_reading():
         (lambda: stateful_batches(np.ones(29), 3, 10), ["rows * steps = 3 * 10", "(29,)"]),
         (lambda: stateful_batches(np.ones(()), 3, 10), ["sequence must have", "()"]),
         (lambda: stateful_batches(np.ones(29), 0, 10), ["rows must be", "0"]),
-        (lambda: truncated(lstm.apply, 0), ["steps must be", "0"]),
-        (lambda: truncated(lstm.apply, 2)(PARAMS, np.ones(2)), ["xs must have axes", "(2,)"]),
-        (lambda: truncated(lstm.apply, 2)(PARAMS, XS, lengths=LENGTHS + 1), ["lengths must lie", "11", "12"]),
-        (lambda: truncated(lstm.apply, 2)(PARAMS, XS, resets=RESETS[0]), ["resets must have shape (4, 11)"]),
-        (lambda: truncated(lstm.apply, 2)(PARAMS, XS[..., :1]), ["xs must have 2 features"]),
+        (lambda: truncated_bptt(lstm.apply, 0), ["steps must be", "0"]),
+        (lambda: truncated_bptt(lstm.apply, 2)(PARAMS, np.ones(2)), ["xs must have axes", "(2,)"]),
+        (lambda: truncated_bptt(lstm.apply, 2)(PARAMS, XS, lengths=LENGTHS + 1), ["lengths must lie", "11", "12"]),
+        (lambda: truncated_bptt(lstm.apply, 2)(PARAMS, XS, resets=RESETS[0]), ["resets must have shape (4, 11)"]),
+        (lambda: truncated_bptt(lstm.apply, 2)(PARAMS, XS[..., :1]), ["xs must have 2 features"]),
     ],
 )
 def test_what_cannot_be_cut_is_refused(call, words, untyped):
@@ -138,12 +138,12 @@ def test_layer_that_reads_both_ways_is_refused(stacked):
 
     apply, inputs = (two_layers, 3) if stacked else (bidirectional.apply, 2)
     with pytest.raises(ValueError, match="apply must read in one direction"):
-        jax.eval_shape(truncated(apply, 2), drawn(bidirectional.init, inputs, 3), XS)
+        jax.eval_shape(truncated_bptt(apply, 2), drawn(bidirectional.init, inputs, 3), XS)
 
 
 def test_stack_is_cut_as_a_layer_is():
     def last(xs, lengths, resets):
-        ys, state = truncated(stack.apply, 4)(STACK, xs, lengths=lengths, resets=resets)
+        ys, state = truncated_bptt(stack.apply, 4)(STACK, xs, lengths=lengths, resets=resets)
         return ys[:, 10].sum(), (ys, state)
 
     run = jax.jit(jax.grad(last, has_aux=True))
@@ -174,10 +174,10 @@ def test_final_output_alone(meaning, reverse, steps):
 def test_no_time_at_all_and_any_batch_axes():
     @jax.jit
     def run(params, xs, state):
-        none, empty = truncated(lstm.apply, 4)(params, xs[:, :0], state)
-        mapped = jax.vmap(lambda xs: truncated(lstm.apply, 4)(params, xs)[0])(xs)
+        none, empty = truncated_bptt(lstm.apply, 4)(params, xs[:, :0], state)
+        mapped = jax.vmap(lambda xs: truncated_bptt(lstm.apply, 4)(params, xs)[0])(xs)
         whole, _ = lstm.apply(params, xs)
-        batches = [truncated(lstm.apply, 4)(params, some)[0] for some in (xs[0], xs.reshape(2, 2, 11, 2))]
+        batches = [truncated_bptt(lstm.apply, 4)(params, some)[0] for some in (xs[0], xs.reshape(2, 2, 11, 2))]
         return none, empty, whole, mapped, batches
 
     none, empty, whole, mapped, (alone, two_axes) = jax.tree.map(np.asarray, run(PARAMS, XS, STATE))
@@ -204,7 +204,7 @@ def test_any_sizes_give_the_shapes_of_one_reading(batch, time, steps, reverse, r
     options = {"reverse": reverse, "return_sequences": return_sequences}
     ours, whole = (
         jax.eval_shape(partial(apply, **options), PARAMS, xs, **masks)
-        for apply in (truncated(lstm.apply, steps), lstm.apply)
+        for apply in (truncated_bptt(lstm.apply, steps), lstm.apply)
     )
     assert ours[0] == whole[0]
     assert jax.tree.leaves(ours) == jax.tree.leaves(whole)
@@ -221,7 +221,7 @@ def test_any_sizes_give_the_shapes_of_one_reading(batch, time, steps, reverse, r
 )
 def test_output_sees_back_to_the_start_of_its_piece_and_no_further(reverse, steps):
     xs = XS[0]
-    jacobian = jax.jit(jax.jacrev(lambda xs: truncated(lstm.apply, steps)(PARAMS, xs, reverse=reverse)[0]))(xs)
+    jacobian = jax.jit(jax.jacrev(lambda xs: truncated_bptt(lstm.apply, steps)(PARAMS, xs, reverse=reverse)[0]))(xs)
     sees = np.abs(np.asarray(jacobian)).max(axis=(1, 3)) > 0
     for t, s in itertools.product(range(11), range(11)):
         before = s >= t if reverse else s <= t
@@ -270,7 +270,7 @@ slopes_by_hand = slopes(by_hand)
 @covering.parametrize({"meaning": list(MEANINGS), "reverse": [False, True], "steps": [3, 11]})
 def test_gradient_is_that_of_pieces_stopped_by_hand(meaning, reverse, steps):
     given = MEANINGS[meaning]
-    run = slopes(truncated(lstm.apply, steps), reverse=reverse)
+    run = slopes(truncated_bptt(lstm.apply, steps), reverse=reverse)
     found = run(PARAMS, XS, STATE, WEIGHTS, given)
 
     lengths, resets = given.get("lengths", np.full(4, 11)), given.get("resets", np.zeros((4, 11), bool))
@@ -304,10 +304,13 @@ def test_gradient_of_several_batch_axes_of_few_steps_and_of_none():
     @jax.jit
     def run(params, xs, state, lengths, resets):
         two_axes = jax.tree.map(lambda leaf: leaf.reshape(2, 2, *leaf.shape[1:]), (xs, state, lengths, resets))
-        ended = jax.grad(lambda state: truncated(lstm.apply, 3)(params, xs[:, :0], state)[1].c.sum())(state)
+        ended = jax.grad(lambda state: truncated_bptt(lstm.apply, 3)(params, xs[:, :0], state)[1].c.sum())(state)
         return (
-            [slopes(truncated(lstm.apply, 3), params, *some) for some in ((xs, state, lengths, resets), two_axes)],
-            [slopes(apply, params, xs, state, lengths, resets) for apply in (truncated(lstm.apply, 20), lstm.apply)],
+            [slopes(truncated_bptt(lstm.apply, 3), params, *some) for some in ((xs, state, lengths, resets), two_axes)],
+            [
+                slopes(apply, params, xs, state, lengths, resets)
+                for apply in (truncated_bptt(lstm.apply, 20), lstm.apply)
+            ],
             ended,
         )
 
@@ -322,7 +325,7 @@ def test_gradient_of_several_batch_axes_of_few_steps_and_of_none():
 def test_time_is_one_loop_however_many_pieces():
     def size(time):
         def loss(params, xs):
-            return truncated(lstm.apply, 5)(params, xs)[0].sum()
+            return truncated_bptt(lstm.apply, 5)(params, xs)[0].sum()
 
         return len(jax.jit(jax.grad(loss)).lower(PARAMS, np.ones((4, time, 2), np.float32)).as_text().splitlines())
 
@@ -332,7 +335,7 @@ def test_time_is_one_loop_however_many_pieces():
 def test_state_is_carried_in_the_dtype_of_the_whole():
     params, xs = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), (PARAMS, XS))
     for start in (None, STATE):
-        ours, whole = (jax.eval_shape(run, params, xs, start) for run in (truncated(lstm.apply, 4), lstm.apply))
+        ours, whole = (jax.eval_shape(run, params, xs, start) for run in (truncated_bptt(lstm.apply, 4), lstm.apply))
         assert [leaf.dtype for leaf in jax.tree.leaves(ours)] == [leaf.dtype for leaf in jax.tree.leaves(whole)]
 
 

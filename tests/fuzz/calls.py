@@ -590,8 +590,8 @@ CALLS = {
     "windows.stateful_batches": Call(
         windows.stateful_batches, {"sequence": np.arange(30, dtype=np.int32), "rows": 3, "steps": 4}, laid_out
     ),
-    "windows.truncated": Call(
-        lambda params, xs, steps, **rest: windows.truncated(lstm.apply, steps)(params, xs, **rest),
+    "windows.truncated_bptt": Call(
+        lambda params, xs, steps, **rest: windows.truncated_bptt(lstm.apply, steps)(params, xs, **rest),
         {
             "params": lstm_params(),
             "xs": XS,

@@ -29,7 +29,7 @@ PADDED = {
     "conv1d.apply": "xs",
     "residual.apply": "xs",
     "hierarchy.encode": "xs",
-    "windows.truncated": "xs",
+    "windows.truncated_bptt": "xs",
     "pooling.max_over_windows": "xs",
     "pooling.global_max": "xs",
     "pooling.global_mean": "xs",

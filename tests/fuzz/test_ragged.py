@@ -52,7 +52,7 @@ def test_pad(sequences, levels, fill, dtype):
 )
 def test_widths(lengths, waste):
     try:
-        found = ragged.widths(lengths, waste=waste)
+        found = ragged.bucket_boundaries(lengths, waste=waste)
     except Exception as error:
         check_refusal(error, ["lengths", "waste"])
         return
