@@ -1,4 +1,4 @@
-"""The measurements behind the choices in docs/design.md: `python -m benchmarks.choices [--rounds 20]`.
+"""The measurements behind the choices in docs/measured.md: `python -m benchmarks.choices [--rounds 20]`.
 
 Variants run interleaved in one process; the table gives medians of times, and medians of the ratios to the
 first variant taken round by round, with their quartiles.
@@ -33,7 +33,7 @@ SHAPES = [
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="The measurements behind the choices in docs/design.md.")
+    parser = argparse.ArgumentParser(description="The measurements behind the choices in docs/measured.md.")
     parser.add_argument(
         "--rounds", type=race.count, default=20, help="timed rounds over all variants of a row, at least 2"
     )

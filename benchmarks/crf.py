@@ -1,4 +1,4 @@
-"""The measurements behind `crf` in docs/design.md: `python -m benchmarks.crf [--rounds 20]`.
+"""The measurements behind `crf` in docs/measured.md: `python -m benchmarks.crf [--rounds 20]`.
 
 The log-likelihood and its gradients in the emissions and the parameters, in one process and interleaved; the table
 gives medians of times, and medians of the ratios to the first variant taken round by round, with their quartiles.
@@ -24,7 +24,7 @@ SHAPES = [(16, 170, 41), (32, 64, 23), (64, 30, 9), (1, 5000, 10)]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="The measurements behind `crf` in docs/design.md.")
+    parser = argparse.ArgumentParser(description="The measurements behind `crf` in docs/measured.md.")
     parser.add_argument(
         "--rounds", type=race.count, default=20, help="timed rounds over all variants of a row, at least 2"
     )

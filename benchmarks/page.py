@@ -42,7 +42,7 @@ code with the grid. Times must agree within 7 %, and CPU seconds in a second wit
 layers with lengths, and `overhead` calls from Python where there is nothing to compute. `compare --against COMMIT`
 times this tree against another commit, in turn, and `page` made this page of the files in
 [benchmarks/results](../benchmarks/results). No GPU and no TPU has been timed. The estimates of TPUs' compilers for the
-kernel are in [design.md](design.md#the-tpu-kernel). With a TPU you can measure it, in bfloat16 with the other
+kernel are in [measured.md](measured.md#kernel). With a TPU you can measure it, in bfloat16 with the other
 implementations, and file the result, `tpu.json`:
 
 ```sh
