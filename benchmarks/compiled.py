@@ -367,8 +367,8 @@ def _of_tpu(folder: Path, time: int) -> Program:
 def _estimates(profile: Path, lines: list[str]) -> dict[str, int]:
     """Cycles of each instruction; those of products alone where there is no profile.
 
-    The profile names one of those that are alike. It has 0 for a product that reads its arguments from the device's
-    memory; there the estimate by which the compiler chose that product's tiles counts.
+    The profile names one of several equal instructions. It has 0 for a product that reads its arguments from the
+    device's memory; there the estimate by which the compiler chose that product's tiles counts.
     """
 
     def kind(line):

@@ -77,6 +77,6 @@ def _codes(tokens: Int[np.ndarray, " samples"], symbols: int, order: int) -> Int
 
 
 def _lookup(known: np.ndarray, values: np.ndarray, asked: np.ndarray) -> np.ndarray:
-    """The values of those asked for, 0 for those that are not known; `known` ascends."""
+    """The values of the keys asked for, 0 for unknown ones; `known` ascends."""
     places = np.minimum(np.searchsorted(known, asked), len(known) - 1)
     return np.where(known[places] == asked, values[places], 0)

@@ -15,7 +15,7 @@ from experiments.task import FAILED, Task
 
 Rows = Mapping[str, Mapping[str, Any]]
 """Figures by their names, of each row of a table; of a baseline that failed the reason, as `FAILED`."""
-SHARES = ("accuracy", "f1", "exact match")  # drawn as they are, other figures by their logarithms
+SHARES = ("accuracy", "f1", "exact match")  # drawn on a linear scale, other figures by their logarithms
 
 console = Console(
     highlight=False, markup=False, emoji=False, soft_wrap=True, width=None if sys.stdout.isatty() else 160

@@ -1,4 +1,4 @@
-"""Two LSTMs over the same sequences, one of which reads them last to first.
+"""Two LSTMs over the same sequences, one of which reads them in reverse order.
 
 Schuster & Paliwal, "Bidirectional recurrent neural networks" (1997); Graves & Schmidhuber, "Framewise phoneme
 classification with bidirectional LSTM and other neural network architectures" (2005).
@@ -31,8 +31,8 @@ class BidirectionalParams:
     """The weights of two LSTMs.
 
     Args:
-        forward: LSTMParams of the one that reads first to last.
-        backward: LSTMParams of the one that reads last to first.
+        forward: LSTMParams of the one that reads in order.
+        backward: LSTMParams of the one that reads in reverse order.
     """
 
     forward: Any
@@ -102,7 +102,7 @@ def apply(
     key: Array | None = None,
     **arguments: Any,
 ) -> tuple[Any, BidirectionalState]:
-    """Run one LSTM over the valid steps first to last, another last to first, and merge what they say of each step.
+    """Run one LSTM over the valid steps in order, another in reverse order, and merge their outputs at each step.
 
         y_t = merge(forward_t, backward_t)
 

@@ -128,8 +128,8 @@ def apply(
 ) -> Float[Array, "*batch outputs"]:
     """Run every level over all its sequences at once, the lowest first; the code of each is one step of the next level.
 
-    A sequence without steps is an ordinary one: its code is the encoder's initial state, or 0. What stands in padding
-    reaches no value and no gradient, be it NaN, a token out of range, or a length of an utterance that is none.
+    A sequence without steps is an ordinary one: its code is the encoder's initial state, or 0. Padding never
+    affects a value or a gradient, be it NaN, a token out of range, or the length of an utterance that is padding.
 
     Args:
         params: HierarchyParams.

@@ -119,7 +119,7 @@ def apply(
         mask: bool [*batch, time], True where a step is valid, in any pattern: elsewhere the state is held and outputs
             are 0. In place of lengths.
         resets: bool [*batch, time]; where True, the state returns to `initial_state` before that step is read.
-        reverse: read valid steps last to first; each output still stands at its own step.
+        reverse: read valid steps in reverse order; each output still stands at its own step.
         return_sequences: False returns the final h as ys and stacks nothing over time.
         return_states: True returns the state after every step, [*batch, time, ...], in place of the final one.
         time_major: True reads and returns [time, *batch, ...] in place of [*batch, time, ...], of all arrays.

@@ -54,7 +54,7 @@ def apply(
         resets: bool [*batch, time]; where True, the state returns to `initial` before that step is read.
         initial: the state of one sequence that resets restore, a tree like `state` without batch axes; None for zeros.
             It is never `state`, so that a sequence read in pieces gives what it gives as a whole.
-        reverse: read valid steps last to first; each output stands at its own step.
+        reverse: read valid steps in reverse order; each output stands at its own step.
         return_sequences: False returns y of the last valid step read, [*batch, ...], 0 where there is none.
         return_states: True returns the state after every step, [*batch, time, ...], in place of the final one.
         time_major: True reads and returns [time, *batch, ...] in place of [*batch, time, ...].

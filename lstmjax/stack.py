@@ -174,7 +174,7 @@ def apply(
         state: a tuple of the layers' states to start from; None for `initial_state`.
         lengths: valid steps of each sequence, integers [*batch].
         mask: bool [*batch, time], True where a step is valid; in place of lengths.
-        reverse: read valid steps last to first, in every layer.
+        reverse: read valid steps in reverse order, in every layer.
         return_sequences: False returns the last layer's final h alone (see `lstm.apply`, `bidirectional.apply`),
             to which a residual connection adds what that layer read at the same step.
         residual_from: number of the first layer, counted from 0, whose inputs are added to its outputs (He et al.,

@@ -104,7 +104,7 @@ def assert_printed(vector, values):
 
 
 def in_order(text, values):
-    """Rows, which are printed as they are read, as the steps stand in time."""
+    """Rows in the order of time, whatever the order of reading."""
     steps = [int(step) for step in re.findall(r"^STEP (\d+)", text, re.MULTILINE)]
     return values[np.argsort(steps)]
 

@@ -70,7 +70,7 @@ def size(tree):
 
 
 def formulas(table):
-    """Each as its names, its numbers and its value; a long one goes on on the next line."""
+    """Each as its names, its numbers and its value; a long one continues on the next line."""
     lines = [line.strip() for line in table.splitlines()]
     blocks = itertools.groupby(lines, lambda line: "  " not in line)
     found = [re.fullmatch(r"(.*?[a-z].*?) = (?:(.*) = )?([\d,]+)", " ".join(block)) for alone, block in blocks if alone]
@@ -78,7 +78,7 @@ def formulas(table):
 
 
 def rows(table):
-    """What stands in the columns of layers: the name, the output, the number."""
+    """The columns of layers: the name, the output, the number."""
     found = [re.fullmatch(r"( *)(\S.*?)  +(\[.*\])  +([\d,]+)", line) for line in table.splitlines()]
     return [(len(m[1]) // 2, m[2], m[3], int(m[4].replace(",", ""))) for m in found if m]
 

@@ -89,7 +89,7 @@ OURS = {
     "zoneout_h": "zoneout zoneout_hidden zoneout_outputs",
     "zoneout_c": "zoneout_cell",
 }
-# What is said of keywords that no function has, where the function, or the apply of its module, takes another one.
+# Advice on keywords that no function has, where the function, or the apply of its module, takes another one.
 ADVICE = {
     "num_layers n_layers layers depth": ("stack.init makes several layers, of units=(64, 64) two", None),
     "bidirectional": (
@@ -231,7 +231,7 @@ def _takes(near: list[Any], argument: str, kind: type) -> bool:
 
 
 def _of_rates(label: str, near: list[Any], name: str) -> str | None:
-    """What is said of a rate of dropout: of the one number that there is, or of those of Dropout."""
+    """Advice on a rate of dropout: of the one number that there is, or of those of Dropout."""
     from lstmjax._src.dropout_masks import Dropout
 
     if name not in RATE:

@@ -1,4 +1,4 @@
-"""Mesh axes: those that vary under `shard_map`, and those that are explicit."""
+"""Mesh axes that vary under `shard_map`, and explicit ones."""
 
 from collections.abc import Callable
 from typing import Any

@@ -56,7 +56,7 @@ def _register_for_export(kind: Any, plain: Callable[[Any], Any], built: Callable
 
 
 def _repr(self: Any) -> str:
-    """The fields, without those that are None by default."""
+    """The fields, except fields at their default of None."""
     fields = [(field.name, getattr(self, field.name), field.default) for field in dataclasses.fields(self)]
     told = [f"{name}={_told(value)}" for name, value, default in fields if value is not None or default is not None]
     return f"{type(self).__name__}({', '.join(told)})"

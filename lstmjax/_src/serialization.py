@@ -199,7 +199,7 @@ def cut(text: str, most: int = 200) -> str:
 
 
 def _described(value: Any, kinds: dict[str, Any], leaf: Callable[..., Any], root: str, where: tuple[str, ...] = ()):
-    """A tree as JSON, in which `leaf` says what stands for a leaf."""
+    """A tree as JSON, in which `leaf` makes the entry of a leaf."""
     if len(where) > DEEPEST:
         raise ValueError(f"{root} must be at most {DEEPEST} levels deep; {_named(root, where)} is deeper.")
     kind = dict if _is_frozen(value) else type(value)

@@ -19,7 +19,7 @@ DECIMALS = 2
 def network(
     inputs: int, units: int, layers: int = 1, bidirectional: bool = False
 ) -> LSTMParams | BidirectionalParams | StackParams:
-    """Weights of any size, cut from one table for each LSTM, so that weights stay as they are when a size changes.
+    """Weights of any size, cut from one table for each LSTM, so that weights stay the same when a size changes.
 
     >>> network(inputs=1, units=3).w_x.shape
     (1, 12)

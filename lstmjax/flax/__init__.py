@@ -11,7 +11,7 @@
 
 They are made and called as Flax's `RNN` are, and give the same numbers for the same weights. What differs:
 
-- Outputs at padding are 0, and whatever stands there, NaN included, reaches nothing; a length may be 0.
+- Outputs at padding are 0, and its contents, NaN included, never affect a result; a length may be 0.
 - `resets` begin a sequence anew within a row; `lengths` is another name for `seq_lengths`.
 - The forget gate's bias begins at 1 (`forget_bias=0` is Flax's), in the weights and not at run time.
 - `Bidirectional` heeds `reverse`, which swaps its directions, and `keep_order`.

@@ -92,7 +92,7 @@ def carry_of(state: Any) -> Any:
 
 
 def _as_read(ys, lengths):
-    """Outputs of valid steps last to first, with the padding, which is 0, left at the end."""
+    """Outputs of valid steps in reverse order, with the padding, which is 0, left at the end."""
     if lengths is None:
         return jnp.flip(ys, axis=-2)
     *batch, time, _ = ys.shape

@@ -121,7 +121,7 @@ class RNN(nn.Module):
         cell: LSTMCell of this module.
         time_major: sequences are [time, *batch, features] in place of [*batch, time, features].
         return_carry: return the final carry, too.
-        reverse: read valid steps last to first.
+        reverse: read valid steps in reverse order.
         keep_order: leave each output at its own step where that is so; else they stand in the order of reading.
         unroll: steps in one iteration of the loop; None for what `lstm.apply` chooses.
         dropout: Dropout, drawn from the stream "dropout".

@@ -209,7 +209,7 @@ class LSTM(_Recurrent):
         dropout: Dropout; on until `eval()` or `deterministic=True`.
         return_carry: return the final carry, too, after the last valid step read.
         time_major: sequences are [time, *batch, features] in place of [*batch, time, features].
-        reverse: read valid steps last to first.
+        reverse: read valid steps in reverse order.
         keep_order: leave each output at its own step where that is so; else they stand in the order of reading.
         implementation: as in `lstm.apply`.
         unroll: as in `lstm.apply`.
@@ -226,7 +226,7 @@ class LSTM(_Recurrent):
 
 @keywords.explained("lstmjax.flax.Bidirectional", *_SETTINGS, *_DRAWN, "merge")
 class Bidirectional(_Recurrent):
-    """Two LSTMs, one of which reads last to first, for `nnx.Bidirectional` of two `nnx.RNN`.
+    """Two LSTMs, one of which reads in reverse order, for `nnx.Bidirectional` of two `nnx.RNN`.
 
     Args:
         in_features: length of one input vector.

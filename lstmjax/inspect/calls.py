@@ -131,7 +131,7 @@ class _Open:
 
 
 class _Recorder:
-    """The calls of layers, as they are made."""
+    """The calls of layers, in their order."""
 
     def __init__(self):
         self.calls: list[Call] = []

@@ -76,7 +76,7 @@ def trace(
         lengths: valid steps of each sequence, integers [*batch].
         mask: bool [*batch, time], True where a step is valid; in place of lengths.
         resets: bool [*batch, time]; where True, the state returns to the initial one before that step is read.
-        reverse: read valid steps last to first; each step's values still stand at that step.
+        reverse: read valid steps in reverse order; each step's values still stand at that step.
         residual_from: as in `stack.apply`.
         merge: what a bidirectional layer hands to the next one: "concat", "sum", "mul" or "ave".
         options: LSTMOptions.

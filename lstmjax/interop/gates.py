@@ -119,7 +119,7 @@ def named(name: str, source: Any, what: str) -> dict[str, Any]:
 
 
 def by_last_name(source: Any, what: str) -> dict[str, tuple[str, Any]]:
-    """What stands under the last part of each name, with the whole name; an error where two end alike."""
+    """Values by the last part of each name, with the whole name; an error where two end alike."""
     given = named("source", source, what)
     parts = {re.split(r"[/.]", name.removesuffix(":0"))[-1]: (name, value) for name, value in given.items()}
     if len(parts) != len(given):

@@ -162,7 +162,7 @@ def _layer(layer: Any, name: str) -> tuple[list[tuple[LSTMParams, ...]], LSTMOpt
 
 
 def _hint(layer: Any) -> str:
-    """What is said of a layer that is no LSTM of Keras itself."""
+    """The error for a layer that is no LSTM of Keras itself."""
     made_of = [kind.__name__ for part in (layer, *_cells_of(layer)) for kind in type(part).__mro__]
     if hasattr(layer, "layers"):
         return ": of a model give one of its layers, such as model.get_layer(name)"

@@ -134,7 +134,7 @@ def to_onnx(
     Args:
         params: LSTMParams, BidirectionalParams or StackParams, whose layers concatenate their directions.
         options: LSTMOptions; a clip is rounded to float32.
-        reverse: whether the LSTMs read last to first, as with `apply(..., reverse=True)`.
+        reverse: whether the LSTMs read in reverse order, as with `apply(..., reverse=True)`.
         lengths: whether there is an input `lengths` [batch], int32, none of them above time.
         state: whether there are inputs `initial_h_k` and `initial_c_k` [directions, batch, units] instead of the
             learned states or 0.

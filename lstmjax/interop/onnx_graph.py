@@ -42,7 +42,7 @@ class Graph:
         shapes: of values, their sizes, 1 for those left open.
         settled: the constants, and what is computed from them and from shapes alone.
         opsets: version of each domain's operators.
-        computed: the arrays of values, as they are asked for.
+        computed: the arrays of values, computed on demand.
     """
 
     lstms: list[Any]

@@ -1,4 +1,4 @@
-"""What stands in a table is what was measured, on the data that it is said of."""
+"""Tables show what was measured, on the data that they name."""
 
 import dataclasses
 import gzip

@@ -454,7 +454,7 @@ def test_sums_are_of_what_was_read(name, root, monkeypatch):
 
 @pytest.mark.parametrize("name", ["swda", "conll2000", "chars"])
 def test_other_ends_of_lines_are_the_same_data(name, root, monkeypatch):
-    """As they are where published figures stand beside it."""
+    """Unchanged where published figures are next to it."""
     run, _, _ = begin(name, root, monkeypatch)
     config, before = load(run.config), kept.load(run, load(run.config))
     for path in root.rglob("*.txt"):

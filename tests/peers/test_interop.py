@@ -39,7 +39,7 @@ def halves(params):
 
 
 def start(params, h, c):
-    """Our states from what stands layer by layer, and in each layer direction by direction."""
+    """Our states from arrays of layers, and in each layer of directions."""
     pairs = iter(LSTMState(jnp.asarray(a), jnp.asarray(b)) for a, b in zip(h, c, strict=True))
     whole = [BidirectionalState(next(pairs), next(pairs)) if len(x) == 2 else next(pairs) for x in of_layers(params)]
     return tuple(whole) if isinstance(params, StackParams) else whole[0]

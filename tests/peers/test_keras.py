@@ -38,7 +38,7 @@ def keras_lstm(**options):
 
 
 def params_of(layer):
-    """The whole conversion: kernel, recurrent_kernel and bias as they are; i, f, c, o is our i, f, g, o."""
+    """The whole conversion: kernel, recurrent_kernel and bias unchanged; i, f, c, o is our i, f, g, o."""
     if isinstance(layer, keras.layers.Bidirectional):
         return BidirectionalParams(forward=params_of(layer.forward_layer), backward=params_of(layer.backward_layer))
     cell = layer.cell

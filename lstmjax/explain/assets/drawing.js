@@ -132,7 +132,7 @@ const subscript = (number) => [...String(number)].map((digit) => String.fromChar
 
 function told(parts, state) {
   const part = parts[state.part];
-  const way = part.reverse ? "last to first" : "first to last";
+  const way = part.reverse ? "in reverse order" : "first to last";
   return `${counted(parts.length, "LSTM")} unrolled over ${counted(part.xs.length, "step")}. ` +
     `The one that is picked reads ${way}. At step ${state.t + 1} its h is ${vector(part.steps[state.t].h)}.`;
 }

@@ -116,7 +116,7 @@ def hierarchy(
     diagram.text(encoder, 0.7, "the same one for\nevery utterance", SMALL, MUTED)
     diagram.text(above, 0.7, "once over the\nconversation", SMALL, MUTED)
     steps = ", ".join(str(lengths[row - 1]) if row else "…" for row in rows)
-    note = "      hatched: padding, which reaches nothing" if min(lengths) < longest else ""
+    note = "      hatched: padding" if min(lengths) < longest else ""
     diagram.text(0.15, 0.2, f"lengths = ([{steps}], {count}){note}", SMALL, MUTED, ha="left")
     return diagram.ax
 

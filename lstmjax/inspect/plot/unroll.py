@@ -21,7 +21,7 @@ ASIDE = 0.27  # from the middle of a column to a cell of either direction
 
 @dataclasses.dataclass(frozen=True)
 class _Chain:
-    """One LSTM over time: what to call it, its weights, whether it reads last to first, its place in a column."""
+    """One LSTM over time: what to call it, its weights, whether it reads in reverse order, its place in a column."""
 
     name: str
     params: LSTMParams
@@ -64,7 +64,7 @@ def unrolled(
             are concatenated, but where the next layer of a stack reads only as much as one of them.
         steps: number of time steps.
         return_sequences: False draws outputs that are not returned faint.
-        reverse: read last to first.
+        reverse: read in reverse order.
         ax: matplotlib Axes; None makes one.
 
     Returns:
@@ -166,7 +166,7 @@ def _captions(chain: _Chain) -> list[str]:
 
 def _write(diagram: Diagram, chain: _Chain, middle: float) -> None:
     """The name and the weights of a chain, in its band."""
-    direction = "reads last to first" if chain.backward else "reads first to last"
+    direction = "reads in reverse order" if chain.backward else "reads in order"
     lines = [(f"{chain.name}, {direction}", INK), *((line, MUTED) for line in _captions(chain))]
     for place, (line, color) in enumerate(lines):
         y = middle + 0.1 * (len(lines) - 1) - 0.2 * place

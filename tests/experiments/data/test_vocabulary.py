@@ -1,4 +1,4 @@
-"""Numbers for tokens: the frequent first, and a place for those that are not known, where there is to be one."""
+"""Numbers for tokens: the frequent first, and a place for unknown ones, where there is to be one."""
 
 import pytest
 

@@ -217,7 +217,7 @@ def test_features_are_dropped_in_training_and_nowhere_else(build, kind):
     ],
 )
 def test_steps_without_an_utterance_reach_no_gradient(build, code, context):
-    """Conversations of a batch are of unlike lengths, and what stands after the shorter one is nobody's."""
+    """Conversations of a batch are of unlike lengths, and the padding of the shorter one belongs to none."""
     task = build(dataclasses.replace(MODELS["whole"], code=code, context=context))
     params = task.init(jax.random.key(1))
     batch = jax.tree.map(lambda array: array[0], task.splits["train"])
