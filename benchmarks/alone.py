@@ -23,7 +23,7 @@ def command(name: str, kind: str, shape: tuple[int, ...]) -> list[str]:
 
 
 def call(name: str, kind: str, shape: tuple[int, ...]) -> Call:
-    """What is timed: it returns the outputs, or their gradients, when all is computed."""
+    """The timed call: it returns the outputs, or their gradients, when all is computed."""
     batch, steps, inputs, units = shape
     rng = np.random.default_rng(0)
     xs, dy = (rng.normal(size=(batch, steps, size)).astype(np.float32) for size in (inputs, units))
@@ -124,7 +124,7 @@ def torch(kind: str, xs: np.ndarray, dy: np.ndarray) -> Call:
 
 
 def onnx_runtime(kind: str, xs: np.ndarray, dy: np.ndarray) -> Call:
-    """What `lstmjax.export.onnx` writes, which is NumPy alone."""
+    """The model that `lstmjax.export.onnx` writes, which is NumPy alone."""
     if kind != "forward":
         raise ValueError("ONNX Runtime computes no gradients")
     runtime: Any = importlib.import_module("onnxruntime")

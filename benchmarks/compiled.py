@@ -1,4 +1,4 @@
-"""What the compilers of accelerators make of the loop, on a machine without one: `python -m benchmarks.compiled`.
+"""Programs of the loop compiled for accelerators, on a machine without one: `python -m benchmarks.compiled`.
 
 With `kernel`, of the TPU kernel at many sizes; with `blocks`, of what it takes with other blocks than its own.
 
@@ -62,7 +62,7 @@ class Loop:
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """What a compiler made.
+    """A compiled program.
 
     Args:
         time: steps of the LSTM.
@@ -154,7 +154,7 @@ def _cell(target, shape, dtype):
 
 @dataclasses.dataclass(frozen=True)
 class Kernel:
-    """What a TPU's compiler made of a kernel.
+    """A kernel as a TPU's compiler made it.
 
     Args:
         bundles: instructions, each for all units at once, of one step of a block of rows.
@@ -256,7 +256,7 @@ def program(
 
 
 def _apart(function, arguments, module="compiled", **environment):
-    """What a function of a module beside this one prints, in a process of its own."""
+    """Run a function of a sibling module in a process of its own, and return what it prints."""
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
         "JAX_ENABLE_COMPILATION_CACHE": "false",  # what the compiler writes while it works is read
@@ -324,7 +324,7 @@ def copies(loop: Loop) -> list[str]:
 
 
 def fetches(loop: Loop, shape: tuple[int, int]) -> int:
-    """How often an iteration on TPU reads a weight of that shape from the device's memory, and not from the core's."""
+    """Number of reads of a weight of that shape from the device's memory in an iteration on TPU."""
     weight = rf"(?:bf16|f32)\[{shape[0]},{shape[1]}\](?:{{[^}}]*}})?"
     count = 0
     for line in loop.body:

@@ -1,4 +1,4 @@
-"""What a call takes here, stored as StableHLO, and in ONNX Runtime: `python -m benchmarks.export [--rounds 50]`.
+"""Times of a call here, stored as StableHLO, and in ONNX Runtime: `python -m benchmarks.export [--rounds 50]`.
 
 The same weights, each in a process of its own, from NumPy's inputs to NumPy's outputs with the threads that each takes
 by itself. Rounds are interleaved; ratios to jitted `apply` are medians of ratios taken round by round, with their

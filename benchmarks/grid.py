@@ -134,7 +134,7 @@ def tree() -> dict[str, Any] | None:
 
 
 def git(*command: str) -> str:
-    """What git prints of this tree; nothing where it is refused or not installed."""
+    """Output of git for this tree; nothing where it is refused or not installed."""
     if shutil.which("git") is None:
         return ""
     ran = subprocess.run(["git", *command], cwd=ROOT, capture_output=True, text=True)

@@ -1,4 +1,4 @@
-"""How time and memory grow along one axis at a time: the shapes, the slopes, and what explains them."""
+"""Growth of time and memory along one axis at a time: the shapes, the slopes, and what explains them."""
 
 import math
 import statistics

@@ -53,7 +53,7 @@ class Prepared:
 
 
 def operations(shape: tuple[int, ...], kind: str) -> int:
-    """Of the products with matrices, a multiplication and an addition each; the gradient takes twice as many again."""
+    """Multiplications and additions in products with matrices; the gradient takes twice as many again."""
     batch, steps, inputs, units = shape
     return 8 * batch * steps * units * (inputs + units) * (1 if kind == "forward" else 3)
 
@@ -241,7 +241,7 @@ def onnx_runtime(kind: str, given: Problem) -> Prepared | None:
 
 @dataclasses.dataclass(frozen=True)
 class Peer:
-    """How a library is prepared, the distributions it needs, and where it runs."""
+    """A library: how it is prepared, the distributions it needs, and where it runs."""
 
     prepare: Callable[[str, Any], Prepared | None]
     distributions: tuple[str, ...]

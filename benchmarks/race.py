@@ -147,7 +147,7 @@ def _clocks() -> dict[int, float]:
 
 
 def turns(timed: Mapping[Any, Callable[[], Any]], count: int) -> dict[Any, list[Any]]:
-    """What each returns, so many times, in turn; in another order each time."""
+    """Call each so many times, in turn, in another order each time, and return all results."""
     given: dict[Any, list[Any]] = {name: [] for name in timed}
     orders = random.Random(0)
     for _ in range(count):
@@ -164,7 +164,7 @@ def here(calls: Mapping[str, Callable[[], Any]], case: str, count: int) -> dict[
 
 
 def rounds(processes: Mapping[str, Process], count: int, *request: Any) -> dict[str, list[Any]]:
-    """What each answers to the same request, so many times, in turn."""
+    """Send each the same request so many times, in turn, and return all answers."""
     return turns({name: partial(process.ask, *request) for name, process in processes.items()}, count)
 
 
@@ -180,7 +180,7 @@ def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
 
 
 def count(text: str) -> int:
-    """How many rounds a command is asked for, as argparse calls it: quartiles take two."""
+    """Parse a number of rounds for argparse; quartiles take two."""
     if not text.isdecimal() or int(text) < 2:
         raise argparse.ArgumentTypeError(f"quartiles take a whole number of rounds of at least 2; got {text!r}")
     return int(text)
@@ -203,6 +203,6 @@ def seconds(time: float) -> str:
 
 
 def beside(times: Sequence[float], base: Sequence[float]) -> str:
-    """How long, and how many times as long as `base`."""
+    """Format a time, and its ratio to `base`."""
     middle, low, high = ratio(times, base)
     return f"{seconds(statistics.median(times))}, x {middle:.2f} ({low:.2f} to {high:.2f})"

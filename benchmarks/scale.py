@@ -1,4 +1,4 @@
-"""What many devices exchange, compute and keep, by a formula and as compiled for TPUs: `python -m benchmarks.scale`.
+"""Exchanges, computation and memory over many devices, by a formula and as compiled for TPUs.
 
 With `swda`, the training step of a config instead, on a slice of 4 x 4 chips.
 
@@ -35,7 +35,7 @@ ROWS, TIME, UNITS = 32, 512, 2048  # sequences for each part of the batch, their
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """Of one device; all but `memory` for one step of the LSTM, forward and against time.
+    """Cost on one device; all but `memory` for one step of the LSTM, forward and backward.
 
     Args:
         cycles: of products, at the peak of the matrix units; as compiled, the estimates by which products are tiled.
@@ -104,7 +104,7 @@ def swda() -> None:
 
 
 def compile_lstm(devices: int, data: int, parts: int, time: int = TIME) -> dict[str, Any]:
-    """What the compiler makes of a value and its gradient, in a process of its own."""
+    """Compile a value and its gradient, in a process of its own."""
     with tempfile.TemporaryDirectory() as folder:
         said = compiled._apart("lstm_", [devices, data, parts, time, folder], module="scale")
         program = compiled._of_tpu(Path(folder), time)
@@ -119,7 +119,7 @@ def compile_lstm(devices: int, data: int, parts: int, time: int = TIME) -> dict[
 
 
 def compile_swda(data: int, parts: int, batch: int) -> dict[str, Any]:
-    """What the compiler makes of the training step of the config, in a process of its own."""
+    """Compile the training step of the config, in a process of its own."""
     return json.loads(compiled._apart("swda_", [data, parts, batch], module="scale").splitlines()[-1])
 
 
@@ -190,7 +190,7 @@ def collectives(text: str) -> tuple[list[Counter], Counter]:
     loops = dict.fromkeys(re.findall(r"body=%?([\w.\-]+)", text))
 
     def within(name: str) -> Counter:
-        """Of a computation and what it calls, loops left out."""
+        """Costs of a computation and what it calls, loops left out."""
         body = computations[name]
         found = Counter(re.findall(rf" ({'|'.join(EXCHANGES)})(?:-start)?\(", body))
         called = re.findall(r"(?:calls|to_apply|true_computation|false_computation)=%?([\w.\-]+)", body)

@@ -1,4 +1,4 @@
-"""What each part of a cell costs, and what checkpoints save: `python -m benchmarks.variants [--rounds 20]`.
+"""Costs of each part of a cell, and savings by checkpoints: `python -m benchmarks.variants [--rounds 20]`.
 
 Value and gradients of params and xs. Variants run interleaved in one process; ratios to the plain cell are medians of
 ratios taken round by round, with their quartiles. Beside each stands the ratio of the matrix products' arithmetic.

@@ -66,7 +66,7 @@ class Checkpoints:
         return self.folder / str(step)
 
     def steps(self) -> list[int]:
-        """Of all that have their name, newest first."""
+        """Steps of all checkpoints that have their name, newest first."""
         return sorted((int(path.name) for path in self.folder.glob("*") if path.name.isdecimal()), reverse=True)
 
     def newest(self) -> tuple[int | None, dict[Path, str]]:
@@ -83,7 +83,7 @@ class Checkpoints:
         return self.newest()[0]
 
     def restore(self, step: int, like: TrainState) -> TrainState:
-        """That state, on the devices of `like`, which must be a state of the same run."""
+        """Load that state onto the devices of `like`, which must be a state of the same run."""
         path = self.path(step)
         metadata: Any = self._orbax.metadata(path.absolute())
         _check_same(path, "the array", _arrays(metadata.item_metadata.tree), _arrays(like))
@@ -137,7 +137,7 @@ def _arrays(tree: Any) -> dict[str, str]:
 
 
 def _drawn(key: Any, step: Any) -> dict[str, str]:
-    """What decides which data comes next."""
+    """State that decides which data comes next."""
     return {"key of the data, which is made of train.seed,": str(np.asarray(key).tolist()), "step": str(int(step))}
 
 

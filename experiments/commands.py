@@ -192,7 +192,7 @@ def write_results(folders: list[str]) -> int:
 
 
 def _standing(run: Run) -> tuple[str, str]:
-    """How many steps a run has logged, and its result."""
+    """Number of steps that a run has logged, and its result."""
     try:
         lines = runs.read(run.metrics)
         steps = str(lines[-1]["step"] if lines else 0)
@@ -214,7 +214,7 @@ def _trained(run: Run, config: Config, task: Task) -> TrainState:
 
 
 def _restored(run: Run, config: Config, task: Task, checkpoints: Checkpoints, over: Mesh) -> TrainState | None:
-    """What the newest whole checkpoint holds, with a warning for each newer one; None where none was written."""
+    """State of the newest whole checkpoint, with a warning for each newer one; None where none was written."""
     step, wrong = checkpoints.newest()
     if (found := mesh.greatest(step or 0)) != (step or 0):
         raise RunError(f"{checkpoints.folder}: another process finds step {found} there; all must see one folder")
@@ -252,7 +252,7 @@ def _begun(config: Config, task: Task) -> Run:
 
 
 def _data(run: Run, config: Config, data_changed: bool, result: bool = False) -> tuple[dict[str, Any], list[str]]:
-    """What the run keeps, and what of its data differs now, which must have been accepted."""
+    """Kept data of the run, and the differences of its data now, which must have been accepted."""
     found = kept.load(run, config)
     differing = kept.check(run, config, found, data_changed, result)
     if differing:
@@ -383,7 +383,7 @@ def _json(result: dict[str, Any]) -> str:
 
 
 def _kind(config: Config) -> str:
-    """How the model is called beside the baselines."""
+    """Name of the model next to the baselines."""
     return config.model.kind.upper()
 
 

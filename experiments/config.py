@@ -112,7 +112,7 @@ def head(path: Path) -> list[str]:
 
 
 def loads(text: str, source: Path) -> Config:
-    """What `dumps` wrote, which is in `source`."""
+    """Parse what `dumps` wrote, which is in `source`."""
     table = tomllib.loads(text)
     return _build(table, {keys: str(source) for keys in _leaves(table)}, source)
 

@@ -13,7 +13,7 @@ Step = Callable[[Int[Array, " rows"], Any], tuple[Float[Array, "rows symbols"], 
 
 
 class Decoded(NamedTuple):
-    """What was found for each row of a batch.
+    """Decoded symbols of each row of a batch.
 
     Args:
         symbols: integers [batch, steps]; `end` from the place on where it was said.

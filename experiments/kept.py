@@ -1,4 +1,4 @@
-"""What a run keeps of its data, so that it is read in the same way later, and so that other data is noticed.
+"""Data that a run keeps, so that it is read in the same way later and other data is noticed.
 
 `data.json` in the run's folder has the vocabulary, tags and scaling of the run, and what `files.described` says of each
 file that was read. It is written when the run begins, and again when it goes on with other data: `files` are then those
@@ -20,12 +20,12 @@ SHOWN = 5  # files in an error
 
 
 def first(config: Config, task: Task) -> str | None:
-    """What `data.json` says of a run that begins now; None where the task draws its data."""
+    """Content of `data.json` for a run that begins now; None where the task draws its data."""
     return _text({"kept": dict(task.kept), "files": task.read}) if reads(config) else None
 
 
 def reads(config: Config) -> bool:
-    """Whether the task reads data and does not draw it."""
+    """True if the task reads data and does not draw it."""
     return hasattr(TASKS[config.task], "sources")
 
 
@@ -38,7 +38,7 @@ def prints(config: Config) -> Prints:
 
 
 def load(run: Run, config: Config) -> dict[str, Any]:
-    """What a run keeps; an empty dictionary where the task draws its data."""
+    """Load what a run keeps; an empty dictionary where the task draws its data."""
     if not reads(config):
         return {}
     try:

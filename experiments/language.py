@@ -18,7 +18,7 @@ from lstmjax import Dropout, dense, embedding, stack
 
 @dataclasses.dataclass(frozen=True)
 class Words:
-    """What [model] in a config may say of a language model of words."""
+    """Settings of a language model of words, [model] in a config."""
 
     kind: tyro.conf.Suppress[Literal["words"]] = "words"
     units: int = 200

@@ -1,4 +1,4 @@
-"""What a recurrent network must beat on dialogue acts: a linear classifier of words and of pairs of words.
+"""A baseline of dialogue acts: a linear classifier of words and of pairs of words.
 
 Of an utterance it is told which words and which pairs of neighbouring words are there, of the utterances before and
 after it the same, and of these two whether they are the same speaker's, another's, or not there at all. The classifier

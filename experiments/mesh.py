@@ -25,7 +25,7 @@ HEARTBEAT = 30  # seconds after which a process that is gone ends the others
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What [mesh] in a config may say."""
+    """Settings of [mesh] in a config."""
 
     data: int = 1
     """Devices among which the sequences of a batch are divided."""
@@ -101,12 +101,12 @@ def lstm_options(**options: Any) -> LSTMOptions:
 
 
 def whole(mesh: Mesh) -> NamedSharding:
-    """Of what every device has all of."""
+    """Sharding of arrays that every device has whole."""
     return NamedSharding(mesh, P())
 
 
 def of_state(mesh: Mesh, state: Any) -> Any:
-    """How the params and the optimizer of a training state lie; all else of it is whole."""
+    """Sharding of the params and the optimizer of a training state; all else of it is whole."""
     return sharding.shardings(state, mesh)
 
 
@@ -121,7 +121,7 @@ def place(mesh: Mesh, data: Any) -> Any:
 
 
 def lying(mesh: Mesh, leaf: Any) -> jax.ShapeDtypeStruct:
-    """How an array of examples lies on the devices."""
+    """Sharding of an array of examples."""
     spec = P("data") if leaf.shape and leaf.shape[0] % mesh.shape["data"] == 0 else P()
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, spec))
 
@@ -139,19 +139,19 @@ def divided(batches: Any) -> Any:
 
 
 def leads() -> bool:
-    """Whether this is the process that speaks for all."""
+    """True for the process that prints for all."""
     return jax.process_index() == 0
 
 
 def greatest(number: int) -> int:
-    """Of the numbers that all processes say; each must ask."""
+    """Largest of the numbers of all processes; each must call it."""
     if jax.process_count() == 1:
         return number
     return int(np.max(multihost_utils.process_allgather(np.int32(number))))
 
 
 def by_leader(make: Callable[[], object]) -> str:
-    """What the leading process makes, as text, or the error that it meets; each must ask."""
+    """Text made by the leading process, or the error that it raises; each process must call it."""
     if jax.process_count() == 1:
         return str(make())
     text, error = "", None

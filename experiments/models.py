@@ -20,7 +20,7 @@ Params = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """What [model] in a config may say of an LSTM."""
+    """Settings of an LSTM, [model] in a config."""
 
     kind: tyro.conf.Suppress[Literal["lstm"]] = "lstm"
     units: int = 32
@@ -45,7 +45,7 @@ class Model:
 
 @dataclasses.dataclass(frozen=True)
 class TCN:
-    """What [model] in a config may say of a temporal convolutional network."""
+    """Settings of a temporal convolutional network, [model] in a config."""
 
     kind: tyro.conf.Suppress[Literal["tcn"]] = "tcn"
     units: int = 32
@@ -95,7 +95,7 @@ def last(
     *,
     key: Array | None = None,
 ) -> Float[Array, "batch outputs"]:
-    """What the model says once it has read each sequence to its end; units are dropped where there is a key."""
+    """Logits after the last step of each sequence; units are dropped where there is a key."""
     if not isinstance(model, Model):
         return pooling.last(every(model, params, xs, lengths, key=key), lengths=lengths)
     h, _ = lstm.apply(
@@ -119,7 +119,7 @@ def every(
     *,
     key: Array | None = None,
 ) -> Float[Array, "batch time outputs"]:
-    """What the model says at each step, given that one and those before; units are dropped where there is a key."""
+    """Logits at each step, given that one and those before; units are dropped where there is a key."""
     if isinstance(model, TCN):
         if key is not None:
             key, inputs_key = jax.random.split(key)
@@ -156,7 +156,7 @@ def initial_state(model: Model, params: Params, batch: int) -> LSTMState:
 def going_on(
     model: Model, params: Params, xs: Float[Array, "batch time inputs"], state: LSTMState
 ) -> tuple[Float[Array, "batch time outputs"], LSTMState]:
-    """What the model says at each step of sequences that go on from `state`, and the state they are in after that."""
+    """Logits at each step of sequences that continue from `state`, and the state after them."""
     ys, state = lstm.apply(params["lstm"], xs, state, options=_options(model))
     return dense.apply(params["dense"], ys), state
 

@@ -1,4 +1,4 @@
-"""What an LSTM must beat on text: n-grams, each interpolated with the next shorter one by Witten & Bell.
+"""A baseline of text: n-grams, each interpolated with the next shorter one by Witten & Bell.
 
     P_k(x | h) = (count(h x) + kinds(h) P_{k-1}(x | h')) / (count(h) + kinds(h))      P_0(x) = 1 / symbols
 
@@ -45,7 +45,7 @@ def baselines(
 def probabilities(
     train: Int[np.ndarray, " train"], held_out: Int[np.ndarray, " samples"], symbols: int, longest: int
 ) -> Float[np.ndarray, "orders samples"]:
-    """Of each held-out symbol, given those before it, by the n-grams of orders 1 to `longest`.
+    """Probability of each held-out symbol, given those before it, by the n-grams of orders 1 to `longest`.
 
     The first symbols have fewer before them than the order asks for, and are given those there are.
     """

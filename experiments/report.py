@@ -1,4 +1,4 @@
-"""What a run shows: progress while it trains, a table and a picture when it is done."""
+"""Output of a run: progress while it trains, a table and a picture when it is done."""
 
 import contextlib
 import sys
@@ -62,7 +62,7 @@ def table(rows: Rows, baselines: Rows, title: str) -> Table:
 
 
 def rising(name: str) -> bool:
-    """Whether a figure of this name is the better the greater it is."""
+    """True if larger values of this figure are better."""
     return name.startswith(SHARES)
 
 

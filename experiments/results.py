@@ -120,7 +120,7 @@ def _unseeded(config: Config) -> str:
 
 
 def _kept(run: Run, config: Config) -> dict[str, Any]:
-    """What a run keeps of its data; nothing of a run from before that was kept."""
+    """Data that a run keeps; nothing for runs older than that."""
     return kept.load(run, config) if run.data.exists() else {}
 
 
@@ -218,7 +218,7 @@ def _distinct(rivals: list[tuple[str, dict[str, dict]]]) -> dict[str, dict]:
 
 
 def _told(name: str, record: Record, configs: Path) -> list[str]:
-    """What a config is, how it was run, and what was tried where it falls short."""
+    """Description of a config, how it was run, and what was tried where it falls short."""
     path, first = configs / f"{name}.toml", record["runs"][0]
     lines = head(path) if path.exists() else []
     paragraphs = " ".join(line or "\n" for line in lines).split(" \n ")
@@ -285,7 +285,7 @@ def _cell(text: str) -> str:
 
 
 def _figures(record: Record) -> dict[str, list[float]]:
-    """Of each figure, one of every run; and the sequences until the criterion, where each run met it."""
+    """Figures by name, one of every run; and the sequences until the criterion, where each run met it."""
     members = record["runs"]
     figures = {name: [run["test"][name] for run in members] for name in members[0]["test"]}
     if all(run.get("criterion_met") for run in members):
@@ -315,7 +315,7 @@ def _means(rows: list[dict[str, float]]) -> dict[str, float]:
 
 
 def _best(record: Record, name: str) -> tuple[str, float] | None:
-    """Of the baselines, the one that is best by this figure."""
+    """The best baseline by this figure."""
     rivals = {who: row[name] for who, row in _baselines(record).items() if name in row}
     return (max if rising(name) else min)(rivals.items(), key=operator.itemgetter(1), default=None)
 

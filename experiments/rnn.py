@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 
 @dataclasses.dataclass(frozen=True)
 class RNN:
-    """What [model] in a config may say of a plain recurrent network."""
+    """Settings of a plain recurrent network, [model] in a config."""
 
     kind: tyro.conf.Suppress[Literal["rnn"]] = "rnn"
     units: int = 32

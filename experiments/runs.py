@@ -38,7 +38,7 @@ class Run:
 
     @property
     def data(self) -> Path:
-        """What the run keeps of its data; not there where that is drawn. See experiments/kept.py."""
+        """Data that the run keeps; missing where it is drawn. See experiments/kept.py."""
         return self.folder / "data.json"
 
     @property
@@ -118,7 +118,7 @@ def alone(run: Run) -> Iterator[None]:
 
 
 def differences(run: Run) -> dict[str, tuple]:
-    """What of the machine is not as it was when the run began: resuming there need not be bit for bit."""
+    """Differences of the machine since the run began: resuming there need not be bit for bit."""
     then, now = json.loads(run.environment.read_text()), environment()
     keys = ("python", "packages", "device", "devices", "git")
     return {key: (then[key], now[key]) for key in keys if then[key] != now[key]}
@@ -146,7 +146,7 @@ def write(path: Path, text: str) -> None:
 
 
 def result(run: Run) -> dict | None:
-    """What a run gave, None before it did; without "baselines" until these are computed too."""
+    """Result of a run, None before there is one; without "baselines" until these are computed too."""
     return json.loads(run.result.read_text(encoding="utf-8")) if run.result.exists() else None
 
 

@@ -20,7 +20,7 @@ from lstmjax import dense, embedding, stack
 
 @dataclasses.dataclass(frozen=True)
 class Seq2Seq:
-    """What [model] in a config may say of an encoder and a decoder."""
+    """Settings of an encoder and a decoder, [model] in a config."""
 
     kind: tyro.conf.Suppress[Literal["seq2seq"]] = "seq2seq"
     embedding: int = 32
@@ -64,7 +64,7 @@ def encode(
 def forced(
     model: Seq2Seq, params: dict[str, Any], state: Any, target: Int[Array, "batch time"], lengths: Int[Array, " batch"]
 ) -> tuple[Float[Array, "batch time+1"], Float[Array, "batch time+1"]]:
-    """Of each symbol of the target and the end after it, given those before: log-probability, and 1 if the likeliest.
+    """Log-probability of each target symbol and the end after it, given those before; and 1 if it is the likeliest.
 
     Zeros in padding.
     """
@@ -83,7 +83,7 @@ def forced(
 
 
 def decode(model: Seq2Seq, params: dict[str, Any], state: Any, steps: int, width: int | None = None) -> Decoded:
-    """What the decoder says by itself: by beam search of a `width`, or greedily."""
+    """Decode without a target: by beam search of a `width`, or greedily."""
     end = _end(params)
     start = jnp.full(state[0].h.shape[0], end)
 

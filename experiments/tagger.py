@@ -21,7 +21,7 @@ Params = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Tagger:
-    """What [model] in a config may say of a tagger."""
+    """Settings of a tagger, [model] in a config."""
 
     kind: tyro.conf.Suppress[Literal["tagger"]] = "tagger"
     embedding: int = 100

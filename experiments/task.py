@@ -1,4 +1,4 @@
-"""What a task is: plain functions and arrays, all that the training loop needs to know."""
+"""The interface of a task: plain functions and arrays, all that the training loop needs to know."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -51,7 +51,7 @@ def each(baselines: Mapping[str, Callable[[], Any]]) -> dict[str, Mapping[str, A
 
 
 def attempted(compute: Callable[[], Any]) -> Mapping[str, Any]:
-    """What is computed, figures or rows of them by their names; else the reason why it is not, as `FAILED`."""
+    """Computed figures or rows of them by their names; else the reason why there are none, as `FAILED`."""
     try:
         found = compute()
         if not isinstance(found, Mapping):
@@ -70,7 +70,7 @@ class Labelled(NamedTuple):
 
 
 class Published(NamedTuple):
-    """What somebody has printed for this task: the model and where, and figures named as those of `score`.
+    """A published result for this task: the model and where, and figures named as those of `score`.
 
     "sequences" are those trained on until the criterion was met.
     """

@@ -50,7 +50,7 @@ def batches(train: dict[str, Array], key: Array, steps: Array) -> dict[str, Arra
 def losses(
     say: Say, params: Any, batch: dict[str, Array], state: Any, key: Array | None = None
 ) -> tuple[Float[Array, "rows steps"], Float[Array, "rows steps"], Any]:
-    """Of each next token: minus the logarithm of its probability, and 1 where it was the likeliest; then the state."""
+    """Negative log-probability of each next token, and 1 where it was the likeliest; then the state."""
     logits, state = say(params, batch["read"], state, key)
     log_outputs = jax.nn.log_softmax(logits)
     right = jnp.take_along_axis(log_outputs, batch["next"][..., None], axis=-1)[..., 0]
@@ -59,7 +59,7 @@ def losses(
 
 
 def loss(say: Say, params: Any, batch: dict[str, Array], carried: Any, per: float = 1.0):
-    """What a `Task` has as its loss, in units of `per` nats."""
+    """The loss of a `Task`, in units of `per` nats."""
     state = jax.tree.map(lambda leaf: jnp.where(batch["first"], jnp.zeros_like(leaf), leaf), carried)
     nats, correct, state = losses(say, params, batch, state, batch["key"])
     return jnp.mean(nats) / per, (jnp.mean(correct, axis=1), state)

@@ -25,7 +25,7 @@ from experiments.task import Carried, Task
 
 @dataclasses.dataclass(frozen=True)
 class Train:
-    """What [train] in a config may say."""
+    """Settings of [train] in a config."""
 
     seed: int = 0
     """Decides the first parameters and all data that is drawn or shuffled."""
@@ -84,7 +84,7 @@ class TrainState:
 
 @dataclasses.dataclass(frozen=True)
 class Hooks:
-    """What the loop calls after a chunk."""
+    """Functions that the loop calls after a chunk."""
 
     log: Callable[[dict, float], None]
     """Takes a line of metrics, and the steps per second so far, which is no part of it."""
@@ -112,7 +112,7 @@ def keys(seed: int) -> tuple[Array, Array, Array]:
 
 
 def initial_state(task: Task, options: Train, over: Mesh | None = None) -> TrainState:
-    """What training starts from, on the devices of a mesh, or on one."""
+    """State that training starts from, on the devices of a mesh, or on one."""
     over = over or mesh.one()
     make = functools.partial(make_state, task, options)
     with jax.set_mesh(over):

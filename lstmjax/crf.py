@@ -47,7 +47,7 @@ class CRFParams:
 
 @pytrees.container
 class Allowed:
-    """What a path may do, as `bio` makes it, or of bool arrays of one's own.
+    """Allowed starts, transitions and ends of a path, as `bio` makes them, or bool arrays of one's own.
 
     Args:
         start: bool [tags], the tags that may come first.

@@ -148,7 +148,7 @@ def load(path: str | os.PathLike[str], *, like: Any = None) -> tuple[Any, Any]:
 
 
 def _opened(path: Any) -> tuple[dict[str, Any], bytes]:
-    """What the metadata tell, and all of the file, which is read no further than its header if that is not ours."""
+    """Read the metadata, and then the whole file if its header is ours."""
     if not stat.S_ISREG(os.stat(path).st_mode):
         raise ValueError(f"it is {'a directory' if os.path.isdir(path) else 'no regular file'}.")
     with open(path, "rb") as file:

@@ -278,7 +278,7 @@ def _lowest(name: str, value: Any, count: int, above: Any) -> tuple[Any, ...]:
 
 
 def _own(levels: tuple[LevelParams, ...], tokens: tuple[Any, ...]) -> tuple[list[Any], tuple[int, ...]]:
-    """What each level reads beside codes, and the axes of the lowest: batch, then time of the highest down to it."""
+    """Inputs of each level beside codes, and the axes of the lowest: batch, then time of the highest down to it."""
     own: list[Any] = []
     axes: tuple[int, ...] = ()
     for number, (level, given) in enumerate(zip(levels, tokens, strict=True)):

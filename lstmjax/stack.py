@@ -321,7 +321,7 @@ def _of_layer(dropout, *, first, last):
 
 
 def _keys(key, count):
-    """Of each layer, and of what goes into it from the one below."""
+    """Keys of each layer, and of the boundary below it."""
     return [(None, None)] * count if key is None else jax.random.split(validation.key(key), (count, 2))
 
 

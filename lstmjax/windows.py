@@ -1,4 +1,4 @@
-"""How a long series becomes what a recurrent layer reads: windows, stateful batches, truncated gradients.
+"""A long series as inputs of a recurrent layer: windows, stateful batches, truncated gradients.
 
 A series of samples has axes [samples, features]. Either every window of `look_back` samples is a sequence of its own,
 or the series is read on and on, a piece at a time, and the state continues from piece to piece.
@@ -178,7 +178,7 @@ def truncated_bptt(apply: Callable[..., tuple[Array, Any]], steps: int) -> Calla
 
 @partial(jax.jit, static_argnames=("apply", "steps", "reverse", "return_sequences", "static"))
 def _in_pieces(given, *, apply, steps, reverse, return_sequences, static):
-    """What `truncated_bptt` returns, as one program, since a loop compiles anew at each call outside of one."""
+    """The result of `truncated_bptt`, as one program, since a loop compiles anew at each call outside of one."""
     params, xs, state, lengths, mask, resets, arrays = given
     time = xs.shape[-2]
     options = arrays | dict(static)
@@ -251,7 +251,7 @@ def _is_array(leaf: Any) -> bool:
 
 
 def _reads_back(state: Any) -> bool:
-    """Whether this is the state of a bidirectional layer, or of one among others."""
+    """True for the state of a bidirectional layer, or one that contains it."""
     return isinstance(state, BidirectionalState)
 
 

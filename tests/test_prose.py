@@ -1,5 +1,6 @@
 """Phrases of a dialect of our own, which the code and the documentation do without."""
 
+import ast
 import re
 from pathlib import Path
 
@@ -44,3 +45,16 @@ def test_a_phrase_is_found_over_lines(phrase):
 def test_no_phrase_is_used():
     used = [(path.name, match.group()) for path in sources() for match in REFUSED.finditer(path.read_text())]
     assert used == []
+
+
+def first_words(path):
+    documented = ast.Module | ast.ClassDef | ast.FunctionDef
+    nodes = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, documented)]
+    return [text.split()[0] for text in map(ast.get_docstring, nodes) if text]
+
+
+def test_docstrings_begin_with_what_a_thing_is_or_does():
+    packages = [path for name in ("lstmjax", "experiments", "benchmarks") for path in ROOT.glob(f"{name}/**/*.py")]
+    words = {path.name: set(first_words(path)) & {"What", "Of", "Those", "Whether", "That"} for path in packages}
+    assert len(words) > 100
+    assert {name: found for name, found in words.items() if found} == {}

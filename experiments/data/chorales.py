@@ -27,7 +27,7 @@ def sources() -> Iterator[tuple[str, bytes]]:
 
 
 def load() -> dict[str, list[np.ndarray]]:
-    """Of "train", "validation" and "test", each chorale as [steps, 88] of 0 and 1.
+    """Load "train", "validation" and "test", each chorale as [steps, 88] of 0 and 1.
 
     SciPy's parser may crash on a file of another content, so no other gets there.
     """

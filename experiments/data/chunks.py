@@ -51,7 +51,7 @@ def sources() -> Iterator[tuple[str, bytes]]:
 
 
 def published(splits: Mapping[str, Sequence[Sentence]]) -> bool:
-    """Whether these are the sentences of the shared task, in the splits of `load`."""
+    """True for the sentences of the shared task, in the splits of `load`."""
     return files.digest({name: [(s.words, s.pos, s.chunks) for s in of] for name, of in splits.items()}) == SHA256
 
 

@@ -18,7 +18,7 @@ Sparse = Any  # a matrix in rows; annotations of SciPy are no more exact
 
 
 def vectors(texts: Iterable[Int[np.ndarray, " _"]], words: int, length: int) -> Float[np.ndarray, "words length"]:
-    """Of each of the numbers of words in these texts, with a standard deviation of 1 over all entries."""
+    """Vectors of the words in these texts, with a standard deviation of 1 over all entries."""
     from sklearn.utils.extmath import randomized_svd  # takes a second
 
     if length > words:
@@ -36,7 +36,7 @@ def vectors(texts: Iterable[Int[np.ndarray, " _"]], words: int, length: int) -> 
 
 
 def counts(texts: Iterable[Int[np.ndarray, " _"]], words: int) -> Sparse:
-    """How often each word stands near each other one, within a text."""
+    """Number of times that each word is near each other one, within a text."""
     rows, columns, weights = [], [], []
     for text in texts:
         for distance in range(1, min(WINDOW, len(text) - 1) + 1):

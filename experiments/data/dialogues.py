@@ -44,7 +44,7 @@ class Conversation:
 
 
 def load(folder: str = "swda", column: str = "tag") -> dict[str, list[Conversation]]:
-    """Of "train", "validation" and "test", each conversation, labelled by the tags in `column`.
+    """Load "train", "validation" and "test", each conversation labelled by the tags in `column`.
 
     A text may be empty: something was said that was not written down. A file without an utterance, and a split without
     a file, are refused.
@@ -67,7 +67,7 @@ def sources(folder: str) -> Iterator[tuple[str, bytes]]:
 
 
 def published(splits: Mapping[str, Sequence[Conversation]]) -> bool:
-    """Whether this is Switchboard in the splits of Lee & Dernoncourt."""
+    """True for Switchboard in the splits of Lee & Dernoncourt."""
     talks = {name: [(talk.speakers, talk.texts, talk.tags) for talk in of] for name, of in splits.items()}
     return files.digest(talks) == SHA256
 

@@ -48,7 +48,7 @@ def required(name: str, source: str, found: Callable[[Path], bool] = Path.is_fil
 
 
 def content(path: Path) -> bytes:
-    """What a file holds, which `noted` tells of."""
+    """Content of a file, which `noted` records."""
     try:
         found = path.read_bytes()
     except OSError as error:
@@ -61,7 +61,7 @@ def content(path: Path) -> bytes:
 
 @contextlib.contextmanager
 def noted() -> Iterator[Prints]:
-    """What `described` says of each file that is read within, by its name: of the very bytes that were read."""
+    """Record `described` of each file that is read within, by its name: of the very bytes that were read."""
     prints: Prints = {}
     _noting.append(prints)
     try:
@@ -150,5 +150,5 @@ def columns(line: str) -> list[str]:
 
 
 def shown(line: str) -> str:
-    """What an error quotes of a line: the beginning of a long one."""
+    """Quote a line in an error: the beginning of a long one."""
     return line if len(line) <= LONGEST else f"{line[:LONGEST]}..."

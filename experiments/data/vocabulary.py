@@ -15,7 +15,7 @@ SHOWN = 10  # of what is unknown, in an error
 
 @dataclasses.dataclass(frozen=True)
 class Kinds:
-    """What has a number: its place here."""
+    """Numbered kinds: the number is the place here."""
 
     words: tuple[str, ...]
     characters: tuple[str, ...]
@@ -28,7 +28,7 @@ class Kinds:
 
 
 def known(tokens: Iterable[str], least: int = 1) -> tuple[str, ...]:
-    """What is there at least so many times, the most frequent first, after one place for all else."""
+    """Kinds that occur at least so many times, the most frequent first, after one place for all else."""
     counts = Counter(tokens)
     return (UNKNOWN, *sorted((t for t in counts if counts[t] >= least), key=lambda token: (-counts[token], token)))
 

@@ -93,7 +93,7 @@ def build(
 
 
 def transform(series: np.ndarray, options: Options) -> np.ndarray:
-    """What the model is shown of each month; NaN where there is no month a year before."""
+    """Inputs of the model for each month; NaN where there is no month a year before."""
     shown = np.log(series) if options.log else series
     if options.seasonal_difference:
         shown = np.concatenate([np.full(SEASON, np.nan), shown[SEASON:] - shown[:-SEASON]])

@@ -115,7 +115,7 @@ def kinds(splits: Splits, options: Options) -> Kinds:
 
 
 def parts_of_speech(splits: Splits) -> tuple[str, ...]:
-    """Those of the training sentences, after a place for all others."""
+    """Parts of speech of the training sentences, after a place for all others."""
     return vocabulary.known(pos for sentence in splits["train"] for pos in sentence.pos)
 
 
@@ -186,7 +186,7 @@ def score(evaluated: Mapping[str, Array], split: Columns, tags: tuple[str, ...])
 
 
 def figures(truth: list[list[str]], decoded: list[list[str]]) -> dict[str, float]:
-    """Of all chunks, in seqeval's default mode, and of all words."""
+    """Figures of all chunks, in seqeval's default mode, and of all words."""
     from seqeval.metrics.sequence_labeling import accuracy_score, precision_recall_fscore_support  # takes a second
 
     options: Any = {"average": "micro", "zero_division": 0}  # its annotations take no number for the second

@@ -130,7 +130,7 @@ def _batches(train: dict[str, Array], key: Array, steps: Array, batch: int) -> d
 def _nll(
     model: models.Sequential, params: models.Params, batch: dict[str, Array]
 ) -> tuple[Float[Array, " batch"], Int[Array, ""]]:
-    """Of each chorale, the sum over its steps and notes; and the steps of all."""
+    """Negative log-likelihood of each chorale, summed over its steps and notes; and the steps of all."""
     outputs = models.every(model, params, batch["chords"], batch["length"], key=batch.get("key"))
     valid = (jnp.arange(outputs.shape[1])[None] < batch["length"][:, None])[..., None]
     losses = optax.sigmoid_binary_cross_entropy(outputs, jnp.where(valid, batch["next"], 0.0))

@@ -72,7 +72,7 @@ def episode(key: Array, length: int) -> dict[str, Array]:
 
 
 def _pieces(episodes: dict[str, Array], options: Options) -> dict[str, Array]:
-    """Of [streams, length, ...] the pieces [pieces, streams, steps, ...]."""
+    """Cut [streams, length, ...] into pieces [pieces, streams, steps, ...]."""
     return jax.tree.map(lambda a: jnp.moveaxis(a.reshape(a.shape[0], -1, options.steps, *a.shape[2:]), 1, 0), episodes)
 
 
@@ -93,7 +93,7 @@ def _batches(draw, options: Options, train, key: Array, steps: Array, batch: int
 def _said(
     model: models.Model, options: Options, params: models.Params, piece: dict[str, Array], state: LSTMState
 ) -> tuple[Float[Array, "streams steps"], Float[Array, "streams steps"], LSTMState]:
-    """Of each step, minus the logarithm of the symbol's probability, and 1 where it was the likeliest; the state."""
+    """Negative log-probability of each step's symbol, and 1 where it was the likeliest; the state."""
     state = state if options.carry else jax.tree.map(jnp.zeros_like, state)
     outputs, state = models.going_on(model, params, piece["xs"], state)
     log_outputs = jax.nn.log_softmax(outputs)
@@ -110,7 +110,7 @@ def _loss(model: models.Model, options: Options, params: models.Params, batch: d
 
 
 def _evaluate(model: models.Model, options: Options, params: models.Params, split: dict[str, Array]):
-    """Of what was asked for in later batches than the symbol was shown in."""
+    """Figures of questions in later batches than the symbol was shown in."""
     pieces = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), split)
     start = models.initial_state(model, params, pieces["xs"].shape[1])
 

@@ -62,7 +62,7 @@ def build(options: Options, model: Seq2Seq, batch: int, key: Array) -> Task:
 
 
 def lengths(options: Options) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
-    """Those trained on, those between them that are not, and those beyond."""
+    """Lengths trained on, lengths between them that are not, and longer ones."""
     inside = range(1, options.longest + 1)
     unseen = tuple(n for n in inside if n % options.unseen == 0 and n < options.longest)
     longer = range(options.longest + 1, max(int(options.longest * FURTHER), options.longest + 1) + 1)
@@ -83,7 +83,7 @@ def sequence(options: Options, among: tuple[int, ...], width: int, key: Array) -
 
 
 def baselines(options: Options, test: dict[str, Array]) -> dict[str, dict[str, float]]:
-    """What was read, said as it is; and, of a uniform guess, how seldom it is right."""
+    """Figures of copying the input, and of a uniform guess."""
     source, target, length = (np.asarray(test[name]) for name in ("source", "target", "length"))
     inside = length <= options.longest
     same = (source == target).all(axis=1)

@@ -121,7 +121,7 @@ def _read(options: Options) -> tuple[dict[str, list[Conversation]], files.Prints
 
 @functools.lru_cache(maxsize=1)
 def _splits(options: Options, batch: int, found: Kinds) -> dict[str, dict[str, Array]]:
-    """What the runs of a sweep share is made once, here and below."""
+    """Splits that the runs of a sweep share, made once, here and below."""
     return {name: arranged(conversations, found, batch) for name, conversations in _corpus(options).items()}
 
 
@@ -282,7 +282,7 @@ def emissions(model: Tagger, params: tagger.Params, batch: dict[str, Any]) -> Fl
 def codes(
     model: Tagger, encoder: BidirectionalParams, xs: Float[Array, "rows width features"], batch: dict[str, Any]
 ) -> Float[Array, "batch utterances outputs"]:
-    """What becomes of each utterance, where each half of the encoder starts anew at the end of it that it meets."""
+    """Code of each utterance, where each half of the encoder starts anew at the end of it that it meets."""
     parted = batch["owner"][:, 1:] != batch["owner"][:, :-1]
     begins, ends = (jnp.pad(parted, ((0, 0), side), constant_values=True) for side in ((1, 0), (0, 1)))
     options = mesh.lstm_options()

@@ -94,7 +94,7 @@ def _evaluate(model: models.Model | models.RNN, params: models.Params, batch: di
 
 
 def _errors(outputs: Array, classes: Array) -> Array:
-    """Of each sequence, the error of the output that errs most."""
+    """Largest error of an output, for each sequence."""
     targets = jax.nn.one_hot(classes, outputs.shape[-1])
     return jnp.max(jnp.abs(outputs - targets), axis=-1)
 

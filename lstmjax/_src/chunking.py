@@ -1,4 +1,4 @@
-"""How many steps the fused path takes together on CPU, by what `python -m benchmarks.choices` measures."""
+"""Sizes of the chunks of steps on CPU, chosen by measurements of `python -m benchmarks.choices`."""
 
 import math
 from typing import Any

@@ -65,7 +65,7 @@ class Dropout:
 
     @property
     def drops(self) -> bool:
-        """Whether any rate is above 0."""
+        """True if any rate is above 0."""
         return any(getattr(self, name) for name in RATES)
 
 

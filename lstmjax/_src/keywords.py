@@ -224,7 +224,7 @@ def _parameter(function: Any, name: str) -> Any:
 
 
 def _takes(near: list[Any], argument: str, kind: type) -> bool:
-    """Whether one of the functions takes settings of a kind."""
+    """True if one of the functions takes settings of a kind."""
     found = [_parameter(function, argument) for function in near]
     named = any(argument in getattr(function, "onward", ()) for function in near)
     return named or any(kind is each.annotation or kind in get_args(each.annotation) for each in found if each)

@@ -63,7 +63,7 @@ def _repr(self: Any) -> str:
 
 
 def _contains(self: Any, name: object) -> bool:
-    """Whether there is a field of this name, which Flax's TrainState asks of params and gradients."""
+    """True if there is a field of this name, which Flax's TrainState asks of params and gradients."""
     return any(field.name == name for field in dataclasses.fields(self))
 
 

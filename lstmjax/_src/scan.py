@@ -33,7 +33,7 @@ class StepMasks:
 
 
 class Stacked(NamedTuple):
-    """What a scan stacks over time: the outputs y_t, and the states after each step."""
+    """Results stacked over time: the outputs y_t, and the states after each step."""
 
     outputs: bool = True
     states: bool = False

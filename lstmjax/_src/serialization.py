@@ -144,7 +144,7 @@ def rebuild(node: Any, arrays: dict[str, Any]) -> Any:
 
 
 def fitted(found: Any, like: Any, where: tuple[str, ...] = ()) -> Any:
-    """What `rebuild` gave, with the types of `like`, whose structure it has; an error where it needs a like."""
+    """Give the result of `rebuild` the types of `like`, whose structure it has, or raise where it needs a like."""
     foreign = isinstance(found, Foreign)
     if foreign and like is None:
         raise ValueError(
@@ -277,7 +277,7 @@ def _rebuilt(node: Any, kinds: dict[str, Any], leaf: Callable[..., Any], root: s
 
 
 def _children(value: Any) -> dict[Any, Any]:
-    """What a node holds, by the names that make paths."""
+    """Children of a node, by the names that make paths."""
     if isinstance(value, Foreign):
         return value.children
     if type(value) is dict:
@@ -316,23 +316,23 @@ def _scalar(where: tuple[str, ...], value: Any) -> Any:
 
 
 def _is_foreign(value: Any) -> bool:
-    """Whether it is a pytree of no kind that a file can make."""
+    """True for a pytree of a kind that a file cannot make."""
     known = (dict, tuple, list, *PARAMS.values(), *OPTIONS.values(), Foreign, type(None))
     return type(value) not in known and not jax.tree_util.all_leaves([value])
 
 
 def _is_key(value: Any) -> TypeGuard[jax.Array]:
-    """Whether it is a typed random key, or an array of them."""
+    """True for a typed random key, or an array of them."""
     return isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
 
 
 def _is_frozen(value: Any) -> bool:
-    """Whether it is Flax's FrozenDict, which is written as a dict."""
+    """True for Flax's FrozenDict, which is written as a dict."""
     return type(value).__name__ == "FrozenDict" and isinstance(value, Mapping)
 
 
 def _is_number(found: Any, wanted: Any) -> bool:
-    """Whether a number is what `jax.eval_shape` made an array of in `like`."""
+    """True for a number that `jax.eval_shape` made an array in `like`."""
     kind = NUMBERS.get(type(found))
     return kind is not None and getattr(wanted, "shape", None) == () and jnp.issubdtype(wanted.dtype, kind)
 

@@ -1,4 +1,4 @@
-"""What is refused, and in which words: the argument, what came, what would be right."""
+"""Argument validation; errors name the argument, the value and the remedy."""
 
 import contextlib
 import functools
@@ -412,12 +412,12 @@ def asarray(name: str, value: Any) -> jax.Array:
 
 
 def _is_canonical(dtype: Any) -> bool:
-    """Whether JAX keeps this dtype, as it does not where 64 bits are off."""
+    """True if JAX keeps this dtype, as it does not where 64 bits are off."""
     return jax.dtypes.canonicalize_dtype(dtype, allow_extended_dtype=True) == dtype
 
 
 def is_known(value: Any) -> bool:
-    """Whether values are read at once: they are concrete, all on this process, and not to be reported by `checked`."""
+    """True if values can be read at once: concrete, all on this process, and not to be reported by `checked`."""
     concrete = not isinstance(value, jax.core.Tracer) and getattr(value, "is_fully_addressable", True)
     return concrete and not _CHECKED.value
 

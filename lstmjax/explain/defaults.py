@@ -1,4 +1,4 @@
-"""What is shown where the reader has no weights or data: small numbers that can be followed by hand."""
+"""Small numbers that can be followed by hand, where the reader has no weights or data."""
 
 import dataclasses
 
@@ -33,7 +33,7 @@ def network(
 
 
 def table(layer: int, half: int, inputs: int = 0, units: int = 0) -> LSTMParams:
-    """What `lstm.init` makes of a key of its own for each LSTM, rounded, as large as the page or the reader needs."""
+    """Weights as `lstm.init` makes them of a key for each LSTM, rounded, as large as the page or the reader needs."""
     most = 2 * UNITS if layer else INPUTS
     params = lstm.init(jax.random.key(2 * layer + half), max(inputs, most), max(units, UNITS))
     return jax.tree.map(lambda leaf: jnp.asarray(np.round(np.float64(leaf), DECIMALS), leaf.dtype), params)

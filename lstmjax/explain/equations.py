@@ -20,7 +20,7 @@ from lstmjax.lstm import LSTMParams
 
 
 class Steps(NamedTuple):
-    """What one LSTM computes, each [time, units] and standing at its own step; z is [time, 4*units]."""
+    """All values of one LSTM, each [time, units] at its own step; z is [time, 4*units]."""
 
     z: Float[np.ndarray, "time gates"]
     i: Float[np.ndarray, "time units"]
@@ -102,7 +102,7 @@ def read(layer: int, params: LSTMParams, xs: Float[np.ndarray, "time inputs"], r
 
 
 def differences(parts: list[Part], params: Any, xs: Float[np.ndarray, "time inputs"]) -> tuple[float, float, str]:
-    """How far `parts` are from the library in float64, how far in the dtype of params, and the name of that."""
+    """Distances of `parts` from the library in float64 and in the dtype of params, and the name of that."""
     dtype = jnp.result_type(*jax.tree.leaves(params))
     with jax.enable_x64(True):
         in_float64 = difference(parts, *cast(params, xs, jnp.float64))

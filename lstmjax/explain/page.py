@@ -32,7 +32,7 @@ SIZES = [(1, 1, 4), (2, 3, 5), (4, 8, 12)]  # inputs, units and steps of what is
 
 @dataclasses.dataclass(frozen=True)
 class Configuration:
-    """What the reader chooses on the page."""
+    """The choices of the reader on the page."""
 
     inputs: int
     units: int
@@ -121,7 +121,7 @@ def _checked(example: Example, start: Configuration, directions: tuple[str, ...]
 
 
 def _check(example: Example, xs: Float[np.ndarray, "time inputs"], one: Configuration, seen: bool) -> dict[str, Any]:
-    """What the library gives for a configuration, and every gate of it where it is to be seen."""
+    """The library's result for a configuration, and every gate of it where it is to be seen."""
     params = example.params
     if example.params_file is None:
         params = defaults.network(one.inputs, one.units, one.layers, one.direction == "bidirectional")
@@ -149,7 +149,7 @@ def _weights(params: Any) -> dict[str, Any]:
 
 
 def _held(params: LSTMParams) -> dict[str, Any]:
-    """How many numbers one LSTM of a file holds, why, and in which arrays."""
+    """Number of parameters that one LSTM of a file holds, why, and in which arrays."""
     rows = [(name, shape, math.prod(shape), meaning) for name, shape, meaning in sources.arrays(params)]
     return {"count": count(params), "formula": formula(params), "arrays": rows, "bias": sources.bias(params)}
 

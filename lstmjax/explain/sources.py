@@ -1,4 +1,4 @@
-"""What is worked through: the reader's own weights and data where they were given, and those of `defaults`."""
+"""Weights and data of the worked example: the reader's own where given, and those of `defaults`."""
 
 import dataclasses
 import itertools
@@ -25,7 +25,7 @@ MOST_BYTES = 2**20  # of data: steps by the hundred thousand, of which a few are
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Example:
-    """What is worked through.
+    """Weights, inputs and settings of the worked example.
 
     Args:
         params: LSTMParams, BidirectionalParams or StackParams.
@@ -113,7 +113,7 @@ def arrays(params: LSTMParams) -> list[tuple[str, tuple[int, ...], str]]:
 
 
 def bias(params: LSTMParams) -> str:
-    """What b in the equations is, where it is no array of params.
+    """Description of b in the equations, where it is no array of params.
 
     >>> bias(dataclasses.replace(defaults.network(inputs=1, units=3), bias=None))
     'There is no bias: b in the equations is zeros.'

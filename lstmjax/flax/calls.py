@@ -12,7 +12,7 @@ from lstmjax.stack import StackParams
 
 
 def settings(module: Any, names: Any, **told: Any) -> dict[str, Any]:
-    """What a module was made with, but for what a call tells it."""
+    """Settings a module was made with, except those that a call gives."""
     return {name: getattr(module, name) for name in names} | {
         name: value for name, value in told.items() if value is not None
     }

@@ -21,7 +21,7 @@ from lstmjax.stack import StackParams
 
 
 class Offset(nnx.Variable):
-    """What is added to biases and never learned: `LSTMParams.offset`."""
+    """A variable added to biases and never learned: `LSTMParams.offset`."""
 
 
 class _Module(nnx.Module):
@@ -172,7 +172,7 @@ class _Recurrent(_Module):
         )
 
     def set_view(self, deterministic: bool | None = None) -> None:
-        """What `nnx.view` sets.
+        """Set the attributes that `nnx.view` sets.
 
         Args:
             deterministic: True for no dropout.

@@ -21,7 +21,7 @@ def _to_state_dict(given: Any) -> dict[str, Any]:
 
 
 def _from_state_dict(target: Any, state: Any) -> Any:
-    """What `target` is, with the numbers of a state dict; an error unless both have the same parts."""
+    """Return `target` with the numbers of a state dict, or raise unless both have the same parts."""
     kind, names = type(target).__name__, _names(target, state)
     for name in names:
         if (getattr(target, name) is None) != (state[name] is None):

@@ -44,13 +44,13 @@ class Call:
     within: list["Call"] = dataclasses.field(default_factory=list)
 
     def look(self) -> Any:
-        """What tells it from another call."""
+        """Key that tells it from another call."""
         own = self.path or tuple(map(id, jax.tree.leaves(self.params)))
         return self.title, self.output, own, [call.look() for call in self.within]
 
 
 class Watched(NamedTuple):
-    """What was seen of a function.
+    """Layers and calls seen in a function.
 
     Args:
         calls: of layers, in their order.
@@ -223,6 +223,6 @@ def _concrete(params: Any) -> list[Any]:
 
 
 def _look(params: Any) -> Any:
-    """What params look like: their structure and their shapes."""
+    """Structure and shapes of params."""
     leaves, tree = jax.tree.flatten(params)
     return tree, tuple(leaf.shape for leaf in leaves)

@@ -37,7 +37,7 @@ class Function:
 
     @property
     def does(self) -> str:
-        """What to call it beside the name of the layer."""
+        """Label next to the name of the layer."""
         return "" if self.run.__name__ == "apply" else f" {self.run.__name__}"
 
 

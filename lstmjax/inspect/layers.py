@@ -1,4 +1,4 @@
-"""What each layer is called, what it puts out, and the formula that counts its parameters."""
+"""Names, outputs and parameter formulas of each kind of layer."""
 
 import dataclasses
 import functools
@@ -59,12 +59,12 @@ def titled(name: str, kind: str) -> str:
 
 
 def count(tree: Any) -> int:
-    """How many numbers a tree has."""
+    """Number of parameters in a tree."""
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
 
 
 def formula(params: Any) -> str | None:
-    """How many parameters a layer has, and why; None where its arrays are not such as the layer's `init` makes."""
+    """Number of parameters of a layer, and why; None where its arrays are not such as the layer's `init` makes."""
     kind, total = KINDS.get(type(params)), count(params)
     if kind and not _has_matrices(params):
         return None
@@ -85,13 +85,13 @@ def width(params: Any) -> Number | None:
 
 
 def _children(tree: Any) -> list[tuple[Path, Any]]:
-    """What a node of a tree holds directly; nothing in an array."""
+    """Direct children of a node of a tree; none of an array."""
     found = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda node: node is not tree)
     return [(key, child) for key, child in found if key]
 
 
 def _has_matrices(params: Any) -> bool:
-    """Whether the arrays that tell sizes are there."""
+    """True if the arrays that tell sizes are there."""
     matrices = KINDS[type(params)].matrices
     return all(len(getattr(getattr(params, array), "shape", ())) >= axes for array, axes in matrices.items())
 

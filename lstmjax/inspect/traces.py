@@ -1,4 +1,4 @@
-"""What happens inside: every gate, c and h at every step."""
+"""Every gate, c and h at every step."""
 
 import dataclasses
 from functools import partial
@@ -20,7 +20,7 @@ from lstmjax.stack import StackParams
 
 @pytrees.container
 class Trace:
-    """What an LSTM computes at every step, each [*batch, time, units] and 0 on padding.
+    """All values of an LSTM at every step, each [*batch, time, units] and 0 on padding.
 
     Args:
         i: input gate, what is written.

@@ -215,7 +215,7 @@ def _cells(name: str, tree: Any, path: Path = ()) -> list[tuple[Path, ...]]:
 
 
 def _is_of_three(dense: Mapping[Any, Any]) -> bool:
-    """Whether the optimised cell is that of a GRU."""
+    """True if the optimised cell is a GRU."""
     shape = jnp.shape(_value(dense["kernel"])) if "kernel" in dense else ()
     return len(shape) == 2 and shape[1] == 3 * shape[0]
 
@@ -260,7 +260,7 @@ def _written(given: LSTMParams, layout: Layout) -> Iterator[tuple[str, str, np.n
 
 
 def _layout(cell: Mapping[Any, Any]) -> Any:
-    """That of an LSTM, or None."""
+    """The layout of an LSTM, or None."""
     return next((layout for layout in LAYOUTS if set(_parts(cell)) == _expected(layout)), None)
 
 
@@ -270,7 +270,7 @@ def _expected(layout: Layout) -> set[Path]:
 
 
 def _parts(cell: Mapping[Any, Any]) -> set[Path]:
-    """What a cell has, two levels deep."""
+    """Attributes of a cell, two levels deep."""
     return {
         (key, kind) if isinstance(inner, Mapping) else (key,)
         for key, inner in cell.items()

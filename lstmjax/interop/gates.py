@@ -187,7 +187,7 @@ def two_biases(given: LSTMParams) -> tuple[np.ndarray, np.ndarray]:
 
 
 def has_bias(given: LSTMParams) -> bool:
-    """Whether there is any."""
+    """True if there is any bias."""
     return any(part is not None for part in (given.bias, given.bias_h, given.offset))
 
 

@@ -120,7 +120,7 @@ def _halves_of(layer: Any) -> list[Any]:
 
 
 def _cells_of(layer: Any) -> list[Any]:
-    """Those of a layer in one direction, the lowest first, or a cell itself."""
+    """Cells of a layer in one direction, the lowest first, or a cell itself."""
     cell = getattr(layer, "cell", layer)
     return list(getattr(cell, "cells", [cell]))
 
@@ -176,13 +176,13 @@ def _hint(layer: Any) -> str:
 
 
 def _returns(layers: Sequence[Any]) -> dict[str, Any]:
-    """What `apply` is told for outputs of the same shape as those of the last layer."""
+    """Arguments of `apply` for outputs of the same shape as those of the last layer."""
     last = [half for layer in layers[-1:] for half in _halves_of(layer)[:1]]
     return {"return_sequences": False} if any(not getattr(half, "return_sequences", True) for half in last) else {}
 
 
 def _arguments(layers: Sequence[Any]) -> dict[str, Any]:
-    """What `apply` is told beside options, which is the same for all layers."""
+    """Arguments of `apply` beside options, which are the same for all layers."""
     merges = [layer.merge_mode for layer in layers if len(_halves_of(layer)) > 1]
     backwards = [getattr(layer, "go_backwards", False) for layer in layers if len(_halves_of(layer)) == 1]
     return ({"reverse": True} if any(backwards) else {}) | ({"merge": merges[0]} if set(merges) - {"concat"} else {})

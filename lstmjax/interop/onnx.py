@@ -254,7 +254,7 @@ def _layer(graph: onnx_graph.Graph, node: Any, reverse: bool) -> tuple[tuple[LST
 
 
 def _initial(graph: onnx_graph.Graph, node: Any, names: Mapping[str, str], zeros: np.ndarray) -> list[LSTMState | None]:
-    """What each direction starts from, where that is among the weights and not 0."""
+    """Initial state of each direction, where that is among the weights and not 0."""
     (count, _, units), turned, state = zeros.shape, onnx_graph.attributes(node).get("layout"), {}
     for part in "hc":
         given, who = names.get(f"initial_{part}", ""), f"initial_{part} of {title(node)}"

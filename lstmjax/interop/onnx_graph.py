@@ -1,4 +1,4 @@
-"""What the graph of an ONNX model says of its LSTMs: where their weights are, and whether they are a stack."""
+"""LSTMs in the graph of an ONNX model: where their weights are, and if they are a stack."""
 
 import dataclasses
 import itertools
@@ -243,12 +243,12 @@ def attributes(node: Any) -> dict[str, Any]:
 
 
 def directions(node: Any) -> int:
-    """How many LSTMs a node has."""
+    """Number of LSTMs of a node."""
     return 2 if attributes(node).get("direction") == b"bidirectional" else 1
 
 
 def title(node: Any) -> str:
-    """What errors call a node."""
+    """Name of a node in errors."""
     return f"LSTM {node.name or next(filter(None, node.output), '')!r}"
 
 
@@ -327,7 +327,7 @@ def _shapes(model: Any) -> dict[str, list[int]]:
 
 
 def _keeps(shape: Any, before: str, after: str) -> bool:
-    """Whether a Reshape to this shape must keep time and batch: the 0 of one leaves, of the size, the other."""
+    """True if a Reshape to this shape must keep time and batch: the 0 of one leaves, of the size, the other."""
     copied = [old == new for size, old, new in zip(shape[:2], before, after, strict=False) if size == 0]
     return any(copied) and all(copied)
 

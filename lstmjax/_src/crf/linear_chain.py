@@ -32,7 +32,7 @@ def log_likelihood(transitions, emissions, length, tags):
 
 
 def _step_scores(transitions, emissions, length, tags):
-    """What each step of a path adds to its score: NaN for a tag out of range, 0 in padding."""
+    """Score that each step of a path adds: NaN for a tag out of range, 0 in padding."""
     tags = jnp.where(tags < 0, len(transitions), tags)
     moves = transitions.at[tags[:-1], tags[1:]].get(mode="fill", fill_value=np.nan)
     scores = jnp.take_along_axis(emissions, tags[:, None], axis=1, mode="fill")[:, 0]
@@ -137,7 +137,7 @@ def _product(transitions):
 
 
 def _lost(transitions, emissions, alphas, length):
-    """Whether an alpha of -inf is a sum that `_product` gave up, and not one of nothing, as what is forbidden gives."""
+    """Test for an alpha of -inf that comes from underflow in `_product`, not from a forbidden transition."""
     possible, may = (jnp.asarray(scores > -jnp.inf, scores.dtype) for scores in (alphas[:-1], transitions))
     reached = (possible @ may > 0) & (emissions[1:] > -jnp.inf) & (jnp.arange(1, len(alphas))[:, None] < length)
     return (reached & (alphas[1:] == -jnp.inf)).any()
@@ -179,7 +179,7 @@ def _backward(transitions, alphas, length, noise):
 
 
 def _at(scores, t):
-    """Those of one step, or 0 where there is no such step."""
+    """Select the scores of one step; 0 where there is no such step."""
     return jnp.where((jnp.arange(len(scores)) == t)[:, None], scores, 0).sum(axis=0)
 
 

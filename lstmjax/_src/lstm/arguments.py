@@ -93,7 +93,7 @@ def check_dropout(dropout: Any, key: Any) -> Dropout:
 
 
 def are_arrays(params: Any, xs: Any, state: Any, *others: Any) -> bool:
-    """Whether jit takes these arguments; lists and arrays of other libraries are converted first.
+    """True if jit takes these arguments; lists and arrays of other libraries are converted first.
 
     Arrays of another byte order are refused there, since a jitted function that is compiled misreads them.
     """
@@ -105,7 +105,7 @@ def are_arrays(params: Any, xs: Any, state: Any, *others: Any) -> bool:
 
 
 def fit(lengths: Any, xs: Any) -> bool:
-    """Whether lengths are between 0 and time, if their values are known; all else is validated while tracing."""
+    """True if lengths are between 0 and time or cannot be read; all else is validated while tracing."""
     if lengths is None or isinstance(lengths, jax.core.Tracer):
         return True
     if not validation.is_known(lengths):

@@ -113,7 +113,7 @@ def over_time(
 
 
 def _of_no_steps(xs, state, outputs, stacked):
-    """What is stacked over no steps."""
+    """Empty stacks, of no steps."""
     ys = jnp.zeros((*xs.shape[:-1], outputs), xs.dtype) if stacked.outputs else None
     empty = lambda leaf: jnp.zeros((*xs.shape[:-1], leaf.shape[-1]), leaf.dtype)  # noqa: E731
     return ys, jax.tree.map(empty, state) if stacked.states else None

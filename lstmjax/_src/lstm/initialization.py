@@ -170,7 +170,7 @@ def _norm_kind(layer_norm: Any) -> str | None:
 
 
 def _first_bias(key, units, gates, bias, forget_bias, chrono, dtype) -> Float[Array, " gates"]:
-    """What is added to the biases of i, [f], g, o."""
+    """Initial offsets of the biases of i, [f], g, o."""
     forget_bias = None if forget_bias is None else validation.number("forget_bias", forget_bias)
     if forget_bias is not None and not abs(forget_bias) <= float(jnp.finfo(dtype).max):
         raise ValueError(f"forget_bias must be a finite number in {dtype.name}; got {forget_bias!r}.")

@@ -1,4 +1,4 @@
-"""What distinguishes one LSTM from another beside its weights."""
+"""Options of an LSTM that are not weights."""
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,7 @@ NORM_EPSILON = 1e-5  # Ba et al. name none; this is that of PyTorch's and Haste'
 @keywords.explained("LSTMOptions")
 @pytrees.static
 class LSTMOptions:
-    """What distinguishes one LSTM from another beside its weights.
+    """Options of an LSTM that are not weights.
 
     Args:
         activation: of the candidate g and of c on its way to h; a name in `lstmjax._src.lstm.options.ACTIVATIONS`.

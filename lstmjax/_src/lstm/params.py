@@ -16,7 +16,7 @@ NORMS = {
 
 @pytrees.container
 class LSTMState:
-    """What an LSTM carries from one step to the next.
+    """The carry of an LSTM from one step to the next.
 
     Args:
         h: hidden state [*batch, units], which is also the output; [*batch, projection] where it is projected.
@@ -50,12 +50,12 @@ class LSTMNorm:
 
     @property
     def per_gate(self) -> bool:
-        """Whether each gate is normalised by itself, its peephole included, in place of the products of all."""
+        """True if each gate is normalised by itself, its peephole included, in place of the products of all."""
         return self.kind.startswith("per_gate")
 
     @property
     def keeps(self) -> bool:
-        """Whether the normalised c is the state."""
+        """True if the normalised c is the state."""
         return self.kind.endswith("_cell")
 
 

@@ -83,7 +83,7 @@ def shard_units(function: Callable, axis: str, results: Any) -> Callable:
 
 
 def _columns(matrix, units, axis, *, by_rows):
-    """Of each gate the columns of this device's units, from its rows, or from all where those cannot be divided."""
+    """Take this device's columns of each gate, from its rows of the matrix or, if those are not divided, from all."""
     gates = matrix.reshape(matrix.shape[0], -1, units)
     if by_rows:
         gates = jax.lax.all_to_all(gates, axis, split_axis=2, concat_axis=0, tiled=True)

@@ -107,7 +107,7 @@ def recurrent_preactivations(
 
 
 def normalizes_products(params: LSTMParams) -> bool:
-    """Whether x W_x and h W_h are normalised, each by itself."""
+    """True if x W_x and h W_h are normalised, each by itself."""
     return params.norm is not None and not params.norm.per_gate
 
 

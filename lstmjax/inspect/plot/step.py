@@ -125,7 +125,7 @@ def _lines(diagram: Diagram, params: LSTMParams | None) -> None:
 
 
 def _parts(params: LSTMParams | None) -> tuple[bool, bool, bool]:
-    """Whether gates are coupled, have peepholes, and h is projected."""
+    """Flags for coupled gates, peepholes and a projected h."""
     if params is None:
         return False, False, False
     return params.gates == 3, params.w_peephole is not None, params.w_projection is not None
@@ -161,7 +161,7 @@ def _equations(params: LSTMParams | None) -> list[str]:
 
 
 def _shapes(params: LSTMParams | None) -> list[str]:
-    """What has which shape: axes by their names where there are no params."""
+    """Shapes of all arrays: axes by their names where there are no params."""
     gates = "$z_i, z_g, z_o$" if _parts(params)[0] else "$z_i, z_f, z_g, z_o$"
     if params is None:
         return ["$W_x$ [inputs, 4·units]", "$W_h$ [units, 4·units]", "$b$ [4·units]", f"{gates} side by side in $z_t$"]

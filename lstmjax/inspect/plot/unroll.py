@@ -142,7 +142,7 @@ def _layers(params: Any, reverse: bool) -> list[_Layer]:
 
 
 def _names(layers: list[_Layer], steps: int, return_sequences: bool) -> list[tuple[str, str]]:
-    """What the rows of values are, the lowest first, and how they come about."""
+    """Labels of the rows of values, the lowest first, and how they are computed."""
     names = [(f"xs {(steps, layers[0].chains[0].params.inputs)}", "the inputs of every step")]
     for number, layer in enumerate(layers, 1):
         top = number == len(layers)

@@ -177,7 +177,7 @@ def _loop_alone(weights, rows, steps, return_sequences):
 
 
 def _loop(weights, rows, steps, *, save, return_sequences):
-    """What the forward kernel computes."""
+    """The forward kernel as a scan."""
     wide = rows.state.c.dtype
     z_x = variants.input_product(weights.w_x, steps.xs, wide)
     z_x += jnp.broadcast_to(weights.bias, z_x.shape)
@@ -195,7 +195,7 @@ def _loop(weights, rows, steps, *, save, return_sequences):
 
 
 def _tangent_loop(kept, given, *, return_sequences):
-    """What the backward kernel computes the transpose of."""
+    """The scan whose transpose the backward kernel computes."""
     w_h, spans, arrays = kept
     d_z, d_state, d_initial = given
 

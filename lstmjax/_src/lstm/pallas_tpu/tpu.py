@@ -38,7 +38,7 @@ SHARE = 0.9  # of it that a kernel may take: XLA has uses for the rest, and for 
 
 @pytrees.container
 class Weights:
-    """What all rows share.
+    """Arrays that all rows share.
 
     Args:
         w_x: [inputs, gates], in the dtype of xs.
@@ -78,7 +78,7 @@ class Spans:
 
 @pytrees.container
 class Rows:
-    """What belongs to each sequence.
+    """Arrays with one row for each sequence.
 
     Args:
         state: h and c [rows, units] before the first step, or the gradients of those after the last.
@@ -91,7 +91,7 @@ class Rows:
 
 @pytrees.container
 class Steps:
-    """What belongs to each step.
+    """Arrays with one entry for each step.
 
     Args:
         xs: [time, rows, inputs].
@@ -104,7 +104,7 @@ class Steps:
 
 @pytrees.container
 class Kept:
-    """What a gradient keeps of each step.
+    """Residuals of each step, kept for the backward pass.
 
     Args:
         z: pre-activations [time, rows, gates], in the dtype of xs.
@@ -143,7 +143,7 @@ class Shape:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """How a kernel goes over its arrays, all of them padded.
+    """Block sizes with which a kernel goes over its arrays, all of them padded.
 
     Args:
         rows: of a block.
@@ -439,14 +439,14 @@ def _chunks(low, high, plan):
 
 @dataclasses.dataclass(frozen=True)
 class _Layout:
-    """How arrays lie before a kernel: padded, and in which blocks they come."""
+    """Padding and block specs of a kernel's arrays."""
 
     plan: Plan
     ragged: bool
     against: bool = False
 
     def steps(self, array, features):
-        """What passes by; what no row of a block has is not fetched."""
+        """Arrays that are streamed; blocks without a valid step in any row are not fetched."""
         plan = self.plan
         padded = _pad(array, plan.steps * plan.step_blocks, plan.rows * plan.row_blocks, features)
         return padded, self._passing(features, skip=self.ragged)
@@ -457,14 +457,14 @@ class _Layout:
         return shape, dtype, self._passing(features, skip=False)
 
     def rows(self, array, features):
-        """What belongs to a row."""
+        """Arrays with one row for each sequence."""
         return _pad(array, self.plan.rows * self.plan.row_blocks, features), self._of_rows(features)
 
     def rows_of(self, features, dtype):
         return (self.plan.rows * self.plan.row_blocks, features), dtype, self._of_rows(features)
 
     def fixed(self, array):
-        """What stays, in one buffer."""
+        """Arrays that stay in one buffer."""
         return array, pl.BlockSpec(array.shape, lambda *_: (np.int32(0),) * 2, pipeline_mode=pl.Buffered(1))
 
     def spans(self, spans):
