@@ -17,7 +17,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Integer
 
 from lstmjax import bidirectional as two_ways
 from lstmjax import embedding, lstm, pooling, stack
-from lstmjax._src import keywords, padding, pytrees, validation
+from lstmjax._src import keywords, layout, padding, pytrees, validation
 from lstmjax._src.dropout_masks import Dropout
 from lstmjax.bidirectional import BidirectionalParams
 from lstmjax.lstm import LSTMParams
@@ -199,6 +199,7 @@ def encode(
     mask: Bool[ArrayLike, "*batch time"] | None = None,
     code: str = "final",
     merge: str = "concat",
+    time_major: bool = False,
     **arguments: Any,
 ) -> Float[Array, "..."]:
     """Make one vector of each sequence.
@@ -210,6 +211,7 @@ def encode(
         mask: bool [*batch, time], True where a step is valid; in place of lengths.
         code: "final", "last", "max" or "mean", as in `apply`.
         merge: how two directions become one output, as in `apply`.
+        time_major: True if xs are [time, *batch, inputs] and mask [time, *batch].
         arguments: dropout, key, deterministic, options, implementation, unroll and checkpoint, as `stack.apply` takes
             them.
 
@@ -231,6 +233,9 @@ def encode(
     validation.one_of("code", code, CODES)
     validation.one_of("merge", merge, MERGES)
     pool = CODES[code]
+    if validation.boolean("time_major", time_major):
+        xs, arguments = layout.batch_major(xs, mask=mask, **arguments)
+        mask = arguments.pop("mask")
     steps = {"lengths": lengths, "mask": mask}
     ys, _ = stack.apply(params, xs, return_sequences=pool is not None, merge=merge, **steps, **arguments)
     return ys if pool is None else pool(ys, **steps)

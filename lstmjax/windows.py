@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Integer, Shaped
 
-from lstmjax._src import keywords, padding, validation
+from lstmjax._src import keywords, layout, padding, validation
 from lstmjax.bidirectional import BidirectionalState
 
 
@@ -143,6 +143,7 @@ def truncated_bptt(apply: Callable[..., tuple[Array, Any]], steps: int) -> Calla
     """
     steps = validation.positive_int("steps", steps)
 
+    @layout.takes_time_major
     def apply_in_pieces(
         params: Any,
         xs: Float[ArrayLike, "*batch time inputs"],
@@ -156,6 +157,8 @@ def truncated_bptt(apply: Callable[..., tuple[Array, Any]], steps: int) -> Calla
         **options: Any,
     ) -> tuple[Array, Any]:
         xs = validation.asarray("xs", xs)
+        if options.get("return_states"):
+            raise ValueError("return_states=True is not for truncated_bptt, which carries the state between pieces.")
         reverse = validation.boolean("reverse", reverse)
         return_sequences = validation.boolean("return_sequences", return_sequences)
         if xs.ndim < 2:

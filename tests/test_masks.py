@@ -185,6 +185,12 @@ def test_truncated(reverse, return_sequences):
     run = windows.truncated_bptt(lstm.apply, 4)
     how = {"resets": RESETS, "reverse": reverse, "return_sequences": return_sequences}
     close(run(PARAMS, DIRTY, STATE, mask=MASK, **how), lstm.apply(PARAMS, XS, STATE, mask=MASK, **how))
+    ys, after = run(PARAMS, XS, STATE, mask=MASK, **how)
+    time_major = {**how, "resets": RESETS.T, "mask": MASK.T, "time_major": True}
+    turned, same = run(PARAMS, np.moveaxis(XS, 1, 0), STATE, **time_major)
+    close((np.moveaxis(turned, 0, 1) if return_sequences else turned, same), (ys, after), 0)
+    with pytest.raises(ValueError, match="return_states=True is not for truncated_bptt"):
+        run(PARAMS, XS, return_states=True)
     lengths = np.array([6, 0, 3, 4])
 
     def slopes(**valid):
@@ -238,6 +244,13 @@ def test_hierarchy(code):
             codes.append(hierarchy.encode(params.levels[0].encoder, xs, code=code))
         alone, _ = bidirectional.apply(params.levels[1].encoder, jnp.stack(codes))
         close(ys[row, utterances[row]], alone)
+
+
+@pytest.mark.parametrize("code", ["final", "max"])
+def test_codes_of_time_major_sequences(code):
+    right = hierarchy.encode(PARAMS, XS, mask=MASK, resets=RESETS, code=code)
+    first = np.moveaxis(XS, 1, 0)
+    close(hierarchy.encode(PARAMS, first, mask=MASK.T, resets=RESETS.T, code=code, time_major=True), right, 0)
 
 
 def test_hierarchy_refuses_what_does_not_fit():

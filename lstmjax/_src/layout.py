@@ -19,14 +19,19 @@ def takes_time_major(apply: Function) -> Function:
     def run(params, xs, state=None, *, time_major=False, **arguments):
         if not validation.boolean("time_major", time_major):
             return apply(params, xs, state, **arguments)
-        axes = {"mask": -1, "resets": -1}
-        moved = {name: time_to(axis, name, arguments.get(name)) for name, axis in axes.items()}
-        ys, states = apply(params, time_to(-2, "xs", xs), state, **{**arguments, **moved})
+        xs, moved = batch_major(xs, **arguments)
+        ys, states = apply(params, xs, state, **moved)
         first = functools.partial(jax.tree.map, lambda leaf: jnp.moveaxis(leaf, -2, 0))
         ys = first(ys) if arguments.get("return_sequences", True) else ys
         return ys, first(states) if arguments.get("return_states", False) else states
 
     return cast(Function, run)
+
+
+def batch_major(xs: Any, **arguments: Any) -> tuple[Any, dict[str, Any]]:
+    """Transpose xs, and the mask and resets among the arguments, to [*batch, time, ...]."""
+    masks = {name: time_to(-1, name, arguments[name]) for name in ("mask", "resets") if name in arguments}
+    return time_to(-2, "xs", xs), arguments | masks
 
 
 def time_to(axis: int, name: str, array: Any) -> Any:
