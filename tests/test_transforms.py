@@ -8,12 +8,29 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from fuzz.calls import CALLS
+from fuzz.calls import CALLS, Call
 
 import lstmjax
-from lstmjax import bidirectional, conv1d, crf, dense, embedding, hierarchy, lstm, ragged, residual, stack
+from lstmjax import bidirectional, conv1d, crf, dense, embedding, hierarchy, lstm, ragged, recurrent, residual, stack
 
-every_call = pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+
+def leaky(params, x, h):
+    h = params * h + (1 - params) * x
+    return jnp.tanh(h), h
+
+
+RECURRENT = {name: CALLS["lstm.apply"].arguments[name] for name in ("xs", "lengths", "resets")}
+MASKED = {name: CALLS["lstm.apply"].arguments[name] for name in ("params", "xs", "state", "resets")}
+MASKED["mask"] = np.arange(MASKED["xs"].shape[1]) % 2 == np.arange(MASKED["xs"].shape[0])[:, None] % 2
+TABLE = CALLS | {
+    "recurrent.apply": Call(
+        recurrent.apply,
+        RECURRENT | {"step": leaky, "params": np.float32(0.7), "state": np.ones((2, RECURRENT["xs"].shape[-1]), "f4")},
+    ),
+    "lstm.apply with a mask": Call(lstm.apply, MASKED),
+    "lstm.apply with states": Call(lstm.apply, MASKED | {"return_states": True}),
+}
+every_call = pytest.mark.parametrize("call", TABLE.values(), ids=TABLE)
 
 
 def split(call):
@@ -140,11 +157,12 @@ def test_making_compiles_nothing_when_called_again(make):
 def _none_in_padding(call):
     """The same call with NaN where lengths say that padding is."""
     arguments = dict(call.arguments)
-    lengths = arguments.get("lengths")
+    lengths, mask = arguments.get("lengths"), arguments.get("mask")
     for name in ("xs", "emissions"):
-        if name in arguments and isinstance(lengths, np.ndarray):
+        if name in arguments and (mask is not None or isinstance(lengths, np.ndarray)):
             array = arguments[name].copy()
-            array[np.arange(array.shape[-2]) >= lengths[:, None]] = np.nan
+            valid = np.arange(array.shape[-2]) < lengths[:, None] if mask is None else mask
+            array[~valid] = np.nan
             arguments[name] = array
     return dataclasses.replace(call, arguments=arguments)
 
@@ -201,7 +219,7 @@ def test_no_gradient_of_params_leaks_a_tracer(call):
 
 def cut(call, batch, time):
     """The same call with so many sequences, or steps; None where it has no such axis."""
-    within = {"xs", "x", "emissions", "tokens", "state", "lengths", "resets", "tags"} & set(call.arguments)
+    within = {"xs", "x", "emissions", "tokens", "state", "lengths", "mask", "resets", "tags"} & set(call.arguments)
     if not within or (time is not None and "x" in within):
         return None
     arguments = dict(call.arguments)
@@ -211,7 +229,7 @@ def cut(call, batch, time):
             value = jax.tree.map(lambda leaf: leaf[:batch], value)
         elif name in ("xs", "emissions"):
             value = value[..., :time, :]
-        elif name in ("resets", "tags", "tokens"):
+        elif name in ("mask", "resets", "tags", "tokens"):
             value = value[..., :time]
         elif name == "lengths":
             lowest = np.minimum(value[0] if isinstance(value, tuple) else value, time)
