@@ -46,5 +46,4 @@ def gate_activations(z: Float[Array, " gates"], units: int) -> list[Float[Array,
     *gates, g, o = jnp.split(jax.nn.sigmoid(z * twice_g), z.size // units)
     # tanh(z) = 2 sigmoid(2z) - 1, and so is its derivative; its value, which cancels for small z, comes from tanh.
     g = 2 * g - 1
-    g = g + jax.lax.stop_gradient(jnp.tanh(z[-2 * units : -units]) - g)
-    return [*gates, g, o]
+    return [*gates, g + jax.lax.stop_gradient(jnp.tanh(z[-2 * units : -units]) - g), o]
