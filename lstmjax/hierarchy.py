@@ -233,6 +233,10 @@ def encode(
     validation.one_of("code", code, CODES)
     validation.one_of("merge", merge, MERGES)
     pool = CODES[code]
+    if told := {"return_sequences", "return_states"} & set(arguments):
+        raise TypeError(
+            f"{min(told)} is not for hierarchy.encode, which gives one vector of each sequence: stack.apply."
+        )
     if validation.boolean("time_major", time_major):
         xs, arguments = layout.batch_major(xs, mask=mask, **arguments)
         mask = arguments.pop("mask")

@@ -104,7 +104,7 @@ def apply(
     unroll: int | None = None,
     checkpoint: bool | int = False,
 ) -> tuple[Float[Array, "*batch time outputs"] | Float[Array, "*batch outputs"], LSTMState]:
-    """Run the LSTM over time: `recurrent.apply` with the step of an LSTM.
+    """Run the LSTM over time; equal to `recurrent.apply` with the step of an LSTM.
 
     Padding gives outputs of 0, holds the state, and reaches no value and no gradient, whatever it contains.
     The dtype of the outputs is the common one of params, xs and state.h, or options.precision.
@@ -164,8 +164,8 @@ def apply(
     arrays = xs, state, lengths, mask, resets
     settings = key, options, dropout, implementation
     if checkpoint is not False or not are_arrays(params, *arrays) or not fit(lengths, xs):
-        arrays = xs, *_ = validate(params, *arrays, *settings)
-        segments = remat.segments(checkpoint, xs.shape[-2])
+        arrays, _ = validate(params, *arrays, *settings)
+        segments = remat.segments(checkpoint, arrays[0].shape[-2])
     static = reverse, stacked, options, dropout, implementation, unroll, segments
     try:
         return _apply(params, *arrays, key, static)
@@ -229,7 +229,7 @@ def _why_no_kernel(
 
     def prepared():
         arrays = jnp.zeros(xs.shape, xs.dtype), state, None, None, None
-        inputs, start, *_ = validate(params, *arrays, key, options, dropout, "auto")
+        (inputs, start, *_), _ = validate(params, *arrays, key, options, dropout, "auto")
         masks, _ = dropout_masks.draw(dropout, key, params, tuple(batch), time)
         return *implementations.promote_dtypes(params, inputs, start, options)[:2], masks
 
@@ -264,10 +264,8 @@ def _step(params, x, state, options, dropout):
 def _apply(params, xs, state, lengths, mask, resets, key, static):
     """Validate and run: while it is traced, and so once for all calls with the same shapes and dtypes."""
     reverse, stacked, options, dropout, implementation, unroll, segments = static
-    xs, state, lengths, mask, resets = validate(
-        params, xs, state, lengths, mask, resets, key, options, dropout, implementation
-    )
-    dropout = check_dropout(dropout, key)
+    arrays, dropout = validate(params, xs, state, lengths, mask, resets, key, options, dropout, implementation)
+    xs, state, lengths, mask, resets = arrays
     *batch, time, _ = xs.shape
     masks, zoneout = dropout_masks.draw(dropout, key, params, tuple(batch), time)
 
@@ -275,7 +273,7 @@ def _apply(params, xs, state, lengths, mask, resets, key, static):
         valid = padding.valid_steps(lengths, mask, time)
         step_masks = scan.step_masks(valid, resets, reverse, mask is not None)
         # Padding is filled first, so that no array in between holds its NaN, at which jax.debug_nans stops.
-        xs = padding.fill(xs, None, mask=valid)
+        xs = padding.fill_mask(xs, valid)
         final, ys, states = _in_order_read(
             params,
             scan.reverse_time(xs, reverse, axis=-2),

@@ -38,7 +38,8 @@ def max_over_windows(
         stride: steps from the start of one window to that of the next; None for the window's own size.
         lengths: valid steps of each sequence, integers [*batch] from 0 to time; None where all are valid. Those
             of the outputs are `conv1d.output_lengths(lengths, stride)`.
-        mask: bool [*batch, time], True where a step is valid, in any pattern; in place of lengths.
+        mask: bool [*batch, time], True where a step is valid, in any pattern; in place of lengths. The mask of the
+            outputs is `max_over_windows(mask[..., None].astype(float), window, stride=stride)[..., 0] > 0`.
 
     Returns:
         [*batch, ceil(time / stride), features], 0 where no step of a window is valid.
@@ -55,11 +56,11 @@ def max_over_windows(
     xs, valid = _check(xs, lengths, mask)
     window = validation.positive_int("window", window)
     stride = window if stride is None else validation.positive_int("stride", stride)
-    ys = _over_windows(_fill(xs, valid, -jnp.inf), window, stride)
+    ys = _over_windows(padding.fill_mask(xs, valid, -jnp.inf), window, stride)
     if valid is None:
         return ys
     some = _over_windows(valid[..., None].astype(xs.dtype), window, stride)[..., 0] > 0
-    return _fill(ys, some, 0)
+    return padding.fill_mask(ys, some, 0)
 
 
 @keywords.explained("pooling.global_max")
@@ -87,7 +88,7 @@ def global_max(
     Array([ 2., -1.], dtype=float32)
     """
     xs, valid = _check(xs, lengths, mask)
-    ys = jnp.max(_fill(xs, valid, -jnp.inf), axis=-2, initial=-jnp.inf)
+    ys = jnp.max(padding.fill_mask(xs, valid, -jnp.inf), axis=-2, initial=-jnp.inf)
     return jnp.where(_count(xs, valid) > 0, ys, 0)
 
 
@@ -116,7 +117,7 @@ def global_mean(
     Array([ 1.5, -2. ], dtype=float32)
     """
     xs, valid = _check(xs, lengths, mask)
-    total = jnp.sum(_fill(xs, valid, 0), axis=-2, dtype=validation.at_least_float32(xs.dtype))
+    total = jnp.sum(padding.fill_mask(xs, valid, 0), axis=-2, dtype=validation.at_least_float32(xs.dtype))
     return (total / jnp.maximum(_count(xs, valid), 1).astype(total.dtype)).astype(xs.dtype)
 
 
@@ -149,7 +150,7 @@ def last(
         return jnp.sum(xs[..., -1:, :], axis=-2, dtype=xs.dtype)  # of one step, or of none
     steps = jax.lax.broadcasted_iota(jnp.int32, valid.shape, valid.ndim - 1)
     final = jnp.max(jnp.where(valid, steps, -1), axis=-1, keepdims=True, initial=-1)
-    return jnp.sum(_fill(xs, steps == final, 0), axis=-2, dtype=xs.dtype)
+    return jnp.sum(padding.fill_mask(xs, steps == final, 0), axis=-2, dtype=xs.dtype)
 
 
 def _over_windows(xs: Array, window: int, stride: int) -> Array:
@@ -194,10 +195,6 @@ def _check(xs, lengths, mask) -> tuple[Array, Array | None]:
         raise ValueError(f"xs must have axes [*batch, time, features], at least 2 of them; got shape {xs.shape}.")
     lengths, mask, _ = validation.of_time(lengths, mask, None, xs.shape[:-2], xs.shape[-2])
     return xs, padding.valid_steps(lengths, mask, xs.shape[-2])
-
-
-def _fill(xs, valid, value):
-    return padding.fill(xs, None, value, mask=valid)
 
 
 def _count(xs: Array, valid: Array | None) -> Int[Array, "*batch 1"]:

@@ -7,6 +7,7 @@ ys_t      = y                        where step t is valid, else 0
 """
 
 import functools
+import types
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -45,7 +46,8 @@ def apply(
 
     Args:
         step: `step(params, x, state) -> (y, state)`, a pure function of one step of one sequence; the state that it
-            returns has the structure, shapes and dtypes of the one that it takes, and y is any tree of arrays.
+            returns has the structure, shapes and dtypes of the one that it takes, and y is any tree of arrays. It is
+            compiled once for each function object, or method of an object: make it once, not at each call.
         params: a tree of arrays, the same for all steps and sequences.
         xs: an array or a tree of arrays, [*batch, time, features]; any number of batch axes, none included.
         state: a tree of arrays [*batch, ...], the state before the first step read.
@@ -97,7 +99,10 @@ def apply(
     initial = _initial(state, initial, len(batch))
     _check_state(state, initial, batch)
     static = reverse, stacked, time_major, unroll, remat.segments(checkpoint, time)
-    return _compiled(step)(params, xs, state, initial, lengths, mask, resets, static)
+    # JAX scans no steps only where jit is on.
+    no_jit = jax.config.jax_disable_jit and time != 0  # pyright: ignore - set as JAX is imported
+    with jax.disable_jit(no_jit):
+        return _compiled(step)(params, xs, state, initial, lengths, mask, resets, static)
 
 
 def _batch_and_time(xs, time_major):
@@ -150,7 +155,7 @@ def _of_one(step, params):
             if jnp.shape(new) != old.shape or jnp.result_type(new) != old.dtype:
                 raise TypeError(
                     f"step must return state{jax.tree_util.keystr(path)} as it takes it, {old.dtype} {old.shape}; got "
-                    f"{jnp.result_type(new)} {jnp.shape(new)}."
+                    f"{jnp.result_type(new)} {jnp.shape(new)}. Cast the state, or what step returns."
                 )
         return jax.tree.map(jnp.asarray, after), jax.tree.map(jnp.asarray, y), None
 
@@ -165,13 +170,15 @@ def _apply(step, params, xs, state, initial, lengths, mask, resets, static):
     axes = len(batch)
 
     def run(params, xs, state, initial, lengths, mask, resets):
-        params, xs, state, initial = mesh.match_varying_axes((params, xs, state, initial))
+        given = params, xs, state, initial, lengths, mask, resets
+        params, xs, state, initial, lengths, mask, resets = mesh.match_varying_axes(given)
         masks = scan.step_masks(padding.valid_steps(lengths, mask, time), resets, reverse, mask is not None)
         xs = scan.reverse_time(jax.tree.map(lambda x: jnp.moveaxis(x, -2, 0), xs), reverse)
         xs = jax.tree.map(lambda x: padding.fill_time_major(x, masks.valid), xs)
         step_of_one = _of_one(step, params)
         if not stacked.outputs:
             step_of_one, state, initial = _with_last_output(step_of_one, xs, state, initial, axes)
+            state, initial, _ = mesh.match_varying_axes((state, initial, xs))
 
         def over_time(state, timed):
             xs, masks = timed
@@ -212,17 +219,25 @@ def _with_last_output(step, xs, state, initial, axes):
     return carrying, (state, zeros), (initial, zero)
 
 
-_programs: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+# By the identity of each step function, or of the object whose method it is: its weak reference, and the programs.
+_programs: dict[int, tuple[Any, dict[Any, Callable[..., Any]]]] = {}
 
 
 def _compiled(step: Any) -> Callable[..., Any]:
-    """One jitted function for each step function, which lives as long as that does."""
+    """One jitted function for each step function, which lives as long as that, or as the object whose method it is."""
+    method = getattr(step, "__func__", None)
+    owner = step if method is None else step.__self__
+    key = id(owner)
     try:
-        found = _programs.get(step)
-    except TypeError:  # neither hashable nor weakly referable: it is traced at each call
+        reference = weakref.ref(owner, lambda _: _programs.pop(key, None))
+    except TypeError:  # JAX keeps no program of what it cannot forget
         return functools.partial(_apply, step)
-    if found is None:
-        reference = weakref.ref(step)
-        run = lambda *arrays: _apply(reference(), *arrays)  # noqa: E731
-        found = _programs[step] = jax.jit(run, static_argnums=7)
-    return found
+    reference, programs = _programs.setdefault(key, (reference, {}))
+    if method not in programs:
+
+        def run(*arrays):
+            owner = reference()
+            return _apply(owner if method is None else types.MethodType(method, owner), *arrays)
+
+        programs[method] = jax.jit(run, static_argnums=7)
+    return programs[method]

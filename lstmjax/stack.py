@@ -218,7 +218,7 @@ def apply(
     below, return_sequences = validation.floating("xs", xs), validation.boolean("return_sequences", return_sequences)
     if residual_from is not None and below.ndim > 1:  # fewer axes are refused by the first layer
         lengths, mask, _ = validation.of_time(lengths, mask, None, below.shape[:-2], below.shape[-2])
-        below = padding.fill(below, lengths, mask=mask)
+        below = padding.fill_mask(below, padding.valid_steps(lengths, mask, below.shape[-2]))
     count = len(params.layers)
     key = dropout_masks.key_of(dropout, key, deterministic)
     keys, last = _keys(key, count), count - 1

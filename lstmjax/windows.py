@@ -168,7 +168,15 @@ def truncated_bptt(apply: Callable[..., tuple[Array, Any]], steps: int) -> Calla
         lengths, mask, resets = validation.of_time(lengths, mask, resets, batch, time)
         arrays = {name: value for name, value in options.items() if any(map(_is_array, jax.tree.leaves(value)))}
         static = tuple(sorted((name, value) for name, value in options.items() if name not in arrays))
-        given = params, padding.fill(xs, lengths, mask=mask), state, lengths, mask, resets, arrays
+        given = (
+            params,
+            padding.fill_mask(xs, padding.valid_steps(lengths, mask, time)),
+            state,
+            lengths,
+            mask,
+            resets,
+            arrays,
+        )
         how = {"apply": apply, "steps": steps, "reverse": reverse, "return_sequences": return_sequences}
         try:
             return _in_pieces(given, **how, static=static)
@@ -187,9 +195,10 @@ def _in_pieces(given, *, apply, steps, reverse, return_sequences, static):
     options = arrays | dict(static)
     options |= {"reverse": True} if reverse else {}
     options |= {} if return_sequences else {"return_sequences": False}
-    ends = time if lengths is None else lengths
+    begins, ends = 0, time if lengths is None else lengths
     if mask is not None:
         number = 1 + jax.lax.broadcasted_iota(jnp.int32, mask.shape, mask.ndim - 1)
+        begins = jnp.min(jnp.where(mask, number - 1, time), axis=-1, initial=time)
         ends = jnp.max(jnp.where(mask, number, 0), axis=-1, initial=0)  # after the last valid step
 
     def read(carry, piece):
@@ -197,8 +206,8 @@ def _in_pieces(given, *, apply, steps, reverse, return_sequences, static):
         start, xs, mask, resets = piece
         span, timed = xs.shape[-2], {}
         boundary = start + span if reverse else start
-        goes_on = boundary < ends
-        state = jax.tree.map(partial(_stopped, (boundary > 0) & goes_on), state)
+        goes_on = (begins < boundary) & (boundary < ends)  # valid steps on both sides
+        state = jax.tree.map(partial(_stopped, goes_on), state)
         if lengths is not None:
             timed["lengths"] = jnp.clip(lengths - start, 0, span)
         if mask is not None:

@@ -138,8 +138,8 @@ MUTANTS = (
     Mutant(
         "truncated: <= for < at the boundary of a piece",
         "lstmjax/windows.py",
-        "goes_on = boundary < ends",
-        "goes_on = boundary <= ends",
+        "(boundary < ends)",
+        "(boundary <= ends)",
         ("tests/test_windows.py::test_gradient_is_that_of_pieces_stopped_by_hand[plain-True-11]",),
     ),
     Mutant(
@@ -180,8 +180,8 @@ MUTANTS = (
     Mutant(
         "lstm: no gradient into the learned initial state from resets",
         "lstmjax/_src/lstm/implementations.py",
-        "    initial = initial_state(params)\n",
-        "    initial = jax.lax.stop_gradient(initial_state(params))\n",
+        "    initial = start(params)\n",
+        "    initial = jax.lax.stop_gradient(start(params))\n",
         ("tests/test_initialization.py::test_learned_state",),
     ),
     Mutant(

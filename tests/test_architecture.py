@@ -1,6 +1,8 @@
 """Who may import what: data flows one way, and the loop over time knows no cell."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ GENERAL = (
     "chunked_scan",
     "chunking",
     "custom_primitive",
+    "dropout_masks",
     "layout",
     "mesh",
     "padding",
@@ -28,7 +31,8 @@ def imported(path):
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} has a relative import"
             # Of `from package import module` the module, where there is such a file.
             for alias in node.names:
                 module = f"{node.module}.{alias.name}"
@@ -55,6 +59,10 @@ def lines_of_code(path):
 def test_what_is_general_imports_no_cell_and_no_layer(name):
     general = {f"lstmjax._src.{other}" for other in (*GENERAL, "keywords")}
     assert imported(INTERNAL / f"{name}.py") <= general
+
+
+def test_the_public_loop_imports_no_cell_and_no_layer():
+    assert imported(ROOT / "lstmjax" / "recurrent.py") <= {f"lstmjax._src.{name}" for name in (*GENERAL, "keywords")}
 
 
 def test_the_cell_imports_its_params_alone():
@@ -86,3 +94,29 @@ def test_the_cell_names_no_option_mask_or_mesh():
         if name
     }
     assert not {name for name in names for word in ("option", "mask", "axis", "mesh", "dropout") if word in name}
+
+
+COUNT = """
+import sys
+from pathlib import Path
+import jax, jax.numpy as jnp
+import lstmjax
+from lstmjax import lstm
+
+folder, called = str(Path(lstmjax.__file__).parent), []
+params, xs, lengths = lstm.init(jax.random.key(0), 3, 5), jnp.ones((2, 7, 3)), jnp.array([7, 3])
+note = lambda frame, event, _: called.append(frame.f_code) if event == "call" else None
+sys.setprofile(note)
+lstm.apply(params, xs, lengths=lengths)
+sys.setprofile(None)
+ours = [code.co_name for code in called if code.co_filename.startswith(folder)]
+print(len(ours), ours.count("validate"))
+"""
+
+
+def test_a_first_call_is_short_and_validates_once():
+    """Calls of functions defined in this package while a program is traced; by a process without run-time checks."""
+    ran = subprocess.run([sys.executable, "-c", COUNT], capture_output=True, text=True, check=True, cwd=ROOT)
+    count, validations = map(int, ran.stdout.split())
+    assert 50 < count <= 150
+    assert validations == 1

@@ -201,6 +201,23 @@ def test_truncated(reverse, return_sequences):
     close(slopes(mask=np.arange(TIME) < lengths[:, None]), slopes(lengths=lengths))
 
 
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("valid", [(4, 6), (2, 4), (0, 2)])
+def test_truncated_stops_no_gradient_where_valid_steps_are_on_one_side(valid, reverse):
+    """All valid steps are in one piece: gradients are those of `apply`, of the final state and into the first one."""
+    mask = (np.arange(TIME) >= valid[0]) & (np.arange(TIME) < valid[1])
+    mask = np.broadcast_to(mask, (BATCH, TIME))
+
+    def slopes(apply):
+        def loss(xs, state):
+            ys, after = apply(PARAMS, xs, state, mask=mask, reverse=reverse)
+            return jnp.sum(ys**2) + jnp.sum(after.h * after.c)
+
+        return jax.grad(loss, (0, 1))(XS, STATE)
+
+    close(slopes(windows.truncated_bptt(lstm.apply, 2)), slopes(lstm.apply))
+
+
 POOLS = {
     "max": (pooling.global_max, lambda xs: xs.max(0)),
     "mean": (pooling.global_mean, lambda xs: xs.mean(0)),
@@ -251,6 +268,12 @@ def test_codes_of_time_major_sequences(code):
     right = hierarchy.encode(PARAMS, XS, mask=MASK, resets=RESETS, code=code)
     first = np.moveaxis(XS, 1, 0)
     close(hierarchy.encode(PARAMS, first, mask=MASK.T, resets=RESETS.T, code=code, time_major=True), right, 0)
+
+
+@pytest.mark.parametrize("name", ["return_states", "return_sequences"])
+def test_a_code_has_no_steps(name):
+    with pytest.raises(TypeError, match=f"{name} is not for hierarchy.encode"):
+        hierarchy.encode(PARAMS, XS, **{name: True})
 
 
 def test_hierarchy_refuses_what_does_not_fit():

@@ -55,6 +55,6 @@ def first_words(path):
 
 def test_docstrings_begin_with_what_a_thing_is_or_does():
     packages = [path for name in ("lstmjax", "experiments", "benchmarks") for path in ROOT.glob(f"{name}/**/*.py")]
-    words = {path.name: set(first_words(path)) & {"What", "Of", "Those", "Whether", "That"} for path in packages}
-    assert len(words) > 100
+    words = {str(path): set(first_words(path)) & {"What", "Of", "Those", "Whether", "That"} for path in packages}
+    assert len(words) == len(packages) > 100
     assert {name: found for name, found in words.items() if found} == {}

@@ -265,6 +265,64 @@ def test_a_step_is_traced_once_and_lives_as_long_as_its_owner():
     assert len(recurrent._programs) == kept - 1
 
 
+class Cell:
+    """A cell that is an object; all are equal."""
+
+    def __init__(self, rate):
+        self.rate, self.traced = rate, 0
+
+    def step(self, params, x, h):
+        self.traced += 1
+        return h, h + self.rate * x
+
+    __call__ = step
+
+    def __eq__(self, other):
+        return isinstance(other, Cell)
+
+    def __hash__(self):
+        return 0
+
+
+def test_methods_and_equal_callables_have_programs_of_their_own():
+    xs, h = np.ones((1, 2, 1), np.float32), np.zeros((1, 1), np.float32)
+    cells = Cell(1.0), Cell(2.0)
+    kept = len(recurrent._programs)
+    for _ in range(2):
+        for cell in cells:
+            for step in (cell.step, cell):
+                assert recurrent.apply(step, None, xs, h)[1] == 2 * cell.rate
+    assert [cell.traced for cell in cells] == [2, 2]
+    del cell, cells, step
+    assert len(recurrent._programs) == kept
+
+
+@pytest.mark.usefixtures("four_devices")
+@pytest.mark.parametrize("returns", RETURNS)
+def test_shard_map(returns):
+    """Also where the mask alone is sharded."""
+    xs = np.float32(normal(4, TIME, INPUTS))
+    mask = np.arange(TIME) >= np.arange(4)[:, None]
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    rows, whole = jax.sharding.PartitionSpec("data"), jax.sharding.PartitionSpec()
+
+    def run(xs, mask):
+        return recurrent.apply(leaky, 0.7, xs, jnp.zeros((len(xs), UNITS)), mask=mask, **flags(returns))
+
+    sharded = jax.shard_map(run, mesh=mesh, in_specs=(rows, rows), out_specs=rows)
+    close(jax.jit(sharded)(xs, mask), run(xs, mask), 1e-6)
+    same = jax.shard_map(run, mesh=mesh, in_specs=(whole, rows), out_specs=rows)
+    first = xs[:1]
+    close(jax.jit(same)(first, mask), run(np.repeat(first, 4, axis=0), mask), 1e-6)
+
+
+def test_no_steps_without_jit():
+    with jax.disable_jit():
+        ys, h = recurrent.apply(leaky, 0.7, np.zeros((2, 0, 1)), jnp.ones((2, 3)))
+    assert ys.shape == (2, 0, 3)
+    np.testing.assert_array_equal(h, 1)
+
+
 def wrong(y_and_state):
     return lambda params, x, h: y_and_state(x, h)
 

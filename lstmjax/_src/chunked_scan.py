@@ -54,12 +54,11 @@ def chunked_scan(
     Returns:
         The final state; and ys, states and residuals, stacked over time, of which what is not asked for is None.
     """
-    # prevent_cse=False: within a scan XLA cannot merge the two computations anyway.
-    remat = partial(jax.checkpoint, prevent_cse=False) if recompute else lambda function: function
     batch_axes, time = xs.ndim - 2, xs.shape[-2]
     masked = mask_step(step, initial, stacked)
     single = lambda state, *now: masked(barrier(state), *now)  # noqa: E731
-    body = jax.jit(remat(over_batch(single, batch_axes)), inline=True)  # traced once for both platforms
+    body = over_batch(single, batch_axes)
+    body = jax.jit(_remat(body) if recompute else body, inline=True)  # traced once for both platforms
 
     def run(state, *, chunk, unroll_up_to):
         of_chunk, of_step = (_pair, prepare) if chunk == 1 else (prepare, _pair)
@@ -76,7 +75,7 @@ def chunked_scan(
                 )
 
             # Not with static_argnums, of which JAX would keep this function, and the arrays it closes over, for good.
-            return remat(over)
+            return _remat(over) if recompute else over
 
         timed_masks = timed, masks.valid, masks.resets
         if chunk in (None, 1):
@@ -85,7 +84,9 @@ def chunked_scan(
 
     on_cpu = partial(run, chunk=chunk, unroll_up_to=1)
     elsewhere = partial(run, chunk=None, unroll_up_to=unroll_elsewhere)
-    return jax.lax.platform_dependent(state, cpu=remat(on_cpu), default=remat(elsewhere))
+    if recompute:
+        on_cpu, elsewhere = _remat(on_cpu), _remat(elsewhere)
+    return jax.lax.platform_dependent(state, cpu=on_cpu, default=elsewhere)
 
 
 def cut(timed: Any, time: int, size: int) -> tuple[Any, Any]:
@@ -106,6 +107,10 @@ def _over_chunks(scan, state, timed, time, size):
         state, last = scan(time % size)(time - time % size, state, rest)
         outputs = jax.tree.map(lambda *parts: jnp.concatenate(parts), outputs, last)
     return state, outputs
+
+
+# prevent_cse=False, since XLA cannot merge computations of two scans anyway.
+_remat = partial(jax.checkpoint, prevent_cse=False)
 
 
 def _unroll(size, at_most):

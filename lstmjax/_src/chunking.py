@@ -51,7 +51,7 @@ def _rows(xs):
 
 
 def _known(xs):
-    return all(isinstance(size, int) for size in xs.shape)
+    return all([isinstance(size, int) for size in xs.shape])
 
 
 def nearest_divisor(whole: int, part: int) -> int:

@@ -70,6 +70,7 @@ class Dropout:
 
 
 RATES = tuple(field.name for field in dataclasses.fields(Dropout) if not field.name.endswith("_kind"))
+NONE = Dropout()
 
 
 def key_of(dropout: Any, key: Array | None, deterministic: bool) -> Array | None:

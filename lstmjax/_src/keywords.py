@@ -110,7 +110,8 @@ ADVICE = {
     ),
     "axis axes time_axis": ("time is the axis before the last here, the last has the features", None),
     "mask masks padding_mask input_mask attention_mask": (
-        "padding is told by lengths; of a mask lengths=mask.sum(-1)",
+        "padding is told by lengths here, of a mask that is True and then False lengths=mask.sum(-1); other masks are "
+        "not served",
         "lengths",
     ),
     "mask_zero padding_idx": ("padding is told by the lengths that the layers above get", None),

@@ -20,7 +20,11 @@ def takes_time_major(apply: Function) -> Function:
         if not validation.boolean("time_major", time_major):
             return apply(params, xs, state, **arguments)
         xs, moved = batch_major(xs, **arguments)
-        ys, states = apply(params, xs, state, **moved)
+        try:
+            ys, states = apply(params, xs, state, **moved)
+        except (TypeError, ValueError) as error:
+            error.add_note("time_major=True: shapes are told after time was moved behind the batch axes.")
+            raise
         first = functools.partial(jax.tree.map, lambda leaf: jnp.moveaxis(leaf, -2, 0))
         ys = first(ys) if arguments.get("return_sequences", True) else ys
         return ys, first(states) if arguments.get("return_states", False) else states
@@ -39,4 +43,7 @@ def time_to(axis: int, name: str, array: Any) -> Any:
     if array is None:
         return None
     array = validation.asarray(name, array)
-    return jnp.moveaxis(array, 0, axis) if array.ndim >= -axis else array
+    if array.ndim < -axis:
+        return array
+    with validation.nan_allowed():  # it may be in padding
+        return jnp.moveaxis(array, 0, axis)

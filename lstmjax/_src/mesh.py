@@ -13,7 +13,9 @@ def match_varying_axes(tree: Any) -> Any:
     A loop's carry must vary as its inputs do; and weights that are replicated get the sum over the mesh as
     their gradient, taken once and not at every step.
     """
-    axes = frozenset().union(*(jax.typeof(leaf).manual_axis_type.varying for leaf in jax.tree.leaves(tree)))
+    axes = frozenset().union(*[jax.typeof(leaf).manual_axis_type.varying for leaf in jax.tree.leaves(tree)])
+    if not axes:
+        return tree
 
     def vary(leaf):
         missing = tuple(axes - jax.typeof(leaf).manual_axis_type.varying)
@@ -37,7 +39,7 @@ def with_auto_axes(function: Callable, batch_axes: int, units_axis: str | None =
 
     def placed(params, xs, *arguments):
         types = [jax.typeof(leaf).sharding for leaf in jax.tree.leaves((params, xs, arguments))]
-        meshes = [sharding.mesh for sharding in types if any(axis is not None for axis in sharding.spec)]
+        meshes = [sharding.mesh for sharding in types if set(sharding.spec) - {None}]
         if units_axis is not None and jax.sharding.get_abstract_mesh().explicit_axes:
             meshes.append(jax.sharding.get_abstract_mesh())
         if not meshes:

@@ -398,12 +398,14 @@ def asarray(name: str, value: Any) -> jax.Array:
     """Return `value` as a JAX array of any dtype, or raise."""
     if isinstance(value, np.ndarray) and not value.dtype.isnative:
         raise TypeError(f"{name} must have the byte order of this machine, as .astype({value.dtype.name!r}) gives it.")
-    if isinstance(value, jax.Array) and _is_canonical(value.dtype):
+    # JAX does not keep 64-bit dtypes of NumPy where 64 bits are off.
+    if (
+        isinstance(value, jax.Array)
+        and jax.dtypes.canonicalize_dtype(value.dtype, allow_extended_dtype=True) == value.dtype
+    ):
         return value
     try:
-        # A copy is no computation, and the NaN that it holds may be padding.
-        dirty = jax.config.jax_debug_nans  # pyright: ignore - set as JAX is imported
-        with jax.debug_nans(False) if dirty else _AS_IT_IS:
+        with nan_allowed():  # a copy is no computation, and the NaN that it holds may be padding
             return jnp.asarray(value)
     except OverflowError as error:
         raise ValueError(f"{name} must hold numbers that fit: {error}.") from error
@@ -411,9 +413,9 @@ def asarray(name: str, value: Any) -> jax.Array:
         raise TypeError(f"{name} must be an array, got {_told(value)}.") from error
 
 
-def _is_canonical(dtype: Any) -> bool:
-    """True if JAX keeps this dtype, as it does not where 64 bits are off."""
-    return jax.dtypes.canonicalize_dtype(dtype, allow_extended_dtype=True) == dtype
+def nan_allowed() -> Any:
+    """A context in which `jax.debug_nans` is off."""
+    return jax.debug_nans(False) if jax.config.jax_debug_nans else _AS_IT_IS  # pyright: ignore - set by JAX
 
 
 def is_known(value: Any) -> bool:

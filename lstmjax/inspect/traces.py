@@ -120,7 +120,7 @@ def _of_layer(params, xs, state, *, reverse, **arguments):
 
 
 def _of_lstm(params, xs, state, *, lengths, mask, resets, reverse, options, dropout):
-    arrays = arguments.validate(params, xs, state, lengths, mask, resets, None, options, dropout, "scan")
+    arrays, _ = arguments.validate(params, xs, state, lengths, mask, resets, None, options, dropout, "scan")
     return _run(params, *arrays, reverse=reverse, options=options, dropout=dropout)
 
 
@@ -129,7 +129,7 @@ def _run(params, xs, state, lengths, mask, resets, *, reverse, options, dropout)
     options, time = dataclasses.replace(options, units_axis=None), xs.shape[-2]
     initial = lstm.initial_state(params)
     valid = padding.valid_steps(lengths, mask, time)
-    xs = padding.fill(xs, None, mask=valid)
+    xs = padding.fill_mask(xs, valid)
     params, xs, state = implementations.promote_dtypes(params, xs, state, options)
     params = variants.sum_biases(params)
 

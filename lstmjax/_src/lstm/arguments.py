@@ -10,9 +10,9 @@ import numpy as np
 from jaxtyping import Array
 
 from lstmjax._src import validation
-from lstmjax._src.dropout_masks import Dropout
+from lstmjax._src.dropout_masks import NONE, Dropout
 from lstmjax._src.lstm.implementations import IMPLEMENTATIONS
-from lstmjax._src.lstm.initialization import initial_state
+from lstmjax._src.lstm.initialization import start
 from lstmjax._src.lstm.options import NORM_EPSILON, LSTMOptions
 from lstmjax._src.lstm.params import NORMS, LSTMNorm, LSTMParams, LSTMState, check_matrices
 
@@ -81,7 +81,7 @@ def check_dropout(dropout: Any, key: Any) -> Dropout:
     if dropout is None:
         if key is not None:
             raise ValueError("key has no use without dropout: pass dropout=Dropout(...), or no key.")
-        return Dropout()
+        return NONE
     validation.instance("dropout", dropout, Dropout, "Dropout(...)")
     if key is not None:
         validation.key(key)
@@ -147,16 +147,16 @@ def validate(
     options: Any,
     dropout: Any,
     implementation: Any,
-) -> tuple[Array, LSTMState, Array | None, Array | None, Array | None]:
-    """Return xs, state, lengths, mask and resets as arrays, or raise an error that names the argument at fault."""
+) -> tuple[tuple[Array, LSTMState, Array | None, Array | None, Array | None], Dropout]:
+    """Return xs, state, lengths, mask and resets as arrays, and Dropout; or raise an error that names the argument."""
     xs = _check_inputs(params, "xs", xs, "*batch, time, inputs", options)
     *batch, time, _ = xs.shape
     batch = tuple(batch)
-    state = initial_state(params, batch) if state is None else _check_state(params, state, batch)
+    state = start(params, batch) if state is None else _check_state(params, state, batch)
     lengths, mask, resets = validation.of_time(lengths, mask, resets, batch, time)
-    check_dropout(dropout, key)
+    dropout = check_dropout(dropout, key)
     validation.one_of("implementation", implementation, ("auto", *IMPLEMENTATIONS))
-    return xs, state, lengths, mask, resets
+    return (xs, state, lengths, mask, resets), dropout
 
 
 def _check_state(params: LSTMParams, state: Any, batch: tuple[int, ...]) -> LSTMState:

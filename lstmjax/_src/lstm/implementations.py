@@ -10,7 +10,7 @@ from jaxtyping import Array
 from lstmjax._src import mesh, remat, scan, validation
 from lstmjax._src.dropout_masks import Dropout, SequenceMasks, ZoneoutMasks
 from lstmjax._src.lstm import fused, unit_parallel, variants
-from lstmjax._src.lstm.initialization import initial_state
+from lstmjax._src.lstm.initialization import start
 from lstmjax._src.lstm.options import LSTMOptions
 from lstmjax._src.lstm.params import LSTMParams, LSTMState
 
@@ -75,8 +75,10 @@ def over_time(
     Returns:
         The final LSTMState; ys [*batch, time, outputs] or None; LSTMState [*batch, time, ...] or None.
     """
-    options = dataclasses.replace(options, units_axis=mesh.units_axis(options.units_axis))
-    initial = initial_state(params)
+    units_axis = mesh.units_axis(options.units_axis)
+    if units_axis != options.units_axis:  # an axis of one device
+        options = dataclasses.replace(options, units_axis=units_axis)
+    initial = start(params)
     params, xs, state = promote_dtypes(params, xs, state, options)
     wide = state.c.dtype
     initial = LSTMState(h=initial.h.astype(xs.dtype).astype(wide), c=initial.c.astype(wide))

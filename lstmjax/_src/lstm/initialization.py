@@ -148,16 +148,22 @@ def initial_state(
     check_matrices("params", params)
     validation.instance("options", options, LSTMOptions, "LSTMOptions(...)")
     batch = validation.batch(batch)
-    named = jax.tree_util.tree_leaves_with_path(params)
-    leaves = [validation.floating(f"params{jax.tree_util.keystr(path)}", leaf) for path, leaf in named]
-    dtype = jnp.dtype(options.precision or jnp.result_type(*leaves))
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        validation.floating(f"params{jax.tree_util.keystr(path)}", leaf)
+    if params.initial is not None:
+        validation.instance("params.initial", params.initial, LSTMState, "lstm.init")
+        for name, size in (("h", params.outputs), ("c", params.units)):
+            leaf = validation.weights(f"params.initial.{name}", getattr(params.initial, name), name)
+            validation.shape(f"params.initial.{name}", leaf, (size,), "those of params.w_h")
+    return start(params, batch, options)
+
+
+def start(params: LSTMParams, batch: tuple[Any, ...] = (), options: LSTMOptions = LSTMOptions()) -> LSTMState:
+    """Make the state before the first step, of params that have been validated."""
+    dtype = jnp.dtype(options.precision or jnp.result_type(*jax.tree.leaves(params)))
     wide = validation.at_least_float32(dtype)
     if params.initial is None:
         return LSTMState(h=jnp.zeros((*batch, params.outputs), dtype), c=jnp.zeros((*batch, params.units), wide))
-    validation.instance("params.initial", params.initial, LSTMState, "lstm.init")
-    for name, size in (("h", params.outputs), ("c", params.units)):
-        leaf = validation.weights(f"params.initial.{name}", getattr(params.initial, name), name)
-        validation.shape(f"params.initial.{name}", leaf, (size,), "those of params.w_h")
     # Copies, since a state may be donated, and params go on.
     initial = LSTMState(h=jnp.array(params.initial.h, dtype), c=jnp.array(params.initial.c, wide))
     return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (*batch, *leaf.shape)), initial)
