@@ -230,7 +230,7 @@ def _compiled(step: Any) -> Callable[..., Any]:
     key = id(owner)
     try:
         reference = weakref.ref(owner, lambda _: _programs.pop(key, None))
-    except TypeError:  # JAX keeps no program of what it cannot forget
+    except TypeError:  # not weakly referable: traced at each call, as a cache would keep it
         return functools.partial(_apply, step)
     reference, programs = _programs.setdefault(key, (reference, {}))
     if method not in programs:
